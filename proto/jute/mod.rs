@@ -1,0 +1,1 @@
+//! ZooKeeper's records, byte for byte, both directions.

@@ -1,0 +1,1 @@
+//! Executes committed entries, queues events and replies, then publishes.

@@ -1,0 +1,4 @@
+//! Proofs to identities, and the session password. Knows nothing of the tree.
+
+pub mod digest;
+pub mod password;

@@ -1,0 +1,2 @@
+//! Corral's server. To come.
+pub mod frontend;
