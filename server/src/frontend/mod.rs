@@ -3,6 +3,9 @@
 //! Front ends translate; a rule that holds for only one of them is a bug, unless its protocol demands it. They never
 //! see the ordering machine or the store.
 
+pub mod listen;
+pub mod wire;
+
 use std::net::SocketAddr;
 
 use corral_core::session::{ClientRequest, Outgoing, Protocol};
