@@ -53,9 +53,7 @@ impl Client {
     ///
     /// # Errors
     /// `NodeExists`; `NoNode` (no parent); `NoChildrenForEphemerals`; `NoAuth`; `InvalidAcl`.
-    pub fn create(
-        &self, path: &str, data: impl Into<Data>, options: impl Into<CreateOptions>,
-    ) -> Response<Created> {
+    pub fn create(&self, path: &str, data: impl Into<Data>, options: impl Into<CreateOptions>) -> Response<Created> {
         let options = options.into();
         if let Err(error) = check_create("create", path, &options) {
             return Response::failed(error);
@@ -316,9 +314,7 @@ impl Client {
         self.shared().submit(op, Consistency::Local, map)
     }
 
-    fn on_path<T>(
-        &self, name: &'static str, path: &str, op: impl FnOnce(String) -> Op, map: Map<T>,
-    ) -> Response<T> {
+    fn on_path<T>(&self, name: &'static str, path: &str, op: impl FnOnce(String) -> Op, map: Map<T>) -> Response<T> {
         match check_path(name, path) {
             Ok(()) => self.call(op(self.shared().hosts.full_path(path)), map),
             Err(error) => Response::failed(error),
@@ -342,10 +338,15 @@ pub struct Reads<'a> {
 impl Reads<'_> {
     /// [`Client::exists`].
     pub fn exists(&self, path: &str) -> Response<Option<Stat>> {
-        self.on_path("exists", path, |path| Op::Exists { path }, |call, _, _, answer| match answer {
-            Answer::Stat(stat) => Ok(Some(stat)),
-            other => Err(call.unexpected(&other)),
-        })
+        self.on_path(
+            "exists",
+            path,
+            |path| Op::Exists { path },
+            |call, _, _, answer| match answer {
+                Answer::Stat(stat) => Ok(Some(stat)),
+                other => Err(call.unexpected(&other)),
+            },
+        )
         .or_on(ErrorCode::NoNode, |_| None)
     }
 
@@ -376,18 +377,26 @@ impl Reads<'_> {
 
     /// [`Client::exists_and_watch`].
     pub fn exists_and_watch(&self, path: &str) -> Response<(Option<Stat>, OneshotWatch)> {
-        self.and_watch("exists", path, |path| Op::Exists { path }, |mut call, _, _, answer| match answer {
-            Answer::Stat(stat) => Ok((Some(stat), call.take_oneshot())),
-            other => Err(call.unexpected(&other)),
-        })
+        self.and_watch(
+            "exists",
+            path,
+            |path| Op::Exists { path },
+            |mut call, _, _, answer| match answer {
+                Answer::Stat(stat) => Ok((Some(stat), call.take_oneshot())),
+                other => Err(call.unexpected(&other)),
+            },
+        )
         .or_on(ErrorCode::NoNode, |mut call| (None, call.take_oneshot()))
     }
 
     /// [`Client::get_and_watch`].
     pub fn get_and_watch(&self, path: &str) -> Response<(Node, OneshotWatch)> {
-        self.and_watch("get", path, |path| Op::GetData { path }, |mut call, _, zxid, answer| {
-            node(&call, zxid, answer).map(|node| (node, call.take_oneshot()))
-        })
+        self.and_watch(
+            "get",
+            path,
+            |path| Op::GetData { path },
+            |mut call, _, zxid, answer| node(&call, zxid, answer).map(|node| (node, call.take_oneshot())),
+        )
     }
 
     /// [`Client::children_and_watch`].
@@ -402,10 +411,15 @@ impl Reads<'_> {
 
     /// [`Client::get_acl`].
     pub fn get_acl(&self, path: &str) -> Response<(Vec<Acl>, Stat)> {
-        self.on_path("get acl", path, |path| Op::GetAcl { path }, |call, _, _, answer| match answer {
-            Answer::Acl { acl, stat } => Ok((acl, stat)),
-            other => Err(call.unexpected(&other)),
-        })
+        self.on_path(
+            "get acl",
+            path,
+            |path| Op::GetAcl { path },
+            |call, _, _, answer| match answer {
+                Answer::Acl { acl, stat } => Ok((acl, stat)),
+                other => Err(call.unexpected(&other)),
+            },
+        )
     }
 
     /// [`Client::multi_read`].
@@ -447,15 +461,18 @@ impl Reads<'_> {
 
     /// [`Client::count_descendants`].
     pub fn count_descendants(&self, path: &str) -> Response<u64> {
-        self.on_path("count descendants", path, |path| Op::CountDescendants { path }, |call, _, _, answer| match answer {
-            Answer::Count(count) => Ok(count),
-            other => Err(call.unexpected(&other)),
-        })
+        self.on_path(
+            "count descendants",
+            path,
+            |path| Op::CountDescendants { path },
+            |call, _, _, answer| match answer {
+                Answer::Count(count) => Ok(count),
+                other => Err(call.unexpected(&other)),
+            },
+        )
     }
 
-    fn on_path<T>(
-        &self, name: &'static str, path: &str, op: impl FnOnce(String) -> Op, map: Map<T>,
-    ) -> Response<T> {
+    fn on_path<T>(&self, name: &'static str, path: &str, op: impl FnOnce(String) -> Op, map: Map<T>) -> Response<T> {
         match check_path(name, path) {
             Ok(()) => {
                 let shared = self.client.shared();
@@ -465,9 +482,7 @@ impl Reads<'_> {
         }
     }
 
-    fn and_watch<T>(
-        &self, name: &'static str, path: &str, op: impl FnOnce(String) -> Op, map: Map<T>,
-    ) -> Response<T> {
+    fn and_watch<T>(&self, name: &'static str, path: &str, op: impl FnOnce(String) -> Op, map: Map<T>) -> Response<T> {
         match check_path(name, path) {
             Ok(()) => {
                 let shared = self.client.shared();

@@ -81,9 +81,14 @@ impl Builder {
         // std's keyed hasher draws its keys from the operating system: the one source of randomness here.
         let seed = self.seed.unwrap_or_else(|| std::hash::RandomState::new().build_hasher().finish());
         let hosts = Hosts::parse(&self.connect_string, seed)?;
+        let proves_identity = !self.auth.is_empty();
         let shared = Shared::start(hosts, self.session_timeout, self.lease_margin, self.auth);
         let client = Client::from_shared(shared.clone());
         shared.wait_connected(self.connect_timeout).await?;
+        if proves_identity {
+            // Identities are proven before anything else is answered: a refusal shows here, and not in some later call.
+            client.whoami().await?;
+        }
         Ok(client)
     }
 }

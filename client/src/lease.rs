@@ -81,7 +81,10 @@ impl SessionEvents {
                 (now.state.clone(), now.connections)
             };
             // Connected then and now, but not by the same connection: it was suspended in between.
-            if self.shown == SessionState::Connected && state != SessionState::Suspended && connections != self.connections {
+            if self.shown == SessionState::Connected
+                && state != SessionState::Suspended
+                && connections != self.connections
+            {
                 self.connections = connections;
                 self.shown = SessionState::Suspended;
                 return Some(SessionState::Suspended);

@@ -58,9 +58,7 @@ pub use corral_proto::{
 };
 pub use error::{EndReason, Error, MultiError};
 pub use lease::{Lease, SessionEvents, SessionState};
-pub use op::{
-    Consistency, CreateOptions, Created, Data, Node, OpResult, ReadRequest, ReadResult, Transaction,
-};
+pub use op::{Consistency, CreateOptions, Created, Data, Node, OpResult, ReadRequest, ReadResult, Transaction};
 pub use response::Response;
 pub use watcher::{Gap, OneshotWatch, WatchEvent, WatchMode, Watcher};
 

@@ -430,12 +430,24 @@ impl Op {
 /// A successful answer, with paths as the server knows them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Answer {
-    Created { path: String, stat: Stat },
+    Created {
+        path: String,
+        stat: Stat,
+    },
     Done,
     Stat(Stat),
-    Data { data: Option<Bytes>, stat: Stat },
-    Acl { acl: Vec<Acl>, stat: Stat },
-    Children { children: Vec<String>, stat: Stat },
+    Data {
+        data: Option<Bytes>,
+        stat: Stat,
+    },
+    Acl {
+        acl: Vec<Acl>,
+        stat: Stat,
+    },
+    Children {
+        children: Vec<String>,
+        stat: Stat,
+    },
     /// Of a multi or a multi-read: one for each operation.
     Multi(Vec<Result<Answer, ErrorCode>>),
     Paths(Vec<String>),

@@ -42,6 +42,7 @@ pub(crate) struct Outcome {
 pub(crate) struct Call {
     pub(crate) shared: Arc<Shared>,
     pub(crate) name: &'static str,
+    pub(crate) is_write: bool,
     pub(crate) oneshot: Option<OneshotWatch>,
     pub(crate) watcher: Option<Watcher>,
 }
@@ -105,12 +106,15 @@ impl<T> Future for Response<T> {
 }
 
 fn finish<T>(
-    outcome: Option<Outcome>, call: Call, map: Map<T>, instead: Option<(ErrorCode, fn(Call) -> T)>,
+    outcome: Option<Outcome>,
+    call: Call,
+    map: Map<T>,
+    instead: Option<(ErrorCode, fn(Call) -> T)>,
 ) -> Result<T, Error> {
     let Some(Outcome { op, zxid, result }) = outcome else {
         // The task that carried the session was dropped with its runtime.
-        let outcome_unknown = call.name != "close" && instead.is_none();
-        return Err(Error::SessionEnded { op: call.name, path: String::new(), reason: EndReason::Stopped, outcome_unknown });
+        let (op, outcome_unknown) = (call.name, call.is_write);
+        return Err(Error::SessionEnded { op, path: String::new(), reason: EndReason::Stopped, outcome_unknown });
     };
     let failure = match result {
         Ok(answer) => return map(call, &op, zxid, answer),
