@@ -1,1 +1,7 @@
+//! zkcli.
+
+mod command;
+mod print;
+mod walk;
+
 fn main() {}
