@@ -36,7 +36,7 @@ pub enum Output {
     /// `getEphemerals`
     Paths(Vec<String>),
     /// `getAllChildrenNumber`
-    Count { path: String, count: i64 },
+    Count { path: String, count: u64 },
     /// `whoami`
     Ids(Vec<Id>),
     /// `deleteall`
@@ -338,11 +338,13 @@ pub enum Failure {
     Other(String),
     /// Ctrl-C.
     Cancelled,
+    /// Who read our output has gone, as `head` does; nothing is said.
+    OutputClosed,
 }
 
 impl Failure {
     /// 1 failed, 2 wrong usage, 3 no node, 4 bad version, 5 not permitted, 6 timeout, 7 not empty, 8 no connection,
-    /// 127 unknown command, 130 cancelled.
+    /// 127 unknown command, 130 cancelled, 141 output closed.
     pub fn exit_code(&self) -> u8 {
         match self {
             Failure::Refused { code, .. } => match code {
@@ -364,6 +366,7 @@ impl Failure {
             Failure::Connection(_) => 8,
             Failure::Other(_) => 1,
             Failure::Cancelled => 130,
+            Failure::OutputClosed => 141,
         }
     }
 
@@ -377,6 +380,7 @@ impl Failure {
             | Failure::Connection(text)
             | Failure::Other(text) => text.clone(),
             Failure::Cancelled => "cancelled".to_owned(),
+            Failure::OutputClosed => "standard output is closed".to_owned(),
         }
     }
 

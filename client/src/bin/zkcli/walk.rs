@@ -35,12 +35,18 @@ enum Item {
 /// A depth-first walk.
 pub struct Walk {
     stack: Vec<Item>,
+    has_begun: bool,
 }
 
 impl Walk {
     /// A walk of `root` and all below it.
     pub fn new(root: &str) -> Walk {
-        Walk { stack: vec![Item::Unlisted(root.to_owned())] }
+        Walk { stack: vec![Item::Unlisted(root.to_owned())], has_begun: false }
+    }
+
+    /// Whether the root was entered.
+    pub fn has_begun(&self) -> bool {
+        self.has_begun
     }
 
     /// Nodes to list before the walk can go on, the nearest first; empty if [`Walk::next`] can go on without.
@@ -71,6 +77,7 @@ impl Walk {
         match self.stack.pop()? {
             Item::Leave(path) => Some(Step::Leave { path }),
             Item::Listed(path, children) => {
+                self.has_begun = true;
                 self.stack.push(Item::Leave(path.clone()));
                 self.stack.extend(children.iter().rev().cloned().map(Item::Unlisted));
                 Some(Step::Enter { path, children })
