@@ -1,2 +1,3 @@
 //! Corral's server. To come.
+pub mod config;
 pub mod frontend;
