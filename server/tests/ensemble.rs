@@ -202,9 +202,7 @@ async fn a_server_that_lost_its_disk_learns_before_it_votes_again() {
     ensemble.converge().await;
     // It remembers again, so the ensemble survives the loss of another server.
     ensemble
-        .until("the server is a member again", |e| {
-            e.mntr(follower, "zk_membership").is_some_and(|m| m == "member")
-        })
+        .until("the server is a member again", |e| e.mntr(follower, "zk_membership").is_some_and(|m| m == "member"))
         .await;
     let leader = ensemble.leader().await;
     ensemble.kill(leader);
@@ -275,9 +273,11 @@ async fn a_leader_that_was_stopped_for_longer_than_every_timeout_expires_nobody(
     client.create("/e", "", CreateMode::Ephemeral).await.unwrap();
     let session = client.session_id();
     ensemble.signal(leader, rustix::process::Signal::STOP);
-    ensemble.until("another leads", |e| e.ids().into_iter().any(|id| {
-        id != leader && e.srvr(id).is_some_and(|s| s.mode == "leader")
-    })).await;
+    ensemble
+        .until("another leads", |e| {
+            e.ids().into_iter().any(|id| id != leader && e.srvr(id).is_some_and(|s| s.mode == "leader"))
+        })
+        .await;
     soon(&ensemble, "a write with the new leader", client.set("/e", "alive", None)).await.unwrap();
     ensemble.signal(leader, rustix::process::Signal::CONT);
     ensemble.converge().await;

@@ -209,9 +209,10 @@ impl Ensemble {
     pub async fn leader(&self) -> u64 {
         let deadline = Instant::now() + PATIENCE;
         loop {
-            let leader = self.ids().into_iter().find(|id| {
-                self.srvr(*id).is_some_and(|s| s.mode == "leader" || s.mode == "standalone")
-            });
+            let leader = self
+                .ids()
+                .into_iter()
+                .find(|id| self.srvr(*id).is_some_and(|s| s.mode == "leader" || s.mode == "standalone"));
             if let Some(leader) = leader {
                 return leader;
             }
