@@ -73,12 +73,11 @@ async fn a_multi_is_done_or_says_which_operation_was_not() {
     let server = Server::start().await;
     let client = Client::connect(&format!("{}/app", server.address)).await.unwrap();
     client.create("/", "", CreateMode::Persistent).await.unwrap();
-    let done =
-        Transaction::new().create("/a", "1", CreateMode::Persistent).set("/a", "2", Some(0)).check("/a", Some(1));
+    let done = Transaction::new().check("/", Some(0)).create("/a", "1", CreateMode::Persistent).set("/a", "2", Some(0));
     let results = client.multi(done.and(Transaction::new().delete("/a", None))).await.unwrap();
     assert!(matches!(
         &results[..],
-        [OpResult::Created(created), OpResult::Set(stat), OpResult::Checked, OpResult::Deleted]
+        [OpResult::Checked, OpResult::Created(created), OpResult::Set(stat), OpResult::Deleted]
             if created.path == "/a" && stat.version == 1
     ));
     let refused = Transaction::new().create("/b", "", CreateMode::Persistent).check("/c", None).delete("/d", None);
