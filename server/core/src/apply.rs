@@ -1,1 +1,446 @@
-//! Executes committed entries, queues events and replies, then publishes.
+//! Executes committed entries, queues events and replies, then publishes: the one place where tree, sessions and
+//! watches meet.
+//!
+//! The rule that joins them: **queue, then publish; read what is published.** For each entry of a batch, in order:
+//! requests of its session that stand before it are answered from the state just before it; the entry is executed on
+//! an overlay; its events and then its reply enter the lanes. When the batch is done its changes are written to the
+//! store at once, with the meta row that says how far the store is, and only then the new state is published. The
+//! watch table is locked from the first event to the publication, and a read that arms a watch holds the same lock: so
+//! no event can fall between a read and its watch.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use corral_proto::{ErrorCode, ServerId, SessionId, WatchedEvent, Zxid};
+use parking_lot::{Mutex, RwLock};
+
+use crate::session::lane::{Handshake, Lane, Published, Stuck};
+use crate::session::outbox::Key;
+use crate::session::{CloseReason, SharedEvent};
+use crate::tree::entry::{Command, Outcome, SessionEvent, TreeEvent, Txn, Verdict};
+use crate::tree::overlay::Overlay;
+use crate::tree::record::Meta;
+use crate::tree::{TreeStore, TreeView, execute, read};
+use crate::watch::{WatchTable, WatcherId};
+use crate::zab::io::{Entry, Position};
+
+/// A digest is recorded at every entry whose counter is a multiple of this (P35).
+pub const DIGEST_INTERVAL: u32 = 1024;
+
+/// Connections whose handshake may be on its way through the log at once.
+pub const HANDSHAKES_MAX: usize = 20_000;
+
+/// The connections of one server, as the apply room sees them.
+#[derive(Default)]
+pub struct Lanes {
+    /// The one connection of each session here.
+    attached: RwLock<BTreeMap<SessionId, Arc<Lane>>>,
+    /// Handshakes on their way through the log.
+    joining: Mutex<BTreeMap<(SessionId, u64), Arc<Lane>>>,
+    /// Lanes whose front waits for a later state.
+    parked: Mutex<Vec<Arc<Lane>>>,
+}
+
+impl Lanes {
+    /// Begins a handshake; false if too many are under way.
+    pub fn join(&self, session: SessionId, nonce: u64, lane: Arc<Lane>) -> bool {
+        let mut joining = self.joining.lock();
+        if joining.len() >= HANDSHAKES_MAX {
+            return false;
+        }
+        joining.insert((session, nonce), lane);
+        true
+    }
+
+    /// Gives up a handshake.
+    pub fn abandon(&self, session: SessionId, nonce: u64) {
+        self.joining.lock().remove(&(session, nonce));
+    }
+
+    /// The session's connection here, if any.
+    pub fn of(&self, session: SessionId) -> Option<Arc<Lane>> {
+        self.attached.read().get(&session).cloned()
+    }
+
+    /// Sessions with a connection here: all of them are touched for a new leader (P32).
+    pub fn sessions(&self) -> Vec<SessionId> {
+        self.attached.read().keys().copied().collect()
+    }
+
+    /// Every connection here.
+    pub fn all(&self) -> Vec<Arc<Lane>> {
+        self.attached.read().values().cloned().collect()
+    }
+
+    /// Number of connections here.
+    pub fn len(&self) -> usize {
+        self.attached.read().len()
+    }
+
+    /// Whether there is no connection.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The connection ended.
+    pub fn detach(&self, lane: &Arc<Lane>) {
+        let mut attached = self.attached.write();
+        if attached.get(&lane.session).is_some_and(|l| Arc::ptr_eq(l, lane)) {
+            attached.remove(&lane.session);
+        }
+    }
+
+    /// Wakes the lane at the next publication.
+    pub fn park(&self, lane: &Arc<Lane>) {
+        self.parked.lock().push(lane.clone());
+    }
+
+    fn close_all(&self, reason: CloseReason) {
+        for lane in self.all() {
+            lane.close(reason);
+        }
+        for lane in std::mem::take(&mut *self.joining.lock()).into_values() {
+            lane.close(reason);
+        }
+    }
+}
+
+/// What connection tasks share with the apply room.
+pub struct Shared<V> {
+    published: RwLock<Arc<Published<V>>>,
+    meta: RwLock<Meta>,
+    /// Watches, and the lanes they lead to. Locked before any lane.
+    watches: Mutex<Watches>,
+    /// The connections.
+    pub lanes: Lanes,
+}
+
+#[derive(Default)]
+struct Watches {
+    table: WatchTable,
+    lanes: BTreeMap<WatcherId, Arc<Lane>>,
+}
+
+impl<V: TreeView> Shared<V> {
+    /// The state that reads see.
+    pub fn published(&self) -> Arc<Published<V>> {
+        self.published.read().clone()
+    }
+
+    /// The meta row of the published state.
+    pub fn meta(&self) -> Meta {
+        self.meta.read().clone()
+    }
+
+    /// Answers what can be answered for this connection now, and arranges for a wake-up if a later state is needed.
+    pub fn advance(&self, lane: &Arc<Lane>) {
+        loop {
+            match lane.advance(|| self.published(), None) {
+                Stuck::OnTable => {
+                    let mut watches = self.watches.lock();
+                    watches.lanes.entry(lane.id).or_insert_with(|| lane.clone());
+                    match lane.advance(|| self.published(), Some(&mut watches.table)) {
+                        Stuck::OnState => {}
+                        _ => return,
+                    }
+                }
+                Stuck::OnState => {}
+                _ => return,
+            }
+            // Park first, then look again: a publication in between would otherwise wake nobody.
+            self.lanes.park(lane);
+            if lane.advance(|| self.published(), None) == Stuck::OnTable {
+                continue;
+            }
+            return;
+        }
+    }
+
+    /// The connection ended: it leaves the lanes, its watches go.
+    pub fn detach(&self, lane: &Arc<Lane>) {
+        self.lanes.detach(lane);
+        let mut watches = self.watches.lock();
+        watches.table.remove_watcher(lane.id);
+        watches.lanes.remove(&lane.id);
+    }
+
+    /// Number of watches.
+    pub fn watch_count(&self) -> usize {
+        self.watches.lock().table.count()
+    }
+
+    /// See [`WatchTable::summary`].
+    pub fn watch_summary(&self) -> (usize, usize, usize) {
+        self.watches.lock().table.summary()
+    }
+}
+
+/// What a batch did, for the core.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Applied {
+    /// Last executed entry.
+    pub zxid: Zxid,
+    /// What a crash would leave in the store.
+    pub persisted: Zxid,
+    /// Writes that are resolved, whoever waits for them.
+    pub resolved: Vec<Key>,
+    /// Sessions that began, moved or ended.
+    pub sessions: Vec<SessionEvent>,
+    /// Digests recorded in the batch.
+    pub digests: Vec<(Zxid, u64)>,
+}
+
+/// The apply room of one server.
+pub struct Apply<S: TreeStore> {
+    server: ServerId,
+    store: S,
+    meta: Meta,
+    shared: Arc<Shared<S::View>>,
+    /// `--skip-entry`: executed as SYSTEMERROR, on every server alike (P34).
+    skip: Vec<Zxid>,
+}
+
+impl<S: TreeStore> Apply<S> {
+    /// Opens the room over a store that contains at least the genesis.
+    pub fn new(server: ServerId, store: S, skip: Vec<Zxid>) -> Apply<S> {
+        let view = store.view();
+        let meta = Meta::read(&view);
+        let published = Arc::new(Published { view, zxid: meta.applied });
+        let shared = Arc::new(Shared {
+            published: RwLock::new(published),
+            meta: RwLock::new(meta.clone()),
+            watches: Mutex::default(),
+            lanes: Lanes::default(),
+        });
+        Apply { server, store, meta, shared, skip }
+    }
+
+    /// What connection tasks hold.
+    pub fn shared(&self) -> Arc<Shared<S::View>> {
+        self.shared.clone()
+    }
+
+    /// The store, for flushes and snapshots between batches.
+    pub fn store(&mut self) -> &mut S {
+        &mut self.store
+    }
+
+    /// What the store contains.
+    pub fn position(&self) -> Position {
+        Position { zxid: self.meta.applied, hash: self.meta.hash }
+    }
+
+    /// The meta row of the store.
+    pub fn meta(&self) -> &Meta {
+        &self.meta
+    }
+
+    /// Closes every connection and forgets every watch: the state is about to be replaced (zab.md 4.8).
+    pub fn reset_clients(&mut self, reason: CloseReason) {
+        self.shared.lanes.close_all(reason);
+        let mut watches = self.shared.watches.lock();
+        watches.table.clear();
+        watches.lanes.clear();
+    }
+
+    /// Takes another store: an installed snapshot.
+    ///
+    /// # Panics
+    /// If the new store is behind the old one: acknowledged state would vanish (P11).
+    pub fn replace_store(&mut self, store: S) {
+        let view = store.view();
+        let meta = Meta::read(&view);
+        assert!(meta.applied >= self.meta.applied, "a snapshot never takes the state back");
+        self.store = store;
+        self.publish(view, meta);
+    }
+
+    /// Executes a batch of consecutive entries.
+    ///
+    /// # Panics
+    /// If an entry does not follow what the store contains (I13).
+    pub fn apply(&mut self, entries: &[Entry]) -> Applied {
+        let shared = self.shared.clone();
+        let mut applied = Applied::default();
+        let mut woken: BTreeMap<WatcherId, Arc<Lane>> = BTreeMap::new();
+        let base = shared.published();
+        let mut overlay = Overlay::new(&base.view);
+        let mut watches = shared.watches.lock();
+        for entry in entries {
+            assert!(entry.zxid > self.meta.applied, "entries are executed once and in order");
+            let txn = if entry.payload.is_empty() { None } else { Txn::decode(&entry.payload).ok() };
+            let lane = txn.as_ref().filter(|t| t.n != 0).and_then(|t| shared.lanes.of(t.session).map(|lane| (t, lane)));
+            if let Some((_, lane)) = &lane
+                && lane.has_reads_before_write()
+            {
+                watches.lanes.entry(lane.id).or_insert_with(|| lane.clone());
+                lane.flush(&overlay, self.meta.applied, &mut watches.table);
+                woken.insert(lane.id, lane.clone());
+            }
+            let outcome = self.execute(&overlay, entry, txn.as_ref());
+            overlay.push(outcome.changes.iter().cloned());
+            self.meta = Meta::read(&overlay);
+            assert_eq!(self.meta.applied, entry.zxid, "every entry advances the meta row");
+            self.fire(&outcome, entry.zxid, &overlay, &mut watches, &mut woken);
+            if let Some(txn) = &txn {
+                self.answer(txn, &outcome, entry.zxid, &mut watches, &mut woken);
+                applied.resolved.extend(Key::of(txn));
+            }
+            if entry.zxid.counter() % DIGEST_INTERVAL == 0 {
+                applied.digests.push((entry.zxid, self.meta.digest));
+            }
+            applied.sessions.extend(outcome.sessions);
+        }
+        let mut changes = overlay.take().into_iter();
+        self.store.write(&mut changes);
+        let view = self.store.view();
+        self.publish(view, self.meta.clone());
+        drop(watches);
+        for lane in woken.into_values() {
+            lane.wake();
+        }
+        applied.zxid = self.meta.applied;
+        applied.persisted = self.persisted();
+        applied
+    }
+
+    /// What a crash would leave in the store.
+    pub fn persisted(&self) -> Zxid {
+        self.store.persisted_meta().map_or(Zxid::ZERO, |meta| meta.applied)
+    }
+
+    fn execute(&self, view: &impl TreeView, entry: &Entry, txn: Option<&Txn>) -> Outcome {
+        if self.skip.contains(&entry.zxid) {
+            return execute::skip(view, entry.zxid, entry.stamp_ms, entry.hash, txn);
+        }
+        match txn {
+            Some(txn) => execute::execute_txn(view, entry.zxid, entry.stamp_ms, entry.hash, txn),
+            None => execute::execute(view, entry.zxid, entry.stamp_ms, entry.hash, &entry.payload),
+        }
+    }
+
+    fn publish(&self, view: S::View, meta: Meta) {
+        let zxid = meta.applied;
+        *self.shared.meta.write() = meta;
+        *self.shared.published.write() = Arc::new(Published { view, zxid });
+        let parked = std::mem::take(&mut *self.shared.lanes.parked.lock());
+        for lane in parked {
+            lane.wake();
+        }
+    }
+
+    /// Queues the events of one entry, in order, to those who watch and may read.
+    fn fire(
+        &self,
+        outcome: &Outcome,
+        zxid: Zxid,
+        view: &impl TreeView,
+        watches: &mut Watches,
+        woken: &mut BTreeMap<WatcherId, Arc<Lane>>,
+    ) {
+        for TreeEvent { kind, path, acl, parent_acl } in &outcome.events {
+            let Watches { table, lanes } = &mut *watches;
+            // One shared event for each (kind, path): the znode's own, and its parent's.
+            let mut shared: [Option<Arc<SharedEvent>>; 2] = [None, None];
+            table.fire(*kind, path, &mut |watcher, told, told_path| {
+                let Some(lane) = lanes.get(&watcher) else { return };
+                let of_parent = told != *kind;
+                let acl = if of_parent { *parent_acl } else { *acl };
+                if !read::may_read(view, acl, &lane.ids()) {
+                    return;
+                }
+                let event = shared[usize::from(of_parent)].get_or_insert_with(|| {
+                    SharedEvent::new(WatchedEvent { kind: told, path: told_path.to_owned(), zxid: Some(zxid) })
+                });
+                lane.event(event.clone(), zxid);
+                woken.entry(watcher).or_insert_with(|| lane.clone());
+            });
+        }
+    }
+
+    /// Replies to the owner of the entry if it is connected here, and lets sessions come and go.
+    fn answer(
+        &self,
+        txn: &Txn,
+        outcome: &Outcome,
+        zxid: Zxid,
+        watches: &mut Watches,
+        woken: &mut BTreeMap<WatcherId, Arc<Lane>>,
+    ) {
+        let lanes = &self.shared.lanes;
+        match &txn.command {
+            Command::CreateSession { nonce, .. } | Command::Attach { nonce, .. } => {
+                if let Some(lane) = lanes.joining.lock().remove(&(txn.session, *nonce)) {
+                    let handshake = match &outcome.verdict {
+                        Verdict::Attached { timeout_ms, last_n, .. } => Handshake::Attached {
+                            attach: attach_of(outcome, zxid),
+                            timeout_ms: *timeout_ms,
+                            last_n: *last_n,
+                        },
+                        Verdict::IdTaken => Handshake::IdTaken,
+                        _ => Handshake::Expired,
+                    };
+                    if matches!(handshake, Handshake::Attached { .. }) {
+                        let former = lanes.attached.write().insert(txn.session, lane.clone());
+                        if let Some(former) = former {
+                            close(&former, CloseReason::Moved, watches);
+                        }
+                    }
+                    lane.finish_handshake(handshake);
+                }
+            }
+            Command::Write(_) | Command::CloseSession { .. } => {
+                if let Some(lane) = lanes.of(txn.session).filter(|lane| txn.n != 0 && lane.attach() == txn.attach) {
+                    match &outcome.verdict {
+                        Verdict::Executed(result) => lane.resolve(txn.n, zxid, result.clone()),
+                        Verdict::Repeated { zxid, result: Some(result) } => lane.resolve(txn.n, *zxid, result.clone()),
+                        // A double of something this connection was answered long ago.
+                        Verdict::Repeated { result: None, .. } | Verdict::Internal => {}
+                        Verdict::Moved => lane.close(CloseReason::Moved),
+                        Verdict::OutOfOrder => lane.close(CloseReason::OutOfOrder),
+                        Verdict::Expired | Verdict::Attached { .. } | Verdict::IdTaken => {
+                            lane.resolve(txn.n, zxid, Err(ErrorCode::SessionExpired));
+                            lane.close(CloseReason::Expired);
+                        }
+                    }
+                    woken.entry(lane.id).or_insert(lane);
+                }
+            }
+            Command::Reap { .. } | Command::Settings(_) => {}
+        }
+        for event in &outcome.sessions {
+            match event {
+                SessionEvent::Attached { session, server, .. } if *server != self.server => {
+                    if let Some(lane) = lanes.attached.write().remove(session) {
+                        close(&lane, CloseReason::Moved, watches);
+                    }
+                }
+                SessionEvent::Attached { .. } => {}
+                SessionEvent::Closed { session, expired } => {
+                    if let Some(lane) = lanes.attached.write().remove(session) {
+                        let reason = if *expired { CloseReason::Expired } else { CloseReason::ClosedByClient };
+                        close(&lane, reason, watches);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Zxid of the attach that an outcome reports: this entry's, or, for a repeated handshake, the one it repeats.
+fn attach_of(outcome: &Outcome, zxid: Zxid) -> Zxid {
+    outcome
+        .sessions
+        .iter()
+        .find_map(|event| match event {
+            SessionEvent::Attached { attach, .. } => Some(*attach),
+            SessionEvent::Closed { .. } => None,
+        })
+        .unwrap_or(zxid)
+}
+
+fn close(lane: &Arc<Lane>, reason: CloseReason, watches: &mut Watches) {
+    watches.table.remove_watcher(lane.id);
+    watches.lanes.remove(&lane.id);
+    lane.close(reason);
+}

@@ -11,11 +11,13 @@
 //!   writes that wait for a leader ([`session::outbox`]).
 //! - [`watch`]: who is told of which change. [`auth`]: proofs to identities.
 //! - [`storage`]: the log's format and recovery over a small device trait, and the memory twins of the disk.
+//! - [`member`] joins the protocol, the outbox and the tracker: what the core loop and the simulator drive.
 //! - [`apply`]: executes committed entries, queues events and replies, then publishes: the one place where
 //!   tree, sessions and watches meet.
 
 pub mod apply;
 pub mod auth;
+pub mod member;
 pub mod session;
 pub mod storage;
 pub mod tree;

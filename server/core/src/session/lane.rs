@@ -1,1 +1,491 @@
-//! To come.
+//! One session's order on one connection (what ZooKeeper's CommitProcessor is for).
+//!
+//! Requests enter in the client's order and wait in a queue; replies leave in the same order, with watch events
+//! between them. A write is resolved by the apply room when its entry is executed here. Everything else is answered
+//! from a state as soon as it is in front and the state is fresh enough:
+//!
+//! - not older than the lane's `floor`: the largest zxid of any event or reply queued so far, so that nothing the
+//!   client sees ever goes back, and no reply shows a change before its watch event;
+//! - not older than the request's own need (`sync`, linearizable, at least).
+//!
+//! A request that stands before a write of the same session is answered before that write takes effect: the apply room
+//! calls [`Lane::flush`] with the state just before it. That state is fresh enough for any need: what such a request
+//! waits for was committed before the client asked, the write was proposed after, so it is the later of the two.
+//!
+//! Locks: the watch table's lock is taken before a lane's, never after.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use corral_proto::{ErrorCode, EventKind, Id, SessionId, WatchKind, WatchedEvent, Zxid};
+use parking_lot::Mutex;
+
+use super::{CloseReason, Consistency, Outgoing, Protocol, SetWatches, SharedEvent};
+use crate::tree::TreeView;
+use crate::tree::op::{Answer, ReadOp};
+use crate::tree::read;
+use crate::watch::{WatchTable, WatcherId};
+
+/// Bytes that may wait for a client that does not read; beyond it the connection is closed.
+pub const OUTGOING_BYTES_MAX: usize = 4 * 1024 * 1024;
+
+/// What the bookkeeping of an outgoing item counts for, beside its text and data.
+const OUTGOING_ITEM_BYTES: usize = 96;
+
+/// A state that reads may see.
+pub struct Published<V> {
+    /// The state.
+    pub view: V,
+    /// Its last executed entry.
+    pub zxid: Zxid,
+}
+
+/// What a request in the queue waits to do.
+#[derive(Debug)]
+pub enum Step {
+    /// Be executed as an entry.
+    Write {
+        /// Its number.
+        n: u64,
+    },
+    /// Read, and arm a watch if asked.
+    Read {
+        /// What.
+        op: ReadOp,
+        /// One-shot watch with it.
+        watch: bool,
+    },
+    /// Add a persistent watch.
+    AddWatch {
+        /// Where.
+        path: String,
+        /// Which.
+        kind: WatchKind,
+    },
+    /// Remove watches, or ask for them.
+    Watches {
+        /// Where.
+        path: String,
+        /// Which; `None`: every kind.
+        kind: Option<WatchKind>,
+        /// Remove, or only ask.
+        remove: bool,
+    },
+    /// Set watches again.
+    SetWatches(SetWatches),
+    /// Nothing: the answer is known, or there is nothing to say (ping, sync).
+    Answer(Result<Answer, ErrorCode>),
+}
+
+impl Step {
+    fn needs_table(&self) -> bool {
+        match self {
+            Step::Read { watch, .. } => *watch,
+            Step::AddWatch { .. } | Step::Watches { .. } | Step::SetWatches(_) => true,
+            Step::Write { .. } | Step::Answer(_) => false,
+        }
+    }
+}
+
+/// What state a request needs, beside the floor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Need {
+    /// Any.
+    Nothing,
+    /// One with this entry.
+    Zxid(Zxid),
+    /// One with the entry that the leader has yet to name.
+    ReadPoint(u64),
+}
+
+#[derive(Debug)]
+struct Waiting {
+    cookie: u64,
+    step: Step,
+    need: Need,
+}
+
+/// How a handshake ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Handshake {
+    /// Attached here.
+    Attached {
+        /// Zxid of the attach.
+        attach: Zxid,
+        /// Negotiated, ms.
+        timeout_ms: i32,
+        /// Highest executed request number.
+        last_n: u64,
+    },
+    /// The session is not open.
+    Expired,
+    /// The drawn id is taken: draw another.
+    IdTaken,
+}
+
+#[derive(Debug)]
+struct State {
+    handshake: Option<Handshake>,
+    attach: Zxid,
+    ids: Arc<Vec<Id>>,
+    queue: VecDeque<Waiting>,
+    out: Vec<Outgoing>,
+    out_bytes: usize,
+    floor: Zxid,
+    closed: bool,
+}
+
+/// Why the front of the queue does not move, or that there is none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stuck {
+    /// Nothing waits.
+    Empty,
+    /// The front is a write: its entry will come.
+    OnWrite,
+    /// A later state is needed: wake the lane at the next publication.
+    OnState,
+    /// The leader has yet to name the read point.
+    OnReadPoint,
+    /// The client must read first.
+    OnReader,
+    /// The front needs the watch table; call again with it.
+    OnTable,
+}
+
+/// See the module.
+pub struct Lane {
+    /// As the watch table knows this connection.
+    pub id: WatcherId,
+    /// Whose connection.
+    pub session: SessionId,
+    /// Which protocol it speaks.
+    pub protocol: Protocol,
+    state: Mutex<State>,
+    wake: Box<dyn Fn() + Send + Sync>,
+}
+
+impl std::fmt::Debug for Lane {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Lane").field("id", &self.id).field("session", &self.session).finish_non_exhaustive()
+    }
+}
+
+impl Lane {
+    /// A lane for a handshake in progress. `seen`: the highest zxid the client saw. `wake` is called, never under a
+    /// lock of this crate's but the watch table's, when the connection's task has something to do.
+    pub fn new(
+        id: WatcherId,
+        session: SessionId,
+        protocol: Protocol,
+        ids: Vec<Id>,
+        seen: Zxid,
+        wake: Box<dyn Fn() + Send + Sync>,
+    ) -> Lane {
+        let state = State {
+            handshake: None,
+            attach: Zxid::ZERO,
+            ids: Arc::new(ids),
+            queue: VecDeque::new(),
+            out: Vec::new(),
+            out_bytes: 0,
+            floor: seen,
+            closed: false,
+        };
+        Lane { id, session, protocol, state: Mutex::new(state), wake }
+    }
+
+    /// Tells the connection's task that there is something to do.
+    pub fn wake(&self) {
+        (self.wake)();
+    }
+
+    /// How the handshake ended, once it has.
+    pub fn handshake(&self) -> Option<Handshake> {
+        self.state.lock().handshake
+    }
+
+    /// Ends the handshake, once; later calls change nothing.
+    pub fn finish_handshake(&self, handshake: Handshake) {
+        let mut state = self.state.lock();
+        if state.handshake.is_none() {
+            if let Handshake::Attached { attach, .. } = handshake {
+                state.attach = attach;
+                state.floor = state.floor.max(attach);
+            }
+            state.handshake = Some(handshake);
+        }
+        drop(state);
+        self.wake();
+    }
+
+    /// The attach this connection stands on; [`Zxid::ZERO`] before.
+    pub fn attach(&self) -> Zxid {
+        self.state.lock().attach
+    }
+
+    /// Identities of the connection.
+    pub fn ids(&self) -> Arc<Vec<Id>> {
+        self.state.lock().ids.clone()
+    }
+
+    /// Adds identities; known ones are not doubled.
+    pub fn add_ids(&self, more: Vec<Id>) {
+        let mut state = self.state.lock();
+        let ids = Arc::make_mut(&mut state.ids);
+        for id in more {
+            if !ids.contains(&id) {
+                ids.push(id);
+            }
+        }
+    }
+
+    /// Appends a request.
+    pub fn push(&self, cookie: u64, step: Step, consistency: Consistency, read_point: Option<u64>) {
+        let need = match (consistency, read_point) {
+            (_, Some(tag)) => Need::ReadPoint(tag),
+            (Consistency::AtLeast(zxid), None) => Need::Zxid(zxid),
+            (_, None) => Need::Nothing,
+        };
+        self.state.lock().queue.push_back(Waiting { cookie, step, need });
+    }
+
+    /// The leader named a read point that a request here waits for.
+    pub fn on_read_point(&self, tag: u64, zxid: Zxid) {
+        let mut state = self.state.lock();
+        for waiting in &mut state.queue {
+            if waiting.need == Need::ReadPoint(tag) {
+                waiting.need = Need::Zxid(zxid);
+            }
+        }
+        drop(state);
+        self.wake();
+    }
+
+    /// Number of requests not yet answered.
+    pub fn waiting(&self) -> usize {
+        self.state.lock().queue.len()
+    }
+
+    /// Moves everything queued to `out`; returns whether there was anything.
+    pub fn take_outgoing(&self, out: &mut Vec<Outgoing>) -> bool {
+        let mut state = self.state.lock();
+        state.out_bytes = 0;
+        let any = !state.out.is_empty();
+        out.append(&mut state.out);
+        any
+    }
+
+    /// Answers what is in front as far as the published state allows. The closure is called under the lane's lock, so
+    /// the state it loads contains every event this lane was given (events are queued before they are published).
+    pub fn advance<V: TreeView>(
+        &self,
+        published: impl FnOnce() -> Arc<Published<V>>,
+        table: Option<&mut WatchTable>,
+    ) -> Stuck {
+        let mut state = self.state.lock();
+        let published = published();
+        state.run(self, &published.view, published.zxid, table, false)
+    }
+
+    /// Answers everything before the next write from the state just before that write. Nothing, if the lane's front is
+    /// the write already. Called by the apply room, which holds the table.
+    pub fn flush(&self, view: &impl TreeView, zxid: Zxid, table: &mut WatchTable) {
+        let mut state = self.state.lock();
+        state.run(self, view, zxid, Some(table), true);
+    }
+
+    /// Whether requests wait in front of the next write, so that [`Lane::flush`] has something to do.
+    pub fn has_reads_before_write(&self) -> bool {
+        self.state.lock().queue.front().is_some_and(|w| !matches!(w.step, Step::Write { .. }))
+    }
+
+    /// The entry of write `n` was executed under `zxid`: replies, if that write is in front. A double finds its
+    /// original answered and changes nothing.
+    pub fn resolve(&self, n: u64, zxid: Zxid, result: Result<Answer, ErrorCode>) {
+        let mut state = self.state.lock();
+        if let Some(Waiting { step: Step::Write { n: front }, cookie, .. }) = state.queue.front()
+            && *front == n
+        {
+            let cookie = *cookie;
+            state.queue.pop_front();
+            state.reply(cookie, zxid, result);
+        }
+    }
+
+    /// Queues a watch event.
+    pub fn event(&self, event: Arc<SharedEvent>, zxid: Zxid) {
+        let mut state = self.state.lock();
+        if state.closed {
+            return;
+        }
+        state.floor = state.floor.max(zxid);
+        state.out_bytes += OUTGOING_ITEM_BYTES + event.event.path.len();
+        state.out.push(Outgoing::Event(event));
+        if state.out_bytes > OUTGOING_BYTES_MAX {
+            state.close(CloseReason::SlowReader);
+        }
+    }
+
+    /// Ends the connection after what is queued already.
+    pub fn close(&self, reason: CloseReason) {
+        self.state.lock().close(reason);
+        self.wake();
+    }
+
+    /// Whether the connection is ending.
+    pub fn is_closed(&self) -> bool {
+        self.state.lock().closed
+    }
+}
+
+impl State {
+    fn close(&mut self, reason: CloseReason) {
+        if !self.closed {
+            self.closed = true;
+            self.queue.clear();
+            self.out.push(Outgoing::Close(reason));
+        }
+    }
+
+    fn reply(&mut self, cookie: u64, zxid: Zxid, result: Result<Answer, ErrorCode>) {
+        if self.closed {
+            return;
+        }
+        self.floor = self.floor.max(zxid);
+        self.out_bytes += OUTGOING_ITEM_BYTES + result.as_ref().map_or(0, weight);
+        self.out.push(Outgoing::Reply { cookie, zxid, result });
+    }
+
+    fn run(
+        &mut self,
+        lane: &Lane,
+        view: &impl TreeView,
+        zxid: Zxid,
+        mut table: Option<&mut WatchTable>,
+        before_write: bool,
+    ) -> Stuck {
+        loop {
+            if self.out_bytes > OUTGOING_BYTES_MAX && !before_write {
+                return Stuck::OnReader;
+            }
+            let Some(front) = self.queue.front() else { return Stuck::Empty };
+            if matches!(front.step, Step::Write { .. }) {
+                return Stuck::OnWrite;
+            }
+            if !before_write {
+                match front.need {
+                    Need::ReadPoint(_) => return Stuck::OnReadPoint,
+                    Need::Zxid(need) if need > zxid => return Stuck::OnState,
+                    Need::Nothing | Need::Zxid(_) => {}
+                }
+            }
+            if self.floor > zxid {
+                return Stuck::OnState;
+            }
+            if front.step.needs_table() && table.is_none() {
+                return Stuck::OnTable;
+            }
+            let Waiting { cookie, step, .. } = self.queue.pop_front().expect("looked at above");
+            let result = self.answer(lane, view, step, table.as_deref_mut());
+            self.reply(cookie, zxid, result);
+        }
+    }
+
+    fn answer(
+        &mut self,
+        lane: &Lane,
+        view: &impl TreeView,
+        step: Step,
+        table: Option<&mut WatchTable>,
+    ) -> Result<Answer, ErrorCode> {
+        match (step, table) {
+            (Step::Answer(result), _) => result,
+            (Step::Read { op, watch: false }, _) => read::read(view, &op, lane.session, &self.ids),
+            (Step::Read { op, watch: true }, Some(table)) => {
+                let result = read::read(view, &op, lane.session, &self.ids);
+                // Only exists leaves a watch on a znode that is not there (wire 7.5).
+                let (path, kind, armed) = match &op {
+                    ReadOp::Exists { path } => {
+                        (path, WatchKind::Data, matches!(result, Ok(_) | Err(ErrorCode::NoNode)))
+                    }
+                    ReadOp::GetData { path } => (path, WatchKind::Data, result.is_ok()),
+                    ReadOp::GetChildren { path } => (path, WatchKind::Child, result.is_ok()),
+                    // Watch flags inside other reads are ignored (wire 3.4).
+                    _ => return result,
+                };
+                if armed {
+                    // "" is another name of the root for reads; events name it "/".
+                    table.add(lane.id, if path.is_empty() { "/" } else { path }, kind);
+                }
+                result
+            }
+            (Step::AddWatch { path, kind }, Some(table)) => {
+                table.add(lane.id, &path, kind);
+                Ok(Answer::Done)
+            }
+            (Step::Watches { path, kind, remove }, Some(table)) => {
+                let found =
+                    if remove { table.remove(lane.id, &path, kind) } else { table.has(lane.id, &path, kind) };
+                if found { Ok(Answer::Done) } else { Err(ErrorCode::NoWatcher) }
+            }
+            (Step::SetWatches(watches), Some(table)) => {
+                self.set_watches(lane, view, watches, table);
+                Ok(Answer::Done)
+            }
+            (Step::Write { .. }, _) | (_, None) => unreachable!("run() answers no writes, and asks for the table"),
+        }
+    }
+
+    /// Wire 7.8: what was missed fires now, the rest is armed; events before the reply, without a zxid.
+    fn set_watches(&mut self, lane: &Lane, view: &impl TreeView, watches: SetWatches, table: &mut WatchTable) {
+        let since = watches.relative_zxid.as_i64();
+        for path in watches.data {
+            match read::stat(view, &path) {
+                None => self.missed(EventKind::NodeDeleted, path),
+                Some(stat) if stat.mzxid > since => self.missed(EventKind::NodeDataChanged, path),
+                Some(_) => table.add(lane.id, &path, WatchKind::Data),
+            }
+        }
+        for path in watches.exist {
+            match read::stat(view, &path) {
+                Some(_) => self.missed(EventKind::NodeCreated, path),
+                None => table.add(lane.id, &path, WatchKind::Data),
+            }
+        }
+        for path in watches.child {
+            match read::stat(view, &path) {
+                None => self.missed(EventKind::NodeDeleted, path),
+                Some(stat) if stat.pzxid > since => self.missed(EventKind::NodeChildrenChanged, path),
+                Some(_) => table.add(lane.id, &path, WatchKind::Child),
+            }
+        }
+        for path in watches.persistent {
+            table.add(lane.id, &path, WatchKind::Persistent);
+        }
+        for path in watches.persistent_recursive {
+            table.add(lane.id, &path, WatchKind::PersistentRecursive);
+        }
+    }
+
+    fn missed(&mut self, kind: EventKind, path: String) {
+        self.out_bytes += OUTGOING_ITEM_BYTES + path.len();
+        self.out.push(Outgoing::Event(SharedEvent::new(WatchedEvent { kind, path, zxid: None })));
+    }
+}
+
+/// Bytes of an answer, roughly.
+fn weight(answer: &Answer) -> usize {
+    match answer {
+        Answer::Data { data, .. } => data.as_ref().map_or(0, bytes::Bytes::len),
+        Answer::Children { children, .. } => children.iter().map(|c| c.len() + 24).sum(),
+        Answer::Paths(paths) => paths.iter().map(|p| p.len() + 24).sum(),
+        Answer::Multi(answers) => answers.iter().map(weight).sum(),
+        Answer::MultiRead(results) => results.iter().flatten().map(weight).sum(),
+        Answer::Created { path, .. } => path.len(),
+        Answer::MultiFailed { ops, .. } => ops * 16,
+        Answer::Acl { acl, .. } => acl.len() * 64,
+        Answer::Ids(ids) => ids.len() * 64,
+        Answer::Done | Answer::Stat(_) | Answer::Count(_) => 0,
+    }
+}
+

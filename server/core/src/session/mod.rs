@@ -1,9 +1,8 @@
 //! Sessions: one session's order ([`lane`]), writes that wait for a leader ([`outbox`]), expiry on the leader
-//! ([`tracker`]), and the reaper of containers and TTL znodes ([`reaper`]).
+//! ([`tracker`]).
 
 pub mod lane;
 pub mod outbox;
-pub mod reaper;
 pub mod tracker;
 
 use corral_proto::{ErrorCode, WatchKind, WatchedEvent, Zxid};
