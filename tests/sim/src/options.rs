@@ -178,6 +178,7 @@ impl SimOptions {
 
     fn draw_faults(&mut self, rng: &mut Rng) {
         let t = self.sync_timeout_ms;
+        let recovery_crash_per_mille = if rng.chance(400) { 200 } else { 0 };
         let mut rate = |per_mille: u64, low: u64, high: u64| {
             if rng.chance(per_mille) { t * rng.between(low, high) } else { 0 }
         };
@@ -192,7 +193,7 @@ impl SimOptions {
             wipe_ms: rate(200, 5, 25),
             slow_disk_ms: rate(200, 3, 15),
             admin_ms: rate(200, 3, 15),
-            recovery_crash_per_mille: rate(400, 1, 1) / t * 200,
+            recovery_crash_per_mille,
             restart_ms: rate(1000, 0, 6) + 50,
         };
     }
