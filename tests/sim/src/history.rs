@@ -10,8 +10,8 @@ use corral_core::session::Consistency;
 use corral_core::storage::memory::MemoryStore;
 use corral_core::tree::entry::{Command, SessionEvent, Txn, Verdict};
 use corral_core::tree::op::{Answer, ReadOp};
-use corral_core::tree::record::{self, Meta};
-use corral_core::tree::{Cf, TreeStore, TreeView, execute, key, read};
+use corral_core::tree::record::Meta;
+use corral_core::tree::{TreeStore, audit, execute, read};
 use corral_proto::{ErrorCode, EventKind, Id, SessionId, Zxid};
 
 use crate::checks::{Check, Ghost, ensure};
@@ -223,7 +223,8 @@ impl History {
             }
             self.compare_state(zxid, &model)?;
             if index % 64 == 0 || index + 1 == ghost.committed.len() {
-                check_tree(&model)?;
+                let audited = audit::audit(&model.view());
+                ensure!(audited.is_ok(), "I20, I21 tree shape", "at {zxid:?}: {audited:?}");
             }
         }
         for (zxid, (key, _)) in &self.writes {
@@ -285,12 +286,11 @@ impl History {
     fn compare_state(&self, zxid: Zxid, model: &MemoryStore) -> Check {
         let view = model.view();
         if let Some(digest) = self.digests.get(&zxid) {
-            let meta = Meta::read(&view);
+            let model = Meta::read(&view).unwrap_or_default().digest;
             ensure!(
-                meta.digest == *digest,
+                model == *digest,
                 "I13 apply discipline",
-                "at {zxid:?} servers have digest {digest:x}, the model {:x}",
-                meta.digest
+                "at {zxid:?} servers have digest {digest:x}, the model {model:x}"
             );
         }
         if let Some(digest) = self.full_digests.get(&zxid) {
@@ -386,59 +386,5 @@ fn check_watches(connection: u64, seen: &[Seen], changes: &Changes) -> Check {
             }
         }
     }
-    Ok(())
-}
-
-/// I20 ephemerals and I21 tree shape.
-fn check_tree(model: &MemoryStore) -> Check {
-    let view = model.view();
-    let mut children: BTreeMap<String, u32> = BTreeMap::new();
-    let mut claimed: BTreeMap<String, u32> = BTreeMap::new();
-    let mut owned: BTreeSet<(SessionId, String)> = BTreeSet::new();
-    let mut digest = 0u64;
-    let mut bad = None;
-    view.scan(Cf::Node, &[], &[0xff], &mut |key, value| {
-        let path = key::path_of(key);
-        let node = record::NodeRec::decode(&bytes::Bytes::copy_from_slice(value));
-        let (Some(path), Some(node)) = (path, node) else {
-            bad = Some(format!("a row that is no znode: {key:?}"));
-            return false;
-        };
-        digest = digest.wrapping_add(record::NodeRec::digest(key, value));
-        if let Some(parent) = parent(&path) {
-            *children.entry(parent.to_owned()).or_default() += 1;
-        }
-        if let record::Owner::Ephemeral(session) = node.owner {
-            owned.insert((session, path.clone()));
-        }
-        claimed.insert(path, node.num_children);
-        true
-    });
-    const SHAPE: &str = "I21 tree shape";
-    ensure!(bad.is_none(), SHAPE, "{bad:?}");
-    for (path, number) in &claimed {
-        let found = children.remove(path).unwrap_or_default();
-        ensure!(found == *number, SHAPE, "{path} says it has {number} children; it has {found}");
-    }
-    ensure!(children.is_empty(), SHAPE, "znodes whose parents do not exist: below {:?}", children.keys());
-    ensure!(Meta::read(&view).digest == digest, SHAPE, "the running digest is not the sum over all znodes");
-
-    const NAME: &str = "I20 ephemerals";
-    let mut sessions = BTreeSet::new();
-    let mut indexed = BTreeSet::new();
-    view.scan(Cf::Aux, &[], &[0xff], &mut |key, _| {
-        if let Some(session) = key::session_of(key) {
-            sessions.insert(session);
-        } else if key.first() == Some(&b'e')
-            && let (Some(id), Some(path)) = (key.get(1..9), key.get(9..))
-        {
-            let id = id.try_into().map_or(0, i64::from_be_bytes);
-            indexed.insert((SessionId(id), String::from_utf8_lossy(path).into_owned()));
-        }
-        true
-    });
-    ensure!(indexed == owned, NAME, "the index says {indexed:?}; the tree says {owned:?}");
-    let orphan = owned.iter().find(|(session, _)| !sessions.contains(session));
-    ensure!(orphan.is_none(), NAME, "{orphan:?} outlives its session");
     Ok(())
 }

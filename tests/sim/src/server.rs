@@ -8,10 +8,11 @@ use corral_core::apply::Apply;
 use corral_core::member::{Member, MemberInput};
 use corral_core::session::lane::Lane;
 use corral_core::storage::memory::{MemoryStore, MemoryView};
+use corral_core::storage::txn_log::TxnLog;
 use corral_core::zab::io::{Entry, Identity, LogOp, Now, Relation, SnapshotMeta, Status};
-use corral_proto::{ServerId, SessionId, Zxid};
+use corral_proto::{ServerId, Zxid};
 
-use crate::disk::{Disk, OpenLog};
+use crate::disk::Disk;
 use crate::network::{Side, StreamId};
 use crate::schedule::Micros;
 
@@ -81,7 +82,7 @@ pub struct Process {
     /// It crashes after so many more outputs.
     pub crash_after: Option<u64>,
     /// The log.
-    pub log: OpenLog,
+    pub log: TxnLog,
     /// What waits for the log writer.
     pub log_queue: VecDeque<(u64, LogOp)>,
     /// The log writer is at work.
@@ -120,8 +121,6 @@ pub struct Process {
     pub read_points: BTreeMap<u64, u64>,
     /// Last tag given to a read point.
     pub last_tag: u64,
-    /// Sessions heard since the last turn.
-    pub touched: BTreeSet<SessionId>,
 }
 
 /// One client's connection, as the server holds it.

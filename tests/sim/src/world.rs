@@ -8,9 +8,10 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
 use corral_core::apply::Apply;
-use corral_core::member::{Member, MemberInput, MemberOptions, MemberOutput};
+use corral_core::member::{Member, MemberInput, MemberOptions, MemberOutput, REAP_BATCH_MAX};
 use corral_core::session::CloseReason;
 use corral_core::tree::entry::{Command, Settings, Txn};
+use corral_core::tree::read;
 use corral_core::zab::io::{
     Entry, Input, LogOp, Membership, Output, Phase, Position, Role, SnapshotMeta, Status,
 };
@@ -26,7 +27,7 @@ use crate::network::{Due, End, Network, Side, StreamId};
 use crate::options::SimOptions;
 use crate::rng::Rng;
 use crate::schedule::{MS, Micros, Schedule};
-use crate::server::{ApplyWork, Process, Server};
+use crate::server::{ApplyWork, Connection, Process, Server};
 use crate::trace::{Trace, Verbosity};
 
 /// Between two ticks of a machine.
@@ -617,11 +618,7 @@ impl World {
                     self.trace.reached("log truncated");
                     self.say(|| format!("{:?} truncated its log to {to:?}", at.server));
                 }
-                LogOp::InstallSnapshot(meta) => {
-                    self.trace.reached("snapshot installed");
-                    let server = self.servers.get_mut(&at.server).expect("servers are fixed");
-                    server.disk.installed(meta);
-                }
+                LogOp::InstallSnapshot(_) => self.trace.reached("snapshot installed"),
                 _ => {}
             }
         }
@@ -655,7 +652,7 @@ impl World {
     fn read_log(&mut self, at: ProcessRef, request: u64, after: Zxid, max_bytes: usize) -> Check {
         let delay = self.rng.below(self.options.thread_delay);
         let process = self.process_mut(at).expect("checked by handle");
-        match process.log.read(after, max_bytes) {
+        match process.log.reader().read(after, max_bytes) {
             Ok(entries) => {
                 let input = MemberInput::Zab(Input::LogRead { request, entries });
                 self.schedule.after(delay, Event::Input(at, Box::new(input)));
@@ -722,12 +719,24 @@ impl World {
                 self.execute(at, &entries)?;
             }
             Some(ApplyWork::LoadSessions) => {
-                let (sessions, settings) = crate::disk::session_table(&process.apply.shared().published().view);
+                let published = process.apply.shared().published();
+                let sessions = read::sessions(&published.view)
+                    .into_iter()
+                    .map(|(id, row)| (id, row.timeout_ms, row.attach, row.server))
+                    .collect();
+                let settings = read::settings(&published.view);
                 self.trace.reached("session table loaded");
                 self.apply_answers(at, MemberInput::SessionTable { sessions, settings });
             }
             Some(ApplyWork::ScanReapable(wall_ms)) => {
-                let due = crate::disk::reapable(&process.apply.shared().published().view, wall_ms);
+                let published = process.apply.shared().published();
+                let never_used_ms = read::settings(&published.view).container_never_used_ms;
+                let due: Vec<(String, Zxid)> = read::reapables(&published.view)
+                    .into_iter()
+                    .filter(|r| r.is_due(wall_ms, never_used_ms))
+                    .map(|r| (r.path, r.czxid))
+                    .take(REAP_BATCH_MAX)
+                    .collect();
                 if !due.is_empty() {
                     self.trace.reached("reapable znodes found");
                     self.apply_answers(at, MemberInput::Reapable(due));
@@ -825,10 +834,9 @@ impl World {
             .and_then(|p| p.snapshots.get(&snapshot.id))
             .filter(|(meta, _)| *meta == snapshot && reachable && lucky)
             .map(|(_, view)| view.clone());
-        let ok = view.is_some();
-        if let Some(view) = view {
-            self.servers.get_mut(&at.server).expect("servers are fixed").disk.receive(snapshot, view);
-        } else {
+        let server = self.servers.get_mut(&at.server).expect("servers are fixed");
+        let ok = view.is_some_and(|view| server.disk.receive(view));
+        if !ok {
             self.trace.reached("snapshot transfer failed");
         }
         self.push_input(at, MemberInput::Zab(Input::SnapshotFetched { id: snapshot.id, ok }));
@@ -836,7 +844,12 @@ impl World {
 
     fn open_snapshot(&mut self, at: ProcessRef, snapshot: SnapshotMeta) -> Check {
         let server = self.servers.get_mut(&at.server).expect("servers are fixed");
-        let store = server.disk.open_installed(&snapshot);
+        let Some(store) = server.disk.open_installed(&snapshot) else {
+            return Err(Violation {
+                invariant: "I18 snapshot",
+                text: format!("{:?}: {snapshot:?} is not where it should be", at.server),
+            });
+        };
         let process = self.process_mut(at).expect("the caller found it");
         process.apply.replace_store(store);
         let position: Position = process.apply.position();
@@ -1075,6 +1088,10 @@ impl World {
         let server = self.servers.get_mut(&id).expect("servers are fixed");
         let Some(mut process) = server.process.take() else { return Ok(()) };
         let store = process.apply.store().clone();
+        for (connection, Connection { client, .. }) in std::mem::take(&mut process.connections) {
+            let delay = self.network.delay();
+            self.schedule.after(delay, Event::ToClient { client, connection, message: ToClient::Broken });
+        }
         drop(process);
         server.disk.process_died(store);
         if power {

@@ -66,12 +66,13 @@ impl LogImage {
         self.base = base;
     }
 
-    /// For each epoch its last position, the base's first.
+    /// The base, then for each epoch of the entries the last position.
     pub fn epochs(&self) -> Vec<Position> {
         let mut table = vec![self.base];
         for position in &self.entries {
+            let rows = table.len();
             match table.last_mut() {
-                Some(last) if last.zxid.epoch() == position.zxid.epoch() => *last = *position,
+                Some(last) if rows > 1 && last.zxid.epoch() == position.zxid.epoch() => *last = *position,
                 _ => table.push(*position),
             }
         }
@@ -116,6 +117,8 @@ pub struct ServerGhost {
     pub disk: LogImage,
     /// Given to the log writer, not known to be durable.
     pub pending: VecDeque<(u64, LogOp)>,
+    /// The log writer may be dropping what is at or below it.
+    pub trimming: Zxid,
     /// On disk.
     pub promise: Promise,
     /// Submitted or on disk.
@@ -141,6 +144,7 @@ impl ServerGhost {
             mem: LogImage::default(),
             disk: LogImage::default(),
             pending: VecDeque::new(),
+            trimming: Zxid::ZERO,
             promise: super::NO_PROMISE,
             promise_submitted: 0,
             identity: None,

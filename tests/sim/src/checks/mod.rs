@@ -118,6 +118,12 @@ impl Checks {
         if shrunk { committed_never_lost::check(&self.ghost) } else { Ok(()) }
     }
 
+    /// The log writer begins to drop what is at or below `upto`.
+    pub fn on_trim_begins(&mut self, server: ServerId, upto: Zxid) {
+        let ghost = self.ghost.server_mut(server);
+        ghost.trimming = ghost.trimming.max(upto);
+    }
+
     /// The log dropped what is at or below `base`.
     pub fn on_trimmed(&mut self, server: ServerId, base: Position) -> Check {
         truncation_safety::on_trim(&self.ghost, server, base)?;

@@ -1,19 +1,25 @@
 //! Recovery is exact: a restart finds what was durable, and of what was being written a prefix, in order; it invents
 //! nothing. The rest of I9 and I13 stands on this.
 
-use corral_core::zab::io::{LogOp, Position, Recovered};
+use corral_core::zab::io::{LogOp, Membership, Position, Recovered};
 use corral_proto::ServerId;
 
 use super::{Check, Ghost, ServerGhost, ensure};
 
 const NAME: &str = "recovery is exact";
 
-/// Whether the disk as the ghost knows it is what was found.
-fn matches(truth: &ServerGhost, recovered: &Recovered) -> bool {
-    truth.disk.end() == recovered.end
+/// The disk as the ghost knows it, if it is what was found; an interrupted trim may have dropped more.
+fn matching(truth: &ServerGhost, recovered: &Recovered) -> Option<ServerGhost> {
+    let mut truth = truth.clone();
+    let base = recovered.base;
+    if base != truth.disk.base() && base.zxid <= truth.trimming && truth.disk.hash_at(base.zxid) == Some(base.hash) {
+        truth.disk.trim(base);
+    }
+    let same = truth.disk.end() == recovered.end
         && truth.disk.base() == recovered.base
         && truth.promise == recovered.promise
-        && truth.disk.epochs() == recovered.epochs
+        && truth.disk.epochs() == recovered.epochs;
+    same.then_some(truth)
 }
 
 pub(super) fn on_recovered(ghost: &mut Ghost, server: ServerId, recovered: &Recovered) -> Check {
@@ -21,7 +27,7 @@ pub(super) fn on_recovered(ghost: &mut Ghost, server: ServerId, recovered: &Reco
     let before = truth.clone();
     let mut candidate = truth.clone();
     // Everything durable, then one more piece of what was being written at a time.
-    let mut found = matches(&candidate, recovered).then(|| candidate.clone());
+    let mut found = matching(&candidate, recovered);
     for (_, op) in &before.pending {
         if found.is_some() {
             break;
@@ -30,14 +36,12 @@ pub(super) fn on_recovered(ghost: &mut Ghost, server: ServerId, recovered: &Reco
             LogOp::Append(entries) => {
                 for entry in entries {
                     candidate.disk.append(Position { zxid: entry.zxid, hash: entry.hash });
-                    if found.is_none() && matches(&candidate, recovered) {
-                        found = Some(candidate.clone());
-                    }
+                    found = found.or_else(|| matching(&candidate, recovered));
                 }
             }
             op => {
                 candidate.make_durable(op);
-                found = matches(&candidate, recovered).then(|| candidate.clone());
+                found = matching(&candidate, recovered);
             }
         }
     }
@@ -59,6 +63,17 @@ pub(super) fn on_recovered(ghost: &mut Ghost, server: ServerId, recovered: &Reco
         );
         return Ok(());
     };
+    let memberships = before.pending.iter().filter_map(|(_, op)| match op {
+        LogOp::SetIdentity(identity) => Some(identity.membership),
+        _ => None,
+    });
+    let expected = [before.identity.map_or(Membership::Empty, |i| i.membership)];
+    ensure!(
+        expected.into_iter().chain(memberships).any(|m| m == recovered.identity.membership),
+        NAME,
+        "{server:?} starts as {:?}; it was {expected:?}",
+        recovered.identity.membership
+    );
     found.pending.clear();
     found.mem = found.disk.clone();
     found.promise_submitted = found.promise.epoch;
