@@ -5,6 +5,8 @@
 //! relation to a leader (P31); the tracker starts when this server leads and its store holds (e,0) (P30), asks for
 //! rounds and proposes ends (P32). The core loop of a server and the simulator drive the same value.
 
+use std::collections::VecDeque;
+
 use bytes::Bytes;
 use corral_proto::{ServerId, SessionId, Zxid};
 
@@ -79,6 +81,10 @@ pub struct Member {
     /// What the store did while the table was being loaded.
     missed: Vec<SessionEvent>,
     next_reap_ms: u64,
+    /// Inputs for the protocol machine that its own outputs gave rise to. They wait until those outputs are all handed
+    /// on, so that what comes out is in the order in which the machine decided it.
+    todo: VecDeque<Input>,
+    stepping: bool,
     scratch: Outputs,
 }
 
@@ -95,6 +101,8 @@ impl Member {
             tracking: false,
             missed: Vec::new(),
             next_reap_ms: 0,
+            todo: VecDeque::new(),
+            stepping: false,
             scratch: Outputs::new(),
         }
     }
@@ -166,12 +174,20 @@ impl Member {
     }
 
     fn zab_step(&mut self, now: Now, input: Input, out: &mut Vec<MemberOutput>) {
+        self.todo.push_back(input);
+        if self.stepping {
+            return;
+        }
+        self.stepping = true;
         let mut outputs = std::mem::take(&mut self.scratch);
-        self.zab.step(now, input, &mut outputs);
-        for output in outputs.drain(..) {
-            self.on_output(now, output, out);
+        while let Some(input) = self.todo.pop_front() {
+            self.zab.step(now, input, &mut outputs);
+            for output in outputs.drain(..) {
+                self.on_output(now, output, out);
+            }
         }
         self.scratch = outputs;
+        self.stepping = false;
     }
 
     fn on_output(&mut self, now: Now, output: Output, out: &mut Vec<MemberOutput>) {

@@ -3,10 +3,37 @@
 //! Front ends translate; a rule that holds for only one of them is a bug, unless its protocol demands it. They never
 //! see the ordering machine or the store.
 
-use std::net::SocketAddr;
+pub mod grpc;
+pub mod listen;
+pub mod wire;
 
-use corral_core::session::{ClientRequest, Outgoing, Protocol};
-use corral_proto::{ServerId, SessionId, Zxid};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use corral_core::auth::{digest, password};
+use corral_core::session::lane::{Handshake, Lane, Step};
+use corral_core::session::outbox::Key;
+use corral_core::session::{ClientRequest, CloseReason, Consistency, Outgoing, Protocol};
+use corral_core::tree::entry::{Command, Txn};
+use corral_core::tree::op::Answer;
+use corral_core::tree::read;
+use corral_core::watch::WatcherId;
+use corral_proto::{ErrorCode, Id, ServerId, SessionId, Zxid};
+use tokio::sync::Notify;
+use tokio::time::timeout;
+
+use crate::node::{CoreEvent, NodeShared};
+
+/// How long a server that is behind a client's last zxid waits for it before it refuses (P33).
+const BEHIND_WAIT: Duration = Duration::from_millis(500);
+
+/// Requests of one connection that may be unanswered; beyond it the socket is not read.
+pub const OUTSTANDING_PER_CONNECTION: usize = 2_000;
+
+/// Times a server draws another session id when the one it drew is taken.
+const SESSION_ID_DRAWS: usize = 16;
 
 /// A client's wish to begin or take up a session.
 #[derive(Clone, Debug)]
@@ -55,21 +82,176 @@ pub struct Connected {
 
 /// The door to the server: cheap to clone, one for all front ends.
 #[derive(Clone)]
-pub struct Frontend {}
+pub struct Frontend {
+    node: Arc<NodeShared>,
+}
 
 /// One session's connection. Dropping it detaches: watches go, the session stays until it expires.
 pub struct Connection {
+    node: Arc<NodeShared>,
     connected: Connected,
+    lane: Arc<Lane>,
+    signals: Arc<Signals>,
+    /// ZooKeeper protocol: number of the last write under this attach.
+    last_n: AtomicU64,
+    /// Monotonic ms of the last touch that was passed on.
+    touched_ms: AtomicU64,
+}
+
+/// Wake-ups of one connection's task.
+#[derive(Default)]
+struct Signals {
+    /// Something may be sent, or the handshake is over.
+    outgoing: Notify,
+    /// Something was sent: requests may be handed in again.
+    room: Notify,
+}
+
+/// Removes a handshake that nobody waits for any more.
+struct Joining<'a> {
+    node: &'a NodeShared,
+    session: SessionId,
+    nonce: u64,
+}
+
+impl Drop for Joining<'_> {
+    fn drop(&mut self) {
+        self.node.shared.lanes.abandon(self.session, self.nonce);
+    }
 }
 
 impl Frontend {
+    /// A door to this server.
+    pub(crate) fn new(node: Arc<NodeShared>) -> Frontend {
+        Frontend { node }
+    }
+
+    /// What the server is doing, for operators.
+    pub(crate) fn node(&self) -> &Arc<NodeShared> {
+        &self.node
+    }
+
     /// Begins or takes up a session; returns after the attach was executed here (P29).
     ///
     /// # Errors
     /// [`ConnectRefused`] says which refusal the protocol has to express.
-    pub async fn connect(&self, _request: ConnectRequest) -> Result<Connection, ConnectRefused> {
-        unimplemented!()
+    pub async fn connect(&self, request: ConnectRequest) -> Result<Connection, ConnectRefused> {
+        let node = &self.node;
+        if !node.wait_serving().await {
+            return Err(ConnectRefused::NotServing);
+        }
+        let mut applied = node.applied.subscribe();
+        let seen = request.last_zxid_seen;
+        match timeout(BEHIND_WAIT, applied.wait_for(|zxid| *zxid >= seen)).await {
+            Ok(Ok(_)) => {}
+            Ok(Err(_)) => return Err(ConnectRefused::NotServing),
+            Err(_) => return Err(ConnectRefused::Behind),
+        }
+        // The password key is replicated and older than every session: any published state has it.
+        let key = read::settings(&node.shared.published().view).password_key;
+        if key.is_empty() {
+            return Err(ConnectRefused::NotServing);
+        }
+        let timeout_ms = request.timeout_ms.clamp(node.options.min_session_timeout_ms, node.options.max_session_timeout_ms);
+        if request.session != SessionId::NONE {
+            if !password::verify(&key, request.session, &request.password) {
+                return Err(ConnectRefused::Expired);
+            }
+            return match self.handshake(&request, request.session, timeout_ms).await? {
+                Ok(connection) => Ok(self.connection(connection, request.session, &key)),
+                Err(_) => Err(ConnectRefused::Expired),
+            };
+        }
+        for _ in 0..SESSION_ID_DRAWS {
+            let session = node.draw_session_id();
+            match self.handshake(&request, session, timeout_ms).await? {
+                Ok(connection) => return Ok(self.connection(connection, session, &key)),
+                Err(Handshake::IdTaken) => {}
+                Err(_) => return Err(ConnectRefused::Expired),
+            }
+        }
+        Err(ConnectRefused::NotServing)
     }
+
+    /// One handshake through the log. `Ok(Err(..))`: executed, and refused.
+    async fn handshake(
+        &self,
+        request: &ConnectRequest,
+        session: SessionId,
+        timeout_ms: i32,
+    ) -> Result<Result<Attached, Handshake>, ConnectRefused> {
+        let node = &self.node;
+        let signals = Arc::new(Signals::default());
+        let wake = signals.clone();
+        let ids = vec![Id::new("ip", request.remote.ip().to_canonical().to_string())];
+        let lane = Arc::new(Lane::new(
+            WatcherId(node.next_number()),
+            session,
+            request.protocol,
+            ids.clone(),
+            request.last_zxid_seen,
+            Box::new(move || wake.outgoing.notify_one()),
+        ));
+        let nonce = node.draw_nonce();
+        if !node.shared.lanes.join(session, nonce, lane.clone()) {
+            return Err(ConnectRefused::NotServing);
+        }
+        let joining = Joining { node, session, nonce };
+        let server = node.options.server;
+        let command = if request.session == SessionId::NONE {
+            let keeps_results = request.protocol == Protocol::Grpc;
+            Command::CreateSession { timeout_ms, server, nonce, keeps_results }
+        } else {
+            Command::Attach { timeout_ms, server, nonce }
+        };
+        let txn = Txn { session, attach: Zxid::ZERO, n: 0, answered_through: 0, ids, command };
+        node.core.push(CoreEvent::Submit(vec![(Key::Handshake { session, nonce }, txn.encode())]));
+        // The entry may take as long as an election; after the session timeout nobody waits for it any more.
+        let patience = Duration::from_millis(timeout_ms.max(1) as u64);
+        let outcome = timeout(patience, async {
+            loop {
+                if lane.handshake().is_some() || lane.is_closed() {
+                    break;
+                }
+                signals.outgoing.notified().await;
+            }
+        })
+        .await;
+        if outcome.is_err() {
+            return Err(ConnectRefused::NotServing);
+        }
+        drop(joining);
+        match lane.handshake() {
+            None => Err(ConnectRefused::NotServing),
+            Some(Handshake::Attached { attach, timeout_ms, last_n }) => {
+                Ok(Ok(Attached { lane, signals, attach, timeout_ms, last_n }))
+            }
+            Some(refused) => Ok(Err(refused)),
+        }
+    }
+
+    fn connection(&self, attached: Attached, session: SessionId, key: &[u8]) -> Connection {
+        let node = self.node.clone();
+        node.stats.connected();
+        let Attached { lane, signals, attach, timeout_ms, last_n } = attached;
+        let connected = Connected {
+            session,
+            password: password::of(key, session),
+            timeout_ms,
+            attach,
+            last_n,
+            server: node.options.server,
+        };
+        Connection { node, connected, lane, signals, last_n: AtomicU64::new(0), touched_ms: AtomicU64::new(0) }
+    }
+}
+
+struct Attached {
+    lane: Arc<Lane>,
+    signals: Arc<Signals>,
+    attach: Zxid,
+    timeout_ms: i32,
+    last_n: u64,
 }
 
 impl Connection {
@@ -82,13 +264,127 @@ impl Connection {
     /// [`Outgoing::Reply`]). Waits while too much is outstanding: that is the back-pressure on the socket. Every request
     /// is answered exactly once, in order, unless the connection ends first. Any frame from the client touches the
     /// session.
-    pub async fn submit(&self, _requests: Vec<(u64, ClientRequest)>) {
-        unimplemented!()
+    ///
+    /// Cancelled before it returns, it has taken all of the requests or none.
+    pub async fn submit(&self, requests: Vec<(u64, ClientRequest)>) {
+        self.touch();
+        while !self.lane.is_closed()
+            && (self.lane.waiting() >= OUTSTANDING_PER_CONNECTION || self.node.is_overloaded())
+        {
+            // Overload ends without a signal of this connection; look again after a moment.
+            let _ = timeout(Duration::from_millis(5), self.signals.room.notified()).await;
+        }
+        if self.lane.is_closed() {
+            return;
+        }
+        let mut writes = Vec::new();
+        let mut read_point = None;
+        for (cookie, request) in requests {
+            self.enqueue(cookie, request, &mut writes, &mut read_point);
+        }
+        if let Some(tag) = read_point {
+            self.node.core.push(CoreEvent::ReadIndex { tag });
+        }
+        if !writes.is_empty() {
+            self.node.core.push(CoreEvent::Submit(writes));
+        }
+        self.signals.outgoing.notify_one();
+    }
+
+    fn enqueue(
+        &self,
+        cookie: u64,
+        request: ClientRequest,
+        writes: &mut Vec<(Key, bytes::Bytes)>,
+        read_point: &mut Option<u64>,
+    ) {
+        let local = Consistency::Local;
+        let (step, consistency) = match request {
+            ClientRequest::Write { op, n, answered_through } => {
+                let n = self.number(n);
+                writes.push(self.txn(n, answered_through, Command::Write(op)));
+                (Step::Write { n }, local)
+            }
+            ClientRequest::CloseSession { n } => {
+                let n = self.number(n);
+                writes.push(self.txn(n, 0, Command::CloseSession { expired: false }));
+                (Step::Write { n }, local)
+            }
+            ClientRequest::Read { op, watch, consistency } => (Step::Read { op, watch }, consistency),
+            ClientRequest::Sync => (Step::Answer(Ok(Answer::Done)), Consistency::Linearizable),
+            ClientRequest::AddWatch { path, kind } => (Step::AddWatch { path, kind }, local),
+            ClientRequest::RemoveWatches { path, kind } => (Step::Watches { path, kind, remove: true }, local),
+            ClientRequest::CheckWatches { path, kind } => (Step::Watches { path, kind, remove: false }, local),
+            ClientRequest::SetWatches(watches) => (Step::SetWatches(watches), local),
+            ClientRequest::AddAuth { scheme, auth } => (Step::Answer(self.add_auth(&scheme, &auth)), local),
+            ClientRequest::WhoAmI => (Step::Answer(Ok(Answer::Ids(self.lane.ids().as_ref().clone()))), local),
+            ClientRequest::Ping => (Step::Answer(Ok(Answer::Done)), local),
+            ClientRequest::Refuse(error) => (Step::Answer(Err(error)), local),
+        };
+        let tag = (consistency == Consistency::Linearizable)
+            .then(|| *read_point.get_or_insert_with(|| self.node.new_read_point(&self.lane)));
+        self.lane.push(cookie, step, consistency, tag);
+    }
+
+    fn number(&self, given: Option<u64>) -> u64 {
+        given.unwrap_or_else(|| self.last_n.fetch_add(1, Ordering::Relaxed) + 1)
+    }
+
+    fn txn(&self, n: u64, answered_through: u64, command: Command) -> (Key, bytes::Bytes) {
+        let (session, attach) = (self.connected.session, self.connected.attach);
+        let ids = self.lane.ids().as_ref().clone();
+        let txn = Txn { session, attach, n, answered_through, ids, command };
+        (Key::Request { session, attach, n }, txn.encode())
+    }
+
+    /// Proofs that name somebody add to the connection; `ip` succeeds and adds nothing (wire 6.4).
+    fn add_auth(&self, scheme: &str, auth: &[u8]) -> Result<Answer, ErrorCode> {
+        match scheme {
+            "digest" | "super" => {
+                self.lane.add_ids(digest::identities(auth, self.node.options.super_digest.as_deref()));
+                Ok(Answer::Done)
+            }
+            "ip" => Ok(Answer::Done),
+            _ => {
+                self.node.stats.auth_failed();
+                Err(ErrorCode::AuthFailed)
+            }
+        }
+    }
+
+    fn touch(&self) {
+        let now = self.node.clock.now().mono_ms;
+        let last = self.touched_ms.load(Ordering::Relaxed);
+        if last == 0 || now >= last + self.node.options.touch_interval_ms {
+            self.touched_ms.store(now.max(1), Ordering::Relaxed);
+            self.node.touched.lock().push(self.connected.session);
+        }
     }
 
     /// Waits until there is something to send, and appends it to `out` in order. Cancel safe. After
     /// [`Outgoing::Close`] nothing follows.
-    pub async fn outgoing(&self, _out: &mut Vec<Outgoing>) {
-        unimplemented!()
+    pub async fn outgoing(&self, out: &mut Vec<Outgoing>) {
+        loop {
+            self.node.shared.advance(&self.lane);
+            if self.lane.take_outgoing(out) {
+                self.signals.room.notify_one();
+                // What the full queue held back is in front again.
+                self.signals.outgoing.notify_one();
+                return;
+            }
+            self.signals.outgoing.notified().await;
+        }
+    }
+
+    /// Ends the connection from this side, after what is queued.
+    pub fn close(&self, reason: CloseReason) {
+        self.lane.close(reason);
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.node.shared.detach(&self.lane);
+        self.node.stats.disconnected();
     }
 }
