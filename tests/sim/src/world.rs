@@ -867,14 +867,12 @@ impl World {
     // ---- streams ----
 
     fn send(&mut self, at: ProcessRef, peer: ServerId, link: u64, message: Message) -> Check {
-        let through_codec = self.rng.chance(self.options.codec_per_mille);
         let now = self.schedule.now();
         let process = self.process_mut(at).expect("the caller found it");
         let Some((_, stream, side)) = process.links.get(&peer).filter(|(l, _, _)| *l == link).copied() else {
             self.trace.reached("message for a stream that is gone");
             return Ok(());
         };
-        let message = if through_codec { crate::disk::through_codec(message)? } else { message };
         if let Some(due) = self.network.send(stream, side, message, now) {
             self.schedule.at(due, Event::Deliver(stream, 1 - side));
         }

@@ -1,5 +1,6 @@
 //! I10 ack honesty: what a server says is durable, is.
 
+use corral_core::zab::io::Position;
 use corral_core::zab::message::{Message, VoterState};
 use corral_proto::ServerId;
 
@@ -26,8 +27,10 @@ pub(super) fn on_send(ghost: &Ghost, server: ServerId, message: &Message) -> Che
                 truth.disk.base(),
                 truth.disk.end()
             );
+            // The base may or may not be a row of its own.
+            let rows = |table: &[Position]| table.iter().copied().filter(|p| p.zxid > base.zxid).collect::<Vec<_>>();
             ensure!(
-                *epochs == truth.disk.epochs(),
+                rows(epochs) == rows(&truth.disk.epochs()),
                 "I10 ack honesty",
                 "{server:?} reports epochs {epochs:?}; on disk they are {:?}",
                 truth.disk.epochs()
