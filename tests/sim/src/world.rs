@@ -15,6 +15,7 @@ use corral_core::tree::read;
 use corral_core::zab::io::{
     Entry, Input, LogOp, Membership, Output, Phase, Position, Role, SnapshotMeta, Status,
 };
+use corral_core::zab::codec;
 use corral_core::zab::message::{Message, SyncPlan};
 use corral_proto::{ServerId, Zxid};
 
@@ -325,7 +326,10 @@ impl World {
             Event::Start(id) => self.start(id),
             Event::Fault(fault) => self.strike(fault),
             Event::Heal(blocked) => {
-                self.heal(blocked);
+                // At the end of the faults everything was healed at once.
+                if self.stage == Stage::Safety {
+                    self.heal(blocked);
+                }
                 Ok(())
             }
             Event::ClientActs(index) => self.client_acts(index),
@@ -868,6 +872,7 @@ impl World {
 
     fn send(&mut self, at: ProcessRef, peer: ServerId, link: u64, message: Message) -> Check {
         let now = self.schedule.now();
+        let message = if self.rng.chance(self.options.codec_per_mille) { through_codec(message)? } else { message };
         let process = self.process_mut(at).expect("the caller found it");
         let Some((_, stream, side)) = process.links.get(&peer).filter(|(l, _, _)| *l == link).copied() else {
             self.trace.reached("message for a stream that is gone");
@@ -1156,6 +1161,16 @@ impl Event {
             Event::Probe => [23, 0],
         }
     }
+}
+
+/// What a message is after it was made bytes and read back.
+fn through_codec(message: Message) -> Result<Message, Violation> {
+    let frame = codec::encode_frame(std::slice::from_ref(&message));
+    let read = codec::decode_frame(&frame);
+    if read.as_deref() == Ok(std::slice::from_ref(&message)) {
+        return Ok(message);
+    }
+    Err(Violation { invariant: "the codec changes nothing", text: format!("{message:?} became {read:?}") })
 }
 
 /// A log operation in a line of the trace.
