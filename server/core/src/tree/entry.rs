@@ -198,18 +198,254 @@ impl Txn {
     /// # Errors
     /// [`EntryDecodeError`] says what is wrong.
     pub fn decode(payload: &Bytes) -> Result<Txn, EntryDecodeError> {
-        codec::decode(payload)
+        codec::decode(payload).map_err(|undecodable| undecodable.error)
     }
 }
 
-mod codec {
-    use super::{Bytes, EntryDecodeError, Txn};
-
-    pub(super) fn encode(_txn: &Txn) -> Bytes {
-        unimplemented!()
+impl Settings {
+    /// The bytes of the row, and of [`Command::Settings`] in an entry.
+    pub fn encode(&self) -> Bytes {
+        codec::encode_settings(self)
     }
 
-    pub(super) fn decode(_payload: &Bytes) -> Result<Txn, EntryDecodeError> {
-        unimplemented!()
+    /// Reads the bytes back.
+    ///
+    /// # Errors
+    /// [`EntryDecodeError`] for bytes of another version, or none.
+    pub fn decode(bytes: &[u8]) -> Result<Settings, EntryDecodeError> {
+        codec::decode_settings(bytes).ok_or_else(|| EntryDecodeError("settings are malformed".to_owned()))
+    }
+}
+
+/// A payload that is no transaction, and the place in its session if that much could be read: so its client gets an
+/// answer, and its next write is not out of order.
+#[derive(Debug)]
+pub(crate) struct Undecodable {
+    pub(crate) error: EntryDecodeError,
+    pub(crate) place: Option<Place>,
+}
+
+/// Where a transaction stands in its session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Place {
+    pub(crate) session: SessionId,
+    pub(crate) attach: Zxid,
+    pub(crate) n: u64,
+    pub(crate) answered_through: u64,
+}
+
+impl Txn {
+    pub(crate) fn place(&self) -> Place {
+        Place { session: self.session, attach: self.attach, n: self.n, answered_through: self.answered_through }
+    }
+}
+
+/// Reads a payload, and of a bad one what can be read.
+pub(crate) fn decode_or_place(payload: &Bytes) -> Result<Txn, Undecodable> {
+    codec::decode(payload)
+}
+
+mod codec {
+    use bytes::{BufMut, Bytes};
+    use corral_proto::pb::txn as pb;
+    use corral_proto::{Acl, CreateMode, Id, ServerId, SessionId, Zxid};
+    use prost::Message;
+
+    use super::{Command, EntryDecodeError, Place, Settings, Txn, Undecodable};
+    use crate::tree::op::{Create, MultiOp, WriteOp};
+    use crate::tree::record::{Reader, VERSION};
+
+    pub(super) fn encode(txn: &Txn) -> Bytes {
+        use pb::txn::Command as C;
+        let command = match &txn.command {
+            Command::Write(WriteOp::Create(op)) => C::Create(create(op)),
+            Command::Write(WriteOp::Delete { path, version }) => C::Delete(delete(path, *version)),
+            Command::Write(WriteOp::SetData { path, data, version }) => C::SetData(set_data(path, data, *version)),
+            Command::Write(WriteOp::SetAcl { path, acl, version }) => {
+                C::SetAcl(pb::SetAcl { path: path.clone(), acl: acl.as_deref().map(acl_list), version: *version })
+            }
+            Command::Write(WriteOp::Multi(ops)) => C::Multi(pb::Multi { ops: ops.iter().map(multi_op).collect() }),
+            Command::CreateSession { timeout_ms, server, nonce, keeps_results } => {
+                C::CreateSession(pb::CreateSession {
+                    timeout_ms: *timeout_ms,
+                    server: server.0,
+                    nonce: *nonce,
+                    keeps_results: *keeps_results,
+                })
+            }
+            Command::Attach { timeout_ms, server, nonce } => {
+                C::AttachSession(pb::Attach { timeout_ms: *timeout_ms, server: server.0, nonce: *nonce })
+            }
+            Command::CloseSession { expired } => C::CloseSession(pb::CloseSession { expired: *expired }),
+            Command::Reap { path, czxid } => C::Reap(pb::Reap { path: path.clone(), czxid: czxid.0 }),
+            Command::Settings(settings) => C::Settings(pb::Settings { body: encode_settings(settings) }),
+        };
+        let message = pb::Txn {
+            session: txn.session.0,
+            attach: txn.attach.0,
+            n: txn.n,
+            answered_through: txn.answered_through,
+            ids: txn.ids.iter().map(id).collect(),
+            command: Some(command),
+        };
+        Bytes::from(message.encode_to_vec())
+    }
+
+    fn id(id: &Id) -> pb::Id {
+        pb::Id { scheme: id.scheme.clone(), id: id.id.clone() }
+    }
+
+    fn acl_list(list: &[Acl]) -> pb::AclList {
+        pb::AclList { acl: list.iter().map(|acl| pb::Acl { perms: acl.perms, id: Some(id(&acl.id)) }).collect() }
+    }
+
+    fn some_data(data: &Option<Bytes>) -> Option<pb::Data> {
+        data.as_ref().map(|bytes| pb::Data { bytes: bytes.clone() })
+    }
+
+    fn create(op: &Create) -> pb::Create {
+        pb::Create {
+            path: op.path.clone(),
+            data: some_data(&op.data),
+            acl: op.acl.as_deref().map(acl_list),
+            mode: op.mode.flags(),
+            ttl_ms: op.ttl_ms,
+        }
+    }
+
+    fn delete(path: &str, version: i32) -> pb::Delete {
+        pb::Delete { path: path.to_owned(), version }
+    }
+
+    fn set_data(path: &str, data: &Option<Bytes>, version: i32) -> pb::SetData {
+        pb::SetData { path: path.to_owned(), data: some_data(data), version }
+    }
+
+    fn multi_op(op: &MultiOp) -> pb::MultiOp {
+        use pb::multi_op::Op;
+        let op = match op {
+            MultiOp::Create(op) => Op::Create(create(op)),
+            MultiOp::Delete { path, version } => Op::Delete(delete(path, *version)),
+            MultiOp::SetData { path, data, version } => Op::SetData(set_data(path, data, *version)),
+            MultiOp::Check { path, version } => Op::Check(pb::Check { path: path.clone(), version: *version }),
+        };
+        pb::MultiOp { op: Some(op) }
+    }
+
+    pub(super) fn decode(payload: &Bytes) -> Result<Txn, Undecodable> {
+        let message = pb::Txn::decode(payload.clone())
+            .map_err(|error| Undecodable { error: EntryDecodeError(error.to_string()), place: None })?;
+        let place = Place {
+            session: SessionId(message.session),
+            attach: Zxid(message.attach),
+            n: message.n,
+            answered_through: message.answered_through,
+        };
+        let command = message
+            .command
+            .ok_or_else(|| EntryDecodeError("no command".to_owned()))
+            .and_then(read_command)
+            .map_err(|error| Undecodable { error, place: Some(place) })?;
+        Ok(Txn {
+            session: place.session,
+            attach: place.attach,
+            n: place.n,
+            answered_through: place.answered_through,
+            ids: message.ids.into_iter().map(read_id).collect(),
+            command,
+        })
+    }
+
+    fn read_command(command: pb::txn::Command) -> Result<Command, EntryDecodeError> {
+        use pb::txn::Command as C;
+        Ok(match command {
+            C::Create(op) => Command::Write(WriteOp::Create(read_create(op)?)),
+            C::Delete(op) => Command::Write(WriteOp::Delete { path: op.path, version: op.version }),
+            C::SetData(op) => {
+                Command::Write(WriteOp::SetData { path: op.path, data: read_data(op.data), version: op.version })
+            }
+            C::SetAcl(op) => {
+                Command::Write(WriteOp::SetAcl { path: op.path, acl: read_acl(op.acl), version: op.version })
+            }
+            C::Multi(multi) => {
+                let ops: Result<Vec<MultiOp>, EntryDecodeError> = multi.ops.into_iter().map(read_multi_op).collect();
+                Command::Write(WriteOp::Multi(ops?))
+            }
+            C::CreateSession(op) => Command::CreateSession {
+                timeout_ms: op.timeout_ms,
+                server: ServerId(op.server),
+                nonce: op.nonce,
+                keeps_results: op.keeps_results,
+            },
+            C::AttachSession(op) => {
+                Command::Attach { timeout_ms: op.timeout_ms, server: ServerId(op.server), nonce: op.nonce }
+            }
+            C::CloseSession(op) => Command::CloseSession { expired: op.expired },
+            C::Reap(op) => Command::Reap { path: op.path, czxid: Zxid(op.czxid) },
+            C::Settings(op) => Command::Settings(Settings::decode(&op.body)?),
+        })
+    }
+
+    fn read_id(id: pb::Id) -> Id {
+        Id { scheme: id.scheme, id: id.id }
+    }
+
+    fn read_acl(list: Option<pb::AclList>) -> Option<Vec<Acl>> {
+        let read = |acl: pb::Acl| Acl { perms: acl.perms, id: acl.id.map(read_id).unwrap_or_default() };
+        list.map(|list| list.acl.into_iter().map(read).collect())
+    }
+
+    fn read_data(data: Option<pb::Data>) -> Option<Bytes> {
+        data.map(|data| data.bytes)
+    }
+
+    fn read_create(op: pb::Create) -> Result<Create, EntryDecodeError> {
+        let mode = CreateMode::from_flags(op.mode)
+            .ok_or_else(|| EntryDecodeError(format!("create mode {} is unknown", op.mode)))?;
+        Ok(Create { path: op.path, data: read_data(op.data), acl: read_acl(op.acl), mode, ttl_ms: op.ttl_ms })
+    }
+
+    fn read_multi_op(op: pb::MultiOp) -> Result<MultiOp, EntryDecodeError> {
+        use pb::multi_op::Op;
+        Ok(match op.op.ok_or_else(|| EntryDecodeError("operation of a multi is unknown".to_owned()))? {
+            Op::Create(op) => MultiOp::Create(read_create(op)?),
+            Op::Delete(op) => MultiOp::Delete { path: op.path, version: op.version },
+            Op::SetData(op) => MultiOp::SetData { path: op.path, data: read_data(op.data), version: op.version },
+            Op::Check(op) => MultiOp::Check { path: op.path, version: op.version },
+        })
+    }
+
+    pub(super) fn encode_settings(settings: &Settings) -> Bytes {
+        let mut out = Vec::with_capacity(26 + settings.password_key.len() + settings.config_text.len());
+        out.put_u8(VERSION);
+        out.put_u8(u8::from(settings.skip_acl));
+        out.put_u32_le(settings.ephemerals_per_session);
+        out.put_i64_le(settings.container_never_used_ms);
+        out.put_u32_le(settings.feature_level);
+        for bytes in [&settings.password_key[..], settings.config_text.as_bytes()] {
+            out.put_u32_le(bytes.len() as u32);
+            out.extend_from_slice(bytes);
+        }
+        Bytes::from(out)
+    }
+
+    pub(super) fn decode_settings(bytes: &[u8]) -> Option<Settings> {
+        let mut from = Reader::versioned(bytes)?;
+        let skip_acl = from.u8()? != 0;
+        let ephemerals_per_session = from.u32()?;
+        let container_never_used_ms = from.i64()?;
+        let feature_level = from.u32()?;
+        let len = from.u32()? as usize;
+        let password_key = from.bytes(len)?.to_vec();
+        let len = from.u32()? as usize;
+        let config_text = str::from_utf8(from.bytes(len)?).ok()?.to_owned();
+        from.end(Settings {
+            skip_acl,
+            container_never_used_ms,
+            ephemerals_per_session,
+            password_key,
+            config_text,
+            feature_level,
+        })
     }
 }

@@ -9,6 +9,7 @@
 //! Views do not fail: a store whose disk fails ends the process (P28).
 
 pub mod acl;
+pub mod audit;
 pub mod entry;
 pub mod execute;
 pub mod key;
@@ -17,6 +18,9 @@ pub mod op;
 pub mod overlay;
 pub mod read;
 pub mod record;
+
+#[cfg(test)]
+mod tests;
 
 use bytes::Bytes;
 

@@ -1,0 +1,475 @@
+//! The tree as one would write it on a napkin: a map from paths to znodes, rules straight from wire 3.2 and P29-P32.
+//! Shares no code with execution but the types that both speak of.
+
+use std::collections::BTreeMap;
+
+use corral_proto::{Acl, CreateMode, ErrorCode, EventKind, Id, Stat, perms};
+
+use crate::tree::entry::{Command, Settings, Txn, Verdict};
+use crate::tree::op::{Answer, Create, MultiOp, WriteOp};
+
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum Kind {
+    Persistent,
+    Ephemeral(i64),
+    Container,
+    Ttl(i64),
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct Node {
+    pub(super) data: Option<Vec<u8>>,
+    pub(super) acl: Vec<Acl>,
+    pub(super) kind: Kind,
+    pub(super) czxid: i64,
+    pub(super) mzxid: i64,
+    pub(super) pzxid: i64,
+    pub(super) ctime: i64,
+    pub(super) mtime: i64,
+    pub(super) version: i32,
+    pub(super) aversion: i32,
+    pub(super) created: i64,
+    pub(super) deleted: i64,
+    /// What the built-in znodes get wrong: their first children were never created.
+    pub(super) cversion_error: i64,
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct Session {
+    pub(super) created_at: u64,
+    pub(super) created_nonce: u64,
+    pub(super) attach: u64,
+    pub(super) nonce: u64,
+    pub(super) server: u64,
+    pub(super) timeout_ms: i32,
+    pub(super) grpc: bool,
+    pub(super) last_n: u64,
+    pub(super) results: BTreeMap<u64, (u64, Result<Answer, ErrorCode>)>,
+}
+
+/// An event: kind, path, the znode's list, the parent's list (for creations and deletions).
+pub(super) type Event = (EventKind, String, Vec<Acl>, Option<Vec<Acl>>);
+
+#[derive(Clone, Debug)]
+pub(super) struct Model {
+    pub(super) nodes: BTreeMap<String, Node>,
+    pub(super) sessions: BTreeMap<i64, Session>,
+    pub(super) settings: Settings,
+    pub(super) events: Vec<Event>,
+    zxid: u64,
+    stamp: i64,
+}
+
+fn parent_of(path: &str) -> String {
+    let (parent, _) = path.rsplit_once('/').unwrap();
+    if parent.is_empty() { "/".to_owned() } else { parent.to_owned() }
+}
+
+fn valid_path(path: &str) -> bool {
+    let bad = |c: char| {
+        let c = c as u32;
+        c <= 0x1f || (0x7f..=0x9f).contains(&c) || (0xd800..=0xf8ff).contains(&c) || c >= 0xfff0
+    };
+    path == "/"
+        || path.starts_with('/')
+            && !path.ends_with('/')
+            && !path.chars().any(bad)
+            && path.split('/').skip(1).all(|name| !["", ".", ".."].contains(&name))
+}
+
+impl Model {
+    pub(super) fn new() -> Model {
+        let node = |acl: Vec<Acl>, aversion, cversion_error| Node {
+            data: Some(vec![]),
+            acl,
+            kind: Kind::Persistent,
+            czxid: 0,
+            mzxid: 0,
+            pzxid: 0,
+            ctime: 0,
+            mtime: 0,
+            version: 0,
+            aversion,
+            created: 0,
+            deleted: 0,
+            cversion_error,
+        };
+        let nodes = BTreeMap::from([
+            ("/".to_owned(), node(Acl::open(), 0, -1)),
+            ("/zookeeper".to_owned(), node(Acl::open(), 0, -2)),
+            ("/zookeeper/quota".to_owned(), node(Acl::open(), 0, 0)),
+            ("/zookeeper/config".to_owned(), node(Acl::read_only(), -1, 0)),
+        ]);
+        Model { nodes, sessions: BTreeMap::new(), settings: Settings::default(), events: vec![], zxid: 0, stamp: 0 }
+    }
+
+    pub(super) fn children(&self, path: &str) -> Vec<String> {
+        let child = |other: &&String| *other != "/" && parent_of(other) == path;
+        self.nodes.keys().filter(child).map(|child| child.rsplit_once('/').unwrap().1.to_owned()).collect()
+    }
+
+    pub(super) fn stat(&self, path: &str) -> Stat {
+        let node = &self.nodes[path];
+        Stat {
+            czxid: node.czxid,
+            mzxid: node.mzxid,
+            ctime: node.ctime,
+            mtime: node.mtime,
+            version: node.version,
+            cversion: (node.created + node.deleted + node.cversion_error) as i32,
+            aversion: node.aversion,
+            ephemeral_owner: if let Kind::Ephemeral(owner) = node.kind { owner } else { 0 },
+            data_length: node.data.as_ref().map_or(0, Vec::len) as i32,
+            num_children: self.children(path).len() as i32,
+            pzxid: node.pzxid,
+        }
+    }
+
+    pub(super) fn allowed(&self, acl: &[Acl], bits: i32, ids: &[Id]) -> bool {
+        let is_for = |line: &Acl, id: &Id| match line.id.scheme.as_str() {
+            // The only networks that the tests use are 10.0.0.0/8 and single addresses.
+            "ip" if line.id.id == "10.0.0.0/8" => id.scheme == "ip" && id.id.starts_with("10."),
+            _ => line.id == *id,
+        };
+        self.settings.skip_acl
+            || ids.iter().any(|id| id.scheme == "super")
+            || acl.iter().any(|line| {
+                line.perms & bits != 0 && (line.id.scheme == "world" || ids.iter().any(|id| is_for(line, id)))
+            })
+    }
+
+    fn fix_acl(acl: &Option<Vec<Acl>>, ids: &[Id]) -> Result<Vec<Acl>, ErrorCode> {
+        let mut fixed: Vec<Acl> = vec![];
+        let mut seen: Vec<&Acl> = vec![];
+        for line in acl.iter().flatten() {
+            if seen.contains(&line) {
+                continue;
+            }
+            seen.push(line);
+            let lines: Vec<Acl> = match (line.id.scheme.as_str(), line.id.id.as_str()) {
+                ("auth", _) => ids
+                    .iter()
+                    .filter(|id| ["digest", "sasl", "x509"].contains(&id.scheme.as_str()))
+                    .map(|id| Acl { perms: line.perms, id: id.clone() })
+                    .collect(),
+                ("world", "anyone") | ("digest", "a:1") | ("ip", "10.0.0.0/8" | "10.0.0.1") => vec![line.clone()],
+                _ => vec![],
+            };
+            if lines.is_empty() {
+                return Err(ErrorCode::InvalidAcl);
+            }
+            fixed.extend(lines);
+        }
+        if fixed.is_empty() { Err(ErrorCode::InvalidAcl) } else { Ok(fixed) }
+    }
+
+    pub(super) fn run(&mut self, txn: &Txn, zxid: u64, stamp: i64) -> Verdict {
+        self.zxid = zxid;
+        self.stamp = stamp;
+        self.events.clear();
+        let session = txn.session.0;
+        match &txn.command {
+            Command::Write(op) => {
+                if session == 0 {
+                    return Verdict::Executed(self.write(op, 0, &txn.ids));
+                }
+                if let Err(verdict) = self.turn(txn) {
+                    return verdict;
+                }
+                let result = self.write(op, session, &txn.ids);
+                let row = self.sessions.get_mut(&session).unwrap();
+                row.last_n = txn.n;
+                if row.grpc {
+                    row.results.retain(|n, _| *n > txn.answered_through);
+                    row.results.insert(txn.n, (zxid, result.clone()));
+                    while row.results.len() > 1024 {
+                        row.results.pop_first();
+                    }
+                }
+                Verdict::Executed(result)
+            }
+            Command::CreateSession { timeout_ms, server, nonce, keeps_results } => {
+                if session <= 0 {
+                    return Verdict::IdTaken;
+                }
+                if let Some(row) = self.sessions.get(&session) {
+                    return if row.created_nonce != *nonce {
+                        Verdict::IdTaken
+                    } else if row.attach != row.created_at {
+                        Verdict::Moved
+                    } else {
+                        Verdict::Attached { timeout_ms: row.timeout_ms, last_n: row.last_n }
+                    };
+                }
+                let row = Session {
+                    created_at: zxid,
+                    created_nonce: *nonce,
+                    attach: zxid,
+                    nonce: *nonce,
+                    server: server.0,
+                    timeout_ms: *timeout_ms,
+                    grpc: *keeps_results,
+                    last_n: 0,
+                    results: BTreeMap::new(),
+                };
+                self.sessions.insert(session, row);
+                Verdict::Attached { timeout_ms: *timeout_ms, last_n: 0 }
+            }
+            Command::Attach { timeout_ms, server, nonce } => {
+                let Some(row) = self.sessions.get_mut(&session) else { return Verdict::Expired };
+                if row.nonce != *nonce || row.server != server.0 {
+                    row.nonce = *nonce;
+                    row.server = server.0;
+                    row.timeout_ms = *timeout_ms;
+                    row.attach = zxid;
+                    if !row.grpc {
+                        row.last_n = 0;
+                    }
+                }
+                Verdict::Attached { timeout_ms: row.timeout_ms, last_n: row.last_n }
+            }
+            Command::CloseSession { expired: true } => {
+                if self.sessions.get(&session).is_some_and(|row| row.attach == txn.attach.0) {
+                    self.end(session);
+                }
+                Verdict::Internal
+            }
+            Command::CloseSession { expired: false } => {
+                if self.sessions.contains_key(&session) {
+                    if let Err(verdict) = self.turn(txn) {
+                        return verdict;
+                    }
+                    self.end(session);
+                }
+                Verdict::Executed(Ok(Answer::Done))
+            }
+            Command::Reap { path, czxid } => {
+                if let Some(node) = self.nodes.get(path) {
+                    let age = stamp - node.mtime;
+                    let never = self.settings.container_never_used_ms;
+                    let due = match node.kind {
+                        Kind::Container => node.created > 0 || never > 0 && age > never,
+                        Kind::Ttl(ttl) => age > ttl,
+                        _ => false,
+                    };
+                    if due && node.czxid as u64 == czxid.0 && self.children(path).is_empty() {
+                        self.remove(path);
+                    }
+                }
+                Verdict::Internal
+            }
+            Command::Settings(settings) => {
+                if settings.config_text != self.settings.config_text {
+                    let mut text = settings.config_text.clone();
+                    if !text.is_empty() {
+                        text += &format!("\nversion={zxid:x}");
+                    }
+                    let node = self.nodes.get_mut("/zookeeper/config").unwrap();
+                    node.data = Some(text.into_bytes());
+                    node.version = -1;
+                    node.mzxid = zxid as i64;
+                    node.mtime = stamp;
+                    let acl = node.acl.clone();
+                    self.events.push((EventKind::NodeDataChanged, "/zookeeper/config".to_owned(), acl, None));
+                }
+                self.settings = settings.clone();
+                Verdict::Internal
+            }
+        }
+    }
+
+    fn turn(&self, txn: &Txn) -> Result<(), Verdict> {
+        let row = self.sessions.get(&txn.session.0).ok_or(Verdict::Expired)?;
+        if row.attach != txn.attach.0 {
+            return Err(Verdict::Moved);
+        }
+        if txn.n > row.last_n + 1 {
+            return Err(Verdict::OutOfOrder);
+        }
+        if txn.n < row.last_n + 1 {
+            return Err(match row.results.get(&txn.n) {
+                Some((zxid, result)) => {
+                    Verdict::Repeated { zxid: corral_proto::Zxid(*zxid), result: Some(result.clone()) }
+                }
+                None => Verdict::Repeated { zxid: corral_proto::Zxid::ZERO, result: None },
+            });
+        }
+        Ok(())
+    }
+
+    fn end(&mut self, session: i64) {
+        let owned = |(_, node): &(&String, &Node)| node.kind == Kind::Ephemeral(session);
+        let paths: Vec<String> = self.nodes.iter().filter(owned).map(|(path, _)| path.clone()).collect();
+        for path in paths {
+            self.remove(&path);
+        }
+        self.sessions.remove(&session);
+    }
+
+    fn remove(&mut self, path: &str) {
+        let gone = self.nodes.remove(path).unwrap();
+        let parent = self.nodes.get_mut(&parent_of(path)).unwrap();
+        parent.deleted += 1;
+        parent.pzxid = self.zxid as i64;
+        let parent_acl = Some(parent.acl.clone());
+        self.events.push((EventKind::NodeDeleted, path.to_owned(), gone.acl, parent_acl));
+    }
+
+    fn write(&mut self, op: &WriteOp, session: i64, ids: &[Id]) -> Result<Answer, ErrorCode> {
+        match op {
+            WriteOp::Create(op) => self.create(op, session, ids),
+            WriteOp::Delete { path, version } => self.delete(path, *version, ids),
+            WriteOp::SetData { path, data, version } => self.set(path, data.as_deref(), *version, ids),
+            WriteOp::SetAcl { path, acl, version } => {
+                if !valid_path(path) {
+                    return Err(ErrorCode::BadArguments);
+                }
+                let acl = Model::fix_acl(acl, ids)?;
+                let node = self.nodes.get(path).ok_or(ErrorCode::NoNode)?;
+                if !self.allowed(&node.acl, perms::ADMIN, ids) {
+                    return Err(ErrorCode::NoAuth);
+                }
+                if *version != -1 && *version != node.aversion {
+                    return Err(ErrorCode::BadVersion);
+                }
+                let node = self.nodes.get_mut(path).unwrap();
+                node.acl = acl;
+                node.aversion += 1;
+                Ok(Answer::Stat(self.stat(path)))
+            }
+            WriteOp::Multi(ops) => {
+                let before = self.clone();
+                let mut answers = vec![];
+                for (failed, op) in ops.iter().enumerate() {
+                    let result = match op {
+                        MultiOp::Create(op) => self.create(op, session, ids),
+                        MultiOp::Delete { path, version } => self.delete(path, *version, ids),
+                        MultiOp::SetData { path, data, version } => self.set(path, data.as_deref(), *version, ids),
+                        MultiOp::Check { path, version } => self.check(path, *version, ids),
+                    };
+                    match result {
+                        Ok(answer) => answers.push(answer),
+                        Err(error) => {
+                            *self = before;
+                            return Ok(Answer::MultiFailed { ops: ops.len(), failed, error });
+                        }
+                    }
+                }
+                Ok(Answer::Multi(answers))
+            }
+        }
+    }
+
+    fn create(&mut self, op: &Create, session: i64, ids: &[Id]) -> Result<Answer, ErrorCode> {
+        if op.mode.is_ttl() && (op.ttl_ms < 1 || op.ttl_ms > 0xff_ffff_ffff) {
+            return Err(ErrorCode::BadArguments);
+        }
+        if op.mode.is_ephemeral() && session == 0 {
+            return Err(ErrorCode::SessionExpired);
+        }
+        if !op.path.contains('/') || op.path.contains('\0') {
+            return Err(ErrorCode::BadArguments);
+        }
+        let acl = Model::fix_acl(&op.acl, ids)?;
+        let parent_path = parent_of(&op.path);
+        let parent = self.nodes.get(&parent_path).ok_or(ErrorCode::NoNode)?;
+        if !self.allowed(&parent.acl, perms::CREATE, ids) {
+            return Err(ErrorCode::NoAuth);
+        }
+        let mut path = op.path.clone();
+        if op.mode.is_sequential() {
+            path += &format!("{:010}", parent.created);
+        }
+        if !valid_path(&path) {
+            return Err(ErrorCode::BadArguments);
+        }
+        if self.nodes.contains_key(&path) {
+            return Err(ErrorCode::NodeExists);
+        }
+        if matches!(parent.kind, Kind::Ephemeral(_)) {
+            return Err(ErrorCode::NoChildrenForEphemerals);
+        }
+        let owned = self.nodes.values().filter(|node| node.kind == Kind::Ephemeral(session)).count();
+        if op.mode.is_ephemeral() && owned >= self.settings.ephemerals_per_session as usize {
+            return Err(ErrorCode::QuotaExceeded);
+        }
+        let parent = self.nodes.get_mut(&parent_path).unwrap();
+        parent.created += 1;
+        parent.pzxid = self.zxid as i64;
+        let parent_acl = Some(parent.acl.clone());
+        let zxid = self.zxid as i64;
+        let node = Node {
+            data: op.data.as_ref().map(|data| data.to_vec()),
+            acl: acl.clone(),
+            kind: match op.mode {
+                mode if mode.is_ephemeral() => Kind::Ephemeral(session),
+                mode if mode.is_ttl() => Kind::Ttl(op.ttl_ms),
+                CreateMode::Container => Kind::Container,
+                _ => Kind::Persistent,
+            },
+            czxid: zxid,
+            mzxid: zxid,
+            pzxid: zxid,
+            ctime: self.stamp,
+            mtime: self.stamp,
+            version: 0,
+            aversion: 0,
+            created: 0,
+            deleted: 0,
+            cversion_error: 0,
+        };
+        self.nodes.insert(path.clone(), node);
+        self.events.push((EventKind::NodeCreated, path.clone(), acl, parent_acl));
+        Ok(Answer::Created { stat: self.stat(&path), path })
+    }
+
+    fn delete(&mut self, path: &str, version: i32, ids: &[Id]) -> Result<Answer, ErrorCode> {
+        if !path.contains('/') || path.contains('\0') {
+            return Err(ErrorCode::BadArguments);
+        }
+        if ["/", "/zookeeper", "/zookeeper/quota", "/zookeeper/config"].contains(&path) {
+            return Err(ErrorCode::BadArguments);
+        }
+        let parent = self.nodes.get(&parent_of(path)).ok_or(ErrorCode::NoNode)?;
+        if !self.allowed(&parent.acl, perms::DELETE, ids) {
+            return Err(ErrorCode::NoAuth);
+        }
+        let node = self.nodes.get(path).ok_or(ErrorCode::NoNode)?;
+        if version != -1 && version != node.version {
+            return Err(ErrorCode::BadVersion);
+        }
+        if !self.children(path).is_empty() {
+            return Err(ErrorCode::NotEmpty);
+        }
+        self.remove(path);
+        Ok(Answer::Done)
+    }
+
+    fn check(&mut self, path: &str, version: i32, ids: &[Id]) -> Result<Answer, ErrorCode> {
+        self.at_version(path, version, perms::READ, ids)?;
+        Ok(Answer::Done)
+    }
+
+    fn at_version(&mut self, path: &str, version: i32, bits: i32, ids: &[Id]) -> Result<(), ErrorCode> {
+        if !valid_path(path) {
+            return Err(ErrorCode::BadArguments);
+        }
+        let node = self.nodes.get(path).ok_or(ErrorCode::NoNode)?;
+        if !self.allowed(&node.acl, bits, ids) {
+            return Err(ErrorCode::NoAuth);
+        }
+        if version != -1 && version != node.version { Err(ErrorCode::BadVersion) } else { Ok(()) }
+    }
+
+    fn set(&mut self, path: &str, data: Option<&[u8]>, version: i32, ids: &[Id]) -> Result<Answer, ErrorCode> {
+        self.at_version(path, version, perms::WRITE, ids)?;
+        let node = self.nodes.get_mut(path).unwrap();
+        node.data = data.map(<[u8]>::to_vec);
+        node.version += 1;
+        node.mzxid = self.zxid as i64;
+        node.mtime = self.stamp;
+        let acl = node.acl.clone();
+        self.events.push((EventKind::NodeDataChanged, path.to_owned(), acl, None));
+        Ok(Answer::Stat(self.stat(path)))
+    }
+}
