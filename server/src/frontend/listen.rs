@@ -1,0 +1,390 @@
+//! The client port: accepts connections, finds out what they speak, keeps their number in bounds.
+//!
+//! One port serves ZooKeeper clients, four-letter words and gRPC. The first four bytes tell them apart without doubt:
+//! a word and HTTP/2's preface are, read as the length of a frame, far above any limit. What was read to find out is
+//! handed on with the connection.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::{Buf, BytesMut};
+use futures::Stream;
+use parking_lot::Mutex;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep, timeout_at};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tonic::transport::server::{Connected, TcpConnectInfo};
+
+use super::Frontend;
+use super::wire::connection::{self, Door};
+use super::wire::four_letter::{self, ServerReport, Spoken, Whitelist, Word};
+use super::wire::stats::{FrontendStats, Registration};
+use super::wire::{End, WireOptions};
+
+/// First bytes of HTTP/2's connection preface.
+const HTTP2: &[u8; 4] = b"PRI ";
+
+/// gRPC connections that were accepted and not taken yet.
+const GRPC_WAITING_MAX: usize = 64;
+
+/// Connections the kernel completes before they are accepted, unless configured.
+const BACKLOG: u32 = 1024;
+
+/// Pause after an accept that failed for lack of something (file descriptors, memory): the listener stays readable, so
+/// trying again at once would only burn a processor.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Time for the last bytes of a four-letter word's answer, and for connections to end when the server stops.
+const GOODBYE: Duration = Duration::from_secs(1);
+
+/// Bounds and settings of the client ports.
+#[derive(Clone, Debug, Default)]
+pub struct ListenOptions {
+    /// Connections from one address; 0: no bound (`maxClientCnxns`).
+    pub connections_per_address_max: usize,
+    /// Connections in all; 0: no bound (`maxCnxns`).
+    pub connections_max: usize,
+    /// Of each ZooKeeper connection. Its handshake timeout counts for every protocol.
+    pub wire: WireOptions,
+    /// Which four-letter words are answered.
+    pub words: Whitelist,
+}
+
+/// What a word shows beside the traffic; asked each time.
+pub type Reporter = Arc<dyn Fn() -> ServerReport + Send + Sync>;
+
+/// Counts connections by address. One for all ports of a server.
+#[derive(Debug, Default)]
+struct Limits {
+    by_address: Mutex<(usize, BTreeMap<IpAddr, usize>)>,
+}
+
+/// A connection's place in the count; dropping it gives it back.
+#[derive(Debug)]
+struct Admitted {
+    limits: Arc<Limits>,
+    address: IpAddr,
+}
+
+impl Limits {
+    fn admit(self: &Arc<Limits>, address: IpAddr, options: &ListenOptions) -> Option<Admitted> {
+        let within = |count: usize, max: usize| max == 0 || count < max;
+        let mut counts = self.by_address.lock();
+        let (all, by_address) = &mut *counts;
+        let of_address = by_address.get(&address).copied().unwrap_or(0);
+        if !within(*all, options.connections_max) || !within(of_address, options.connections_per_address_max) {
+            return None;
+        }
+        *all += 1;
+        by_address.insert(address, of_address + 1);
+        Some(Admitted { limits: Arc::clone(self), address })
+    }
+}
+
+impl Drop for Admitted {
+    fn drop(&mut self) {
+        let mut counts = self.limits.by_address.lock();
+        let (all, by_address) = &mut *counts;
+        *all -= 1;
+        if let Some(count) = by_address.get_mut(&self.address) {
+            *count -= 1;
+            if *count == 0 {
+                by_address.remove(&self.address);
+            }
+        }
+    }
+}
+
+/// A connection of which some bytes were read already; they are read again first.
+#[derive(Debug)]
+pub struct PrefixedStream<S = TcpStream> {
+    prefix: BytesMut,
+    inner: S,
+    /// Held as long as the connection is.
+    _admitted: Option<Admitted>,
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for PrefixedStream<S> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, out: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if self.prefix.is_empty() {
+            return Pin::new(&mut self.inner).poll_read(cx, out);
+        }
+        let length = self.prefix.len().min(out.remaining());
+        out.put_slice(&self.prefix[..length]);
+        self.prefix.advance(length);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for PrefixedStream<S> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.inner).poll_write(cx, bytes)
+    }
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.inner).poll_write_vectored(cx, slices)
+    }
+    fn is_write_vectored(&self) -> bool {
+        self.inner.is_write_vectored()
+    }
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_flush(cx)
+    }
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_shutdown(cx)
+    }
+}
+
+impl Connected for PrefixedStream<TcpStream> {
+    type ConnectInfo = TcpConnectInfo;
+    fn connect_info(&self) -> TcpConnectInfo {
+        self.inner.connect_info()
+    }
+}
+
+/// Where gRPC connections come out: for `serve_with_incoming`.
+pub struct GrpcIncoming {
+    connections: mpsc::Receiver<PrefixedStream>,
+}
+
+impl Stream for GrpcIncoming {
+    type Item = io::Result<PrefixedStream>;
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        self.connections.poll_recv(cx).map(|connection| connection.map(Ok))
+    }
+}
+
+/// The client ports of a server.
+pub struct Listen {
+    inner: Arc<Inner<Frontend>>,
+}
+
+impl Listen {
+    /// Ports that hand sessions to `frontend`, and gRPC connections to the stream.
+    pub fn new(
+        frontend: Frontend,
+        options: ListenOptions,
+        stats: Arc<FrontendStats>,
+        reporter: Reporter,
+    ) -> (Listen, GrpcIncoming) {
+        let (inner, incoming) = Inner::new(frontend, options, stats, reporter);
+        (Listen { inner }, incoming)
+    }
+
+    /// Accepts on `listener` until `stop`, then gives open connections a moment to end. May run for several listeners
+    /// at once; the bounds count for all of them together.
+    pub async fn serve(&self, listener: TcpListener, stop: CancellationToken) {
+        Arc::clone(&self.inner).serve(listener, stop).await;
+    }
+}
+
+/// Opens a client port.
+///
+/// # Errors
+/// As the operating system's; a port in use says so.
+pub fn bind(address: SocketAddr, backlog: Option<u32>) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(backlog.unwrap_or(BACKLOG))
+}
+
+/// As [`Listen`], for any [`Door`].
+struct Inner<D> {
+    door: D,
+    options: ListenOptions,
+    stats: Arc<FrontendStats>,
+    reporter: Reporter,
+    grpc: mpsc::Sender<PrefixedStream>,
+    limits: Arc<Limits>,
+}
+
+impl<D: Door + 'static> Inner<D> {
+    fn new(
+        door: D,
+        options: ListenOptions,
+        stats: Arc<FrontendStats>,
+        reporter: Reporter,
+    ) -> (Arc<Inner<D>>, GrpcIncoming) {
+        let (grpc, connections) = mpsc::channel(GRPC_WAITING_MAX);
+        let limits = Arc::new(Limits::default());
+        (Arc::new(Inner { door, options, stats, reporter, grpc, limits }), GrpcIncoming { connections })
+    }
+
+    async fn serve(self: Arc<Self>, listener: TcpListener, stop: CancellationToken) {
+        let tasks = TaskTracker::new();
+        let mut failing = false;
+        loop {
+            let accepted = tokio::select! {
+                biased;
+                () = stop.cancelled() => break,
+                accepted = listener.accept() => accepted,
+            };
+            match accepted {
+                Ok((stream, remote)) => {
+                    failing = false;
+                    self.admit(stream, remote, &tasks, &stop);
+                }
+                Err(error) if concerns_one_connection(&error) => {
+                    tracing::debug!(%error, "connection lost before it was accepted");
+                }
+                Err(error) => {
+                    // One line for each time the trouble begins, not ten a second.
+                    if !std::mem::replace(&mut failing, true) {
+                        tracing::warn!(%error, "cannot accept connections, trying on");
+                    }
+                    tokio::select! {
+                        () = stop.cancelled() => break,
+                        () = sleep(ACCEPT_PAUSE) => {}
+                    }
+                }
+            }
+        }
+        drop(listener);
+        tasks.close();
+        let _ = tokio::time::timeout(GOODBYE, tasks.wait()).await;
+    }
+
+    fn admit(self: &Arc<Self>, stream: TcpStream, remote: SocketAddr, tasks: &TaskTracker, stop: &CancellationToken) {
+        let remote = SocketAddr::new(remote.ip().to_canonical(), remote.port());
+        let Some(admitted) = self.limits.admit(remote.ip(), &self.options) else {
+            self.stats.reject();
+            tracing::warn!(%remote, "too many connections");
+            return;
+        };
+        // Replies are written whole; waiting for more to send would only delay them. A failure shows on use.
+        let _ = stream.set_nodelay(true);
+        let inner = Arc::clone(self);
+        let stop = stop.clone();
+        tasks.spawn(async move {
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => {}
+                () = inner.connection(stream, remote, admitted) => {}
+            }
+        });
+    }
+
+    async fn connection(&self, mut stream: TcpStream, remote: SocketAddr, admitted: Admitted) {
+        let deadline = Instant::now() + self.options.wire.handshake_timeout;
+        let mut received = BytesMut::new();
+        let spoken = match timeout_at(deadline, sniff(&mut stream, &mut received)).await {
+            Ok(Ok(spoken)) => spoken,
+            Ok(Err(error)) => {
+                tracing::debug!(%remote, %error, "connection ended before it said anything");
+                return;
+            }
+            Err(_) => {
+                tracing::debug!(%remote, "connection said nothing in time");
+                return;
+            }
+        };
+        match spoken {
+            Protocol::Http2 => {
+                let stream = PrefixedStream { prefix: received, inner: stream, _admitted: Some(admitted) };
+                // Full when nobody takes them: then this one waits no longer than a handshake may.
+                if !matches!(timeout_at(deadline, self.grpc.send(stream)).await, Ok(Ok(()))) {
+                    tracing::warn!(%remote, "gRPC connection dropped: nobody takes it");
+                }
+            }
+            Protocol::Word(word) => {
+                let registration = self.stats.register(remote);
+                registration.count_received(1);
+                if let Err(error) = self.word(&mut stream, word, &registration).await {
+                    tracing::debug!(%remote, %error, "four-letter word not answered");
+                }
+            }
+            Protocol::ZooKeeper => {
+                let registration = self.stats.register(remote);
+                let (reader, writer) = stream.split();
+                let wire = &self.options.wire;
+                let end = connection::serve(reader, writer, received, remote, &self.door, wire, &registration).await;
+                match end {
+                    End::OutOfOrder { .. } => tracing::error!(%remote, %end, "connection ended"),
+                    _ => tracing::debug!(%remote, %end, "connection ended"),
+                }
+            }
+        }
+    }
+
+    async fn word(&self, stream: &mut TcpStream, spoken: Spoken, asking: &Registration) -> io::Result<()> {
+        let words = &self.options.words;
+        let mut report = (self.reporter)();
+        report.traffic = self.stats.report();
+        let text = four_letter::answer(spoken, words, &report);
+        if report.mode != four_letter::ServerMode::NotServing {
+            match spoken {
+                Spoken::Known(Word::Crst) if words.allows(Word::Crst) => self.stats.reset_connections(),
+                Spoken::Known(Word::Srst) if words.allows(Word::Srst) => self.stats.reset(),
+                _ => {}
+            }
+        }
+        tracing::debug!(?spoken, client = ?asking.remote(), "four-letter word");
+        let sending = async {
+            stream.write_all(text.as_bytes()).await?;
+            stream.shutdown().await?;
+            // A line end may follow the word. Unread, it would turn the close into a reset that loses the answer.
+            let mut scratch = [0; 64];
+            for _ in 0..16 {
+                if stream.read(&mut scratch).await? == 0 {
+                    break;
+                }
+            }
+            Ok(())
+        };
+        tokio::time::timeout(GOODBYE, sending).await.unwrap_or(Ok(()))
+    }
+}
+
+/// What a connection speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Protocol {
+    /// Frames; the first four bytes are the length of a connect request, or nothing known.
+    ZooKeeper,
+    /// A four-letter word.
+    Word(Spoken),
+    /// gRPC.
+    Http2,
+}
+
+impl Protocol {
+    fn of(first: &[u8; 4]) -> Protocol {
+        match Spoken::parse(first) {
+            Some(spoken) => Protocol::Word(spoken),
+            None if first == HTTP2 => Protocol::Http2,
+            None => Protocol::ZooKeeper,
+        }
+    }
+}
+
+/// Reads until the protocol is known. What was read stays in `received`.
+async fn sniff(stream: &mut (impl AsyncRead + Unpin), received: &mut BytesMut) -> io::Result<Protocol> {
+    loop {
+        if let Some(first) = received.first_chunk::<4>() {
+            return Ok(Protocol::of(first));
+        }
+        if stream.read_buf(received).await? == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+    }
+}
+
+/// Whether an accept failed because of the connection it was about, and not for lack of something.
+fn concerns_one_connection(error: &io::Error) -> bool {
+    use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset, Interrupted};
+    matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset | Interrupted)
+}
+
+#[cfg(test)]
+mod tests;
