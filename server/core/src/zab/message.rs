@@ -193,4 +193,11 @@ pub enum Message {
         /// The leader's epoch.
         epoch: u32,
     },
+    /// The receiver's tree differs from a majority's at this entry (P35): it must stop.
+    DigestMismatch {
+        /// The leader's epoch.
+        epoch: u32,
+        /// Where.
+        zxid: Zxid,
+    },
 }
