@@ -12,8 +12,9 @@ use corral_proto::Zxid;
 use tracing::{info, warn};
 
 use crate::mailbox::Mailbox;
-use crate::node::{CoreEvent, NodeShared, StateFolders, abort};
+use crate::node::{CoreEvent, NodeShared, abort};
 use crate::storage::rocks::RocksStore;
+use crate::storage::snapshot::StateFolders;
 
 /// Entries executed as one batch.
 const BATCH_ENTRIES_MAX: usize = 1_000;
@@ -42,25 +43,37 @@ pub(crate) enum ApplyCommand {
 }
 
 pub(crate) struct ApplyLoop {
-    pub(crate) node: Arc<NodeShared>,
-    pub(crate) apply: Apply<RocksStore>,
-    pub(crate) inbox: Mailbox<ApplyCommand>,
-    pub(crate) folders: Arc<StateFolders>,
-    pub(crate) flush_entries: u64,
-    pub(crate) flush_bytes: u64,
-    pub(crate) unflushed: Unflushed,
+    node: Arc<NodeShared>,
+    apply: Apply<RocksStore>,
+    inbox: Mailbox<ApplyCommand>,
+    folders: Arc<StateFolders>,
+    flush_entries: u64,
+    flush_bytes: u64,
+    unflushed: Unflushed,
     /// Snapshots that wait until the store contains enough.
-    pub(crate) wanted: Vec<(u64, Zxid)>,
+    wanted: Vec<(u64, Zxid)>,
 }
 
 /// What was written since the last flush began.
 #[derive(Default)]
-pub(crate) struct Unflushed {
+struct Unflushed {
     entries: u64,
     bytes: u64,
 }
 
 impl ApplyLoop {
+    pub(crate) fn new(
+        node: Arc<NodeShared>,
+        apply: Apply<RocksStore>,
+        inbox: Mailbox<ApplyCommand>,
+        folders: Arc<StateFolders>,
+        flush_entries: u64,
+        flush_bytes: u64,
+    ) -> ApplyLoop {
+        let unflushed = Unflushed::default();
+        ApplyLoop { node, apply, inbox, folders, flush_entries, flush_bytes, unflushed, wanted: Vec::new() }
+    }
+
     /// Runs until [`ApplyCommand::Stop`].
     pub(crate) fn run(mut self) {
         let mut commands = Vec::new();

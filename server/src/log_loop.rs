@@ -24,6 +24,9 @@ const IDLE: Duration = Duration::from_millis(100);
 /// Bytes appended after which the thread that prepares segments looks whether one is missing.
 const PREPARE_EVERY_BYTES: usize = 1 << 20;
 
+/// Log that is always kept.
+const RETENTION_MIN_BYTES: u64 = 16 << 20;
+
 /// For thread `log`.
 pub(crate) enum LogCommand {
     /// Make it durable; [`CoreEvent::LogDone`] follows.
@@ -65,6 +68,8 @@ pub(crate) struct LogLoop {
     pub(crate) gather: Duration,
     /// A sync that takes longer is a warning.
     pub(crate) slow: Duration,
+    /// Log kept for learners, as configured.
+    pub(crate) retention_bytes: u64,
 }
 
 impl LogLoop {
@@ -93,6 +98,7 @@ impl LogLoop {
                     }
                     LogCommand::Trim { upto } => {
                         self.write(&mut ops);
+                        self.log.set_retention(retention(self.retention_bytes, self.node.stats.store_bytes()));
                         if let Some(base) = self.or_abort(|log| log.trim(upto)) {
                             info!(base = %base.zxid, "dropped old segments of the log");
                             self.node.core.push(CoreEvent::LogTrimmed { base });
@@ -151,6 +157,11 @@ impl LogLoop {
             Err(error) => abort(&format!("the log failed: {error}")),
         }
     }
+}
+
+/// Keeping more log than half the state is a waste: the state is sent sooner than so much log. Within bounds.
+fn retention(configured: u64, store_bytes: u64) -> u64 {
+    configured.min(store_bytes / 2).max(RETENTION_MIN_BYTES)
 }
 
 /// Makes the next start an amnesiac one, and ends this process.

@@ -22,7 +22,7 @@ pub const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Settings that keep a test light: small segments, small caches, a short liveness bound.
 const LIGHT: &str = "tickTime=500\nminSessionTimeout=1000\nmaxSessionTimeout=20000\nsyncTimeout=500\n\
-    segmentBytes=1M\nmemoryLimit=24M\n4lw.commands.whitelist=*\nmaxClientCnxns=0\n";
+    segmentSize=1M\nmemoryLimit=24M\n4lw.commands.whitelist=*\nmaxClientCnxns=0\n";
 
 fn parse(text: &str) -> Config {
     let read = |path: &Path| match std::fs::read_to_string(path) {
