@@ -1,0 +1,94 @@
+//! Settings of a client.
+
+use std::hash::{BuildHasher, Hasher};
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use crate::client::Client;
+use crate::error::Error;
+use crate::hosts::Hosts;
+use crate::shared::Shared;
+
+/// Session timeout asked for when the program names none.
+pub const SESSION_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long [`Builder::connect`] tries when the program names no limit.
+pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Settings for a [`Client`]. Begun by [`Client::builder`].
+#[derive(Clone, Debug)]
+pub struct Builder {
+    connect_string: String,
+    session_timeout: Duration,
+    connect_timeout: Duration,
+    lease_margin: Option<Duration>,
+    auth: Vec<(String, Bytes)>,
+    seed: Option<u64>,
+}
+
+impl Builder {
+    pub(crate) fn new(connect_string: String) -> Builder {
+        Builder {
+            connect_string,
+            session_timeout: SESSION_TIMEOUT,
+            connect_timeout: CONNECT_TIMEOUT,
+            lease_margin: None,
+            auth: Vec::new(),
+            seed: None,
+        }
+    }
+
+    /// Asks for this session timeout (default 10 s, whole milliseconds); the ensemble clamps it to its own bounds.
+    pub fn session_timeout(mut self, timeout: Duration) -> Builder {
+        self.session_timeout = timeout;
+        self
+    }
+
+    /// How long [`connect`](Builder::connect) tries before it fails (default 10 s).
+    pub fn connect_timeout(mut self, timeout: Duration) -> Builder {
+        self.connect_timeout = timeout;
+        self
+    }
+
+    /// By how much [`Lease::valid_until`](crate::Lease::valid_until) stays before the time at which the ensemble could
+    /// end the session. Default: a third of the negotiated timeout, which is the time between two pings: so much may be
+    /// lost when a server answers a ping and is cut off before the leader hears of it. Differences of clock *speed* are
+    /// far below it.
+    pub fn lease_margin(mut self, margin: Duration) -> Builder {
+        self.lease_margin = Some(margin);
+        self
+    }
+
+    /// Proves an identity before the first request, and on every connection: `("digest", "user:password")`.
+    pub fn auth(mut self, scheme: impl Into<String>, auth: impl Into<Bytes>) -> Builder {
+        self.auth.push((scheme.into(), auth.into()));
+        self
+    }
+
+    /// The order in which servers are tried is drawn from this number. Default: another one for each client, so that
+    /// clients spread over the servers.
+    pub fn shuffle_seed(mut self, seed: u64) -> Builder {
+        self.seed = Some(seed);
+        self
+    }
+
+    /// Connects, and returns once a session is established.
+    ///
+    /// # Errors
+    /// [`Error::ConnectString`]; [`Error::NoConnection`] if no server accepted a session within the connect timeout;
+    /// [`Error::SessionEnded`] if an identity was refused.
+    pub async fn connect(self) -> Result<Client, Error> {
+        // std's keyed hasher draws its keys from the operating system: the one source of randomness here.
+        let seed = self.seed.unwrap_or_else(|| std::hash::RandomState::new().build_hasher().finish());
+        let hosts = Hosts::parse(&self.connect_string, seed)?;
+        let proves_identity = !self.auth.is_empty();
+        let shared = Shared::start(hosts, self.session_timeout, self.lease_margin, self.auth);
+        let client = Client::from_shared(shared.clone());
+        shared.wait_connected(self.connect_timeout).await?;
+        if proves_identity {
+            // Identities are proven before anything else is answered: a refusal shows here, and not in some later call.
+            client.whoami().await?;
+        }
+        Ok(client)
+    }
+}

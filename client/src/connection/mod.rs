@@ -1,0 +1,318 @@
+//! The task of a client: finds a server, keeps a stream to it, and carries between the two and the session machine.
+//!
+//! Everything that is decided is decided in [`crate::session`]; here are sockets and timers.
+
+mod convert;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use corral_proto::pb::client as pb;
+use corral_proto::pb::client::corral_client::CorralClient;
+use corral_proto::{ServerId, SessionId};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::Streaming;
+use tonic::transport::Endpoint;
+
+use crate::error::EndReason;
+use crate::hosts::Tries;
+use crate::session::{Attached, Hello, Phase, Pulse};
+use crate::shared::Shared;
+
+/// The largest message taken from a server: the names of some million children.
+const REPLY_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// Messages between the session and the HTTP/2 connection. Few: what waits here could have grown in the queue, into one
+/// larger batch.
+const OUTBOUND_MESSAGES: usize = 2;
+/// HTTP/2 windows, in bytes: of the stream and of the connection that holds nothing else.
+const STREAM_WINDOW: u32 = 4 * 1024 * 1024;
+const CONNECTION_WINDOW: u32 = 16 * 1024 * 1024;
+/// Shortest and longest wait for a server to accept a connection.
+const DIAL_MIN: Duration = Duration::from_millis(200);
+const DIAL_MAX: Duration = Duration::from_secs(2);
+/// Shortest and longest wait for a server to take a session: it may have to wait for a leader.
+const ATTACH_MIN: Duration = Duration::from_secs(1);
+const ATTACH_MAX: Duration = Duration::from_secs(10);
+/// Connections in a row that may end by a protocol error without one answer between them.
+const STRIKES_MAX: u32 = 3;
+
+/// A stream that a server has accepted.
+struct Link {
+    outbound: mpsc::Sender<pb::ClientMessage>,
+    inbound: Streaming<pb::ServerMessage>,
+    attached: Attached,
+    /// When it was asked to.
+    asked: Duration,
+}
+
+/// Why there is no connection, or none any more.
+#[derive(Debug)]
+enum Cut {
+    /// Could not be reached, or the stream broke.
+    Broken(String),
+    /// The server said why.
+    Closed(pb::closed::Reason, String),
+    /// It was silent for too long.
+    Silent,
+    /// It broke the rules.
+    Violation(String),
+    /// The session is over.
+    Ended,
+}
+
+/// Runs until the session is over.
+pub(crate) async fn run(shared: Arc<Shared>) {
+    // Also when the runtime drops this task: nobody must wait for ever.
+    struct Stop(Arc<Shared>);
+    impl Drop for Stop {
+        fn drop(&mut self) {
+            self.0.end(EndReason::Stopped);
+        }
+    }
+    let stop = Stop(shared);
+    let shared = &stop.0;
+    tokio::select! {
+        () = connect_again_and_again(shared) => {}
+        () = shared.given_up() => shared.end(EndReason::Closed),
+    }
+}
+
+async fn connect_again_and_again(shared: &Arc<Shared>) {
+    let mut tries = shared.hosts.tries();
+    let mut strikes = 0;
+    loop {
+        let (server, pause) = tries.next();
+        tokio::time::sleep(pause).await;
+        let server = &shared.hosts.servers[server];
+        let answers = shared.look(|session| session.answers());
+        let cut = match open(shared, server).await {
+            Ok(link) => serve(shared, link).await,
+            Err(cut) => cut,
+        };
+        shared.with(|session, out| session.on_disconnected(out));
+        if shared.look(|session| session.answers()) > answers {
+            strikes = 0;
+            tries.succeeded();
+        }
+        match cut {
+            Cut::Ended => return,
+            Cut::Broken(text) => shared.note_failure(format!("{server}: {text}")),
+            Cut::Silent => shared.note_failure(format!("{server}: silent for too long")),
+            Cut::Violation(text) => strike(shared, server, &mut tries, &mut strikes, text),
+            Cut::Closed(reason, text) => on_closed(shared, server, &mut tries, &mut strikes, reason, text),
+        }
+        if shared.look(|session| matches!(session.phase(), Phase::Ended(_))) {
+            return;
+        }
+    }
+}
+
+fn on_closed(
+    shared: &Arc<Shared>,
+    server: &str,
+    tries: &mut Tries,
+    strikes: &mut u32,
+    reason: pb::closed::Reason,
+    text: String,
+) {
+    use pb::closed::Reason;
+    let what = match reason {
+        Reason::SessionExpired => {
+            shared.end(EndReason::Expired);
+            return;
+        }
+        Reason::ClosedByClient => {
+            // Its answer was lost, its effect was not.
+            shared.end(EndReason::Closed);
+            return;
+        }
+        Reason::Protocol => {
+            strike(shared, server, tries, strikes, text);
+            return;
+        }
+        Reason::SessionMoved => {
+            // A late handshake of ours, or somebody who shares the session: not a contest to win by speed.
+            tries.hold_back();
+            "another connection took the session over"
+        }
+        Reason::NoQuorum => "no quorum",
+        Reason::Behind => "has not seen yet what this client saw",
+        Reason::SlowReader => "this client reads too slowly",
+        Reason::ShuttingDown => "shutting down",
+        Reason::AuthFailed => "authentication failed",
+        Reason::Unknown => "closed the connection",
+    };
+    shared.note_failure(if text.is_empty() {
+        format!("{server}: {what}")
+    } else {
+        format!("{server}: {what}: {text}")
+    });
+}
+
+fn strike(shared: &Arc<Shared>, server: &str, tries: &mut Tries, strikes: &mut u32, text: String) {
+    *strikes += 1;
+    tries.hold_back();
+    tracing::warn!(server, %text, "protocol error");
+    if *strikes >= STRIKES_MAX {
+        shared.end(EndReason::Protocol { text: text.clone() });
+    }
+    shared.note_failure(format!("{server}: {text}"));
+}
+
+/// Dials a server and asks it to take the session.
+async fn open(shared: &Arc<Shared>, server: &str) -> Result<Link, Cut> {
+    let hello = shared.look(|session| session.hello());
+    let patience = hello.timeout * 2 / 3;
+    let dial = (patience / (1 + shared.hosts.servers.len() as u32)).clamp(DIAL_MIN, DIAL_MAX);
+    let endpoint = Endpoint::from_shared(format!("http://{server}"))
+        .map_err(|error| Cut::Broken(describe(&error)))?
+        .connect_timeout(dial)
+        .tcp_nodelay(true)
+        .http2_adaptive_window(false)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW);
+    let channel = match tokio::time::timeout(dial, endpoint.connect()).await {
+        Ok(channel) => channel.map_err(|error| Cut::Broken(describe(&error)))?,
+        Err(_) => return Err(Cut::Broken(format!("no connection within {} ms", dial.as_millis()))),
+    };
+    let attach = patience.clamp(ATTACH_MIN, ATTACH_MAX);
+    match tokio::time::timeout(attach, handshake(shared, channel, hello)).await {
+        Ok(link) => link,
+        Err(_) => Err(Cut::Broken(format!("no session within {} ms", attach.as_millis()))),
+    }
+}
+
+async fn handshake(shared: &Arc<Shared>, channel: tonic::transport::Channel, hello: Hello) -> Result<Link, Cut> {
+    let (outbound, requests) = mpsc::channel(OUTBOUND_MESSAGES);
+    let connect = pb::Connect {
+        session: hello.session.0,
+        password: hello.password,
+        timeout_ms: u32::try_from(hello.timeout.as_millis()).unwrap_or(u32::MAX),
+        last_zxid_seen: hello.last_zxid.0,
+    };
+    let asked = shared.now();
+    let first = pb::ClientMessage { message: Some(pb::client_message::Message::Connect(connect)) };
+    outbound.try_send(first).expect("the channel is new and has room");
+    let mut client = CorralClient::new(channel).max_decoding_message_size(REPLY_BYTES_MAX);
+    let response = client.session(ReceiverStream::new(requests)).await.map_err(|status| broken(&status))?;
+    let mut inbound = response.into_inner();
+    match inbound.message().await.map_err(|status| broken(&status))?.and_then(|message| message.message) {
+        Some(pb::server_message::Message::Connected(connected)) => {
+            let attached = Attached {
+                session: SessionId(connected.session),
+                password: connected.password,
+                timeout: Duration::from_millis(u64::from(connected.timeout_ms)),
+                server: ServerId(connected.server),
+                last_n: connected.last_n,
+            };
+            Ok(Link { outbound, inbound, attached, asked })
+        }
+        Some(pb::server_message::Message::Closed(closed)) => Err(Cut::Closed(closed.reason(), closed.text)),
+        Some(pb::server_message::Message::Replies(_)) => {
+            Err(Cut::Violation("replies came before the handshake was answered".to_owned()))
+        }
+        None => Err(Cut::Broken("the stream ended in the handshake".to_owned())),
+    }
+}
+
+/// Carries until the connection ends.
+async fn serve(shared: &Arc<Shared>, link: Link) -> Cut {
+    let Link { outbound, mut inbound, attached, asked } = link;
+    let now = shared.now();
+    if let Err(text) = shared.with(|session, out| session.on_connected(now, asked, attached, out)) {
+        return Cut::Violation(text);
+    }
+    loop {
+        let (can_send, ended, next_tick) = shared
+            .look(|session| (session.can_send(), matches!(session.phase(), Phase::Ended(_)), session.next_tick()));
+        if ended {
+            return Cut::Ended;
+        }
+        tokio::select! {
+            message = inbound.message() => match message {
+                Ok(Some(message)) => if let Err(cut) = on_message(shared, message) { return cut },
+                Ok(None) => return Cut::Broken("the server ended the stream".to_owned()),
+                Err(status) => return broken(&status),
+            },
+            permit = outbound.reserve(), if can_send => match permit {
+                Ok(permit) => {
+                    let now = shared.now();
+                    let mut requests = Vec::new();
+                    shared.with(|session, _| {
+                        session.take_batch(now, |outbound| requests.push(convert::request(&outbound)));
+                    });
+                    shared.on_room();
+                    if !requests.is_empty() {
+                        let batch = pb::client_message::Message::Requests(pb::RequestBatch { requests });
+                        permit.send(pb::ClientMessage { message: Some(batch) });
+                    }
+                }
+                // The HTTP/2 side dropped its end: the inbound side says why.
+                Err(_) => return match inbound.message().await {
+                    Ok(Some(message)) => match on_message(shared, message) {
+                        Err(cut) => cut,
+                        Ok(()) => Cut::Broken("the stream was reset".to_owned()),
+                    },
+                    Ok(None) => Cut::Broken("the server ended the stream".to_owned()),
+                    Err(status) => broken(&status),
+                },
+            },
+            () = shared.wake.notified(), if !can_send => {}
+            () = tokio::time::sleep_until(shared.instant(next_tick)) => {
+                let now = shared.now();
+                if shared.with(|session, _| session.on_tick(now)) == Pulse::Dead {
+                    return Cut::Silent;
+                }
+            }
+        }
+    }
+}
+
+fn on_message(shared: &Arc<Shared>, message: pb::ServerMessage) -> Result<(), Cut> {
+    let replies = match message.message {
+        Some(pb::server_message::Message::Replies(batch)) => batch.replies,
+        Some(pb::server_message::Message::Closed(closed)) => return Err(Cut::Closed(closed.reason(), closed.text)),
+        Some(pb::server_message::Message::Connected(_)) => {
+            return Err(Cut::Violation("the handshake was answered twice".to_owned()));
+        }
+        // A kind of message that this version does not know.
+        None => return Ok(()),
+    };
+    let now = shared.now();
+    shared.with(|session, out| {
+        for reply in replies {
+            match reply.kind {
+                Some(pb::reply::Kind::Answer(answer)) => {
+                    let (id, zxid, result) = convert::answer(answer).map_err(Cut::Violation)?;
+                    session.on_answer(now, id, zxid, result, out).map_err(Cut::Violation)?;
+                }
+                Some(pb::reply::Kind::Event(event)) => {
+                    if let Some(event) = convert::event(event) {
+                        session.on_event(now, event, out);
+                    }
+                }
+                None => {}
+            }
+        }
+        Ok(())
+    })
+}
+
+fn broken(status: &tonic::Status) -> Cut {
+    Cut::Broken(format!("{}: {}", status.code(), status.message()))
+}
+
+/// An error with its causes: tonic's own text says only "transport error".
+fn describe(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text = format!("{text}: {cause_text}");
+        }
+        source = cause.source();
+    }
+    text
+}
