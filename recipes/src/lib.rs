@@ -1,1 +1,42 @@
-//! Placeholder.
+//! Locks and leader election with fencing tokens, on Corral's client.
+//!
+//! ```no_run
+//! use corral_client::{Client, Transaction};
+//! use corral_recipes::Mutex;
+//!
+//! # async fn example() -> Result<(), corral_recipes::Error> {
+//! let client = Client::connect("localhost:2181").await?;
+//! let guard = Mutex::new(&client, "/locks/report").acquire().await?;
+//! // Done only if the lock is still ours when the ensemble gets to it.
+//! guard.commit(Transaction::new().set("/report", "42", None)).await?;
+//! guard.release().await?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! **What is promised.** At most one session is first in the queue at any point of the ensemble's history, and tokens grow
+//! from holder to holder. What is *not* promised, because no lock over a network can: that a holder knows at once that it
+//! is no longer one. It may be paused, and wake up after its session has expired. Hence three things come with every hold:
+//! a [`Token`] that resources outside can compare, [`Hold::valid_until`], a deadline by the holder's own clock after which
+//! it must not act, and [`Hold::commit`], which makes changes inside the tree conditional on the hold, at the moment they
+//! are executed.
+//!
+//! **How.** Each contender is one ephemeral sequential znode; the first in order of creation holds; everybody else watches
+//! the one before ([`sequence`]). A task of its own owns the znode from before its creation until it is certainly gone: so a
+//! future of this crate may be dropped at any point, and no contender stays behind in the queue.
+//!
+//! Layouts are those of Curator and kazoo ([`Layout`]); one queue takes all of them.
+
+mod contender;
+mod election;
+mod error;
+mod guarded;
+mod lock;
+pub mod sequence;
+
+pub use contender::{Hold, Loss, WhenSuspended};
+pub use election::{Election, Leader, Leadership, Next};
+pub use error::Error;
+pub use guarded::{Fence, Guarded, Token};
+pub use lock::{Guard, Mutex, Standing};
+pub use sequence::Layout;

@@ -204,7 +204,7 @@ impl<S: TreeStore> Apply<S> {
     /// Opens the room over a store that contains at least the genesis.
     pub fn new(server: ServerId, store: S, skip: Vec<Zxid>) -> Apply<S> {
         let view = store.view();
-        let meta = Meta::read(&view);
+        let meta = meta_of(&view);
         let published = Arc::new(Published { view, zxid: meta.applied });
         let shared = Arc::new(Shared {
             published: RwLock::new(published),
@@ -249,7 +249,7 @@ impl<S: TreeStore> Apply<S> {
     /// If the new store is behind the old one: acknowledged state would vanish (P11).
     pub fn replace_store(&mut self, store: S) {
         let view = store.view();
-        let meta = Meta::read(&view);
+        let meta = meta_of(&view);
         assert!(meta.applied >= self.meta.applied, "a snapshot never takes the state back");
         self.store = store;
         self.publish(view, meta);
@@ -279,11 +279,11 @@ impl<S: TreeStore> Apply<S> {
             }
             let outcome = self.execute(&overlay, entry, txn.as_ref());
             overlay.push(outcome.changes.iter().cloned());
-            self.meta = Meta::read(&overlay);
+            self.meta = meta_of(&overlay);
             assert_eq!(self.meta.applied, entry.zxid, "every entry advances the meta row");
             self.fire(&outcome, entry.zxid, &overlay, &mut watches, &mut woken);
             if let Some(txn) = &txn {
-                self.answer(txn, &outcome, entry.zxid, &mut watches, &mut woken);
+                self.answer(txn, &outcome, entry.zxid, &overlay, &mut watches, &mut woken);
                 applied.resolved.extend(Key::of(txn));
             }
             if entry.zxid.counter() % DIGEST_INTERVAL == 0 {
@@ -311,7 +311,7 @@ impl<S: TreeStore> Apply<S> {
 
     fn execute(&self, view: &impl TreeView, entry: &Entry, txn: Option<&Txn>) -> Outcome {
         if self.skip.contains(&entry.zxid) {
-            return execute::skip(view, entry.zxid, entry.stamp_ms, entry.hash, txn);
+            return execute::execute_skipped(view, entry.zxid, entry.stamp_ms, entry.hash, &entry.payload);
         }
         match txn {
             Some(txn) => execute::execute_txn(view, entry.zxid, entry.stamp_ms, entry.hash, txn),
@@ -364,6 +364,7 @@ impl<S: TreeStore> Apply<S> {
         txn: &Txn,
         outcome: &Outcome,
         zxid: Zxid,
+        view: &impl TreeView,
         watches: &mut Watches,
         woken: &mut BTreeMap<WatcherId, Arc<Lane>>,
     ) {
@@ -373,7 +374,8 @@ impl<S: TreeStore> Apply<S> {
                 if let Some(lane) = lanes.joining.lock().remove(&(txn.session, *nonce)) {
                     let handshake = match &outcome.verdict {
                         Verdict::Attached { timeout_ms, last_n, .. } => Handshake::Attached {
-                            attach: attach_of(outcome, zxid),
+                            // The row says where the session stands, for a repeated handshake too.
+                            attach: read::session(view, txn.session).map_or(zxid, |row| row.attach),
                             timeout_ms: *timeout_ms,
                             last_n: *last_n,
                         },
@@ -427,16 +429,8 @@ impl<S: TreeStore> Apply<S> {
     }
 }
 
-/// Zxid of the attach that an outcome reports: this entry's, or, for a repeated handshake, the one it repeats.
-fn attach_of(outcome: &Outcome, zxid: Zxid) -> Zxid {
-    outcome
-        .sessions
-        .iter()
-        .find_map(|event| match event {
-            SessionEvent::Attached { attach, .. } => Some(*attach),
-            SessionEvent::Closed { .. } => None,
-        })
-        .unwrap_or(zxid)
+fn meta_of(view: &impl TreeView) -> Meta {
+    Meta::read(view).expect("a store is opened with the genesis in it, and every entry writes the meta row")
 }
 
 fn close(lane: &Arc<Lane>, reason: CloseReason, watches: &mut Watches) {

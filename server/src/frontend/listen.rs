@@ -45,7 +45,8 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Time for the last bytes of a four-letter word's answer, and for connections to end when the server stops.
 const GOODBYE: Duration = Duration::from_secs(1);
 
-/// Bounds and settings of the client ports.
+/// Bounds and settings of the client ports. The default has no bounds; ZooKeeper's (60 from one address) comes from the
+/// configuration.
 #[derive(Clone, Debug, Default)]
 pub struct ListenOptions {
     /// Connections from one address; 0: no bound (`maxClientCnxns`).

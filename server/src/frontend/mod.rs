@@ -154,7 +154,7 @@ impl Frontend {
         }
         let timeout_ms = request.timeout_ms.clamp(node.options.min_session_timeout_ms, node.options.max_session_timeout_ms);
         if request.session != SessionId::NONE {
-            if !password::verify(&key, request.session, &request.password) {
+            if !password::is_session_password(&key, request.session, &request.password) {
                 return Err(ConnectRefused::Expired);
             }
             return match self.handshake(&request, request.session, timeout_ms).await? {
@@ -236,7 +236,7 @@ impl Frontend {
         let Attached { lane, signals, attach, timeout_ms, last_n } = attached;
         let connected = Connected {
             session,
-            password: password::of(key, session),
+            password: password::session_password(key, session),
             timeout_ms,
             attach,
             last_n,
@@ -317,7 +317,10 @@ impl Connection {
             ClientRequest::CheckWatches { path, kind } => (Step::Watches { path, kind, remove: false }, local),
             ClientRequest::SetWatches(watches) => (Step::SetWatches(watches), local),
             ClientRequest::AddAuth { scheme, auth } => (Step::Answer(self.add_auth(&scheme, &auth)), local),
-            ClientRequest::WhoAmI => (Step::Answer(Ok(Answer::Ids(self.lane.ids().as_ref().clone()))), local),
+            ClientRequest::WhoAmI => {
+                let display = |id: &Id| Id::new(id.scheme.clone(), digest::display_name(id));
+                (Step::Answer(Ok(Answer::Ids(self.lane.ids().iter().map(display).collect()))), local)
+            }
             ClientRequest::Ping => (Step::Answer(Ok(Answer::Done)), local),
             ClientRequest::Refuse(error) => (Step::Answer(Err(error)), local),
         };

@@ -424,8 +424,7 @@ impl State {
                 Ok(Answer::Done)
             }
             (Step::Watches { path, kind, remove }, Some(table)) => {
-                let found =
-                    if remove { table.remove(lane.id, &path, kind) } else { table.has(lane.id, &path, kind) };
+                let found = if remove { table.remove(lane.id, &path, kind) } else { table.has(lane.id, &path, kind) };
                 if found { Ok(Answer::Done) } else { Err(ErrorCode::NoWatcher) }
             }
             (Step::SetWatches(watches), Some(table)) => {
@@ -488,4 +487,3 @@ fn weight(answer: &Answer) -> usize {
         Answer::Done | Answer::Stat(_) | Answer::Count(_) => 0,
     }
 }
-

@@ -242,12 +242,7 @@ impl WatchTable {
     }
 }
 
-fn alter(
-    table: &mut HashMap<String, Watchers>,
-    path: &str,
-    watcher: WatcherId,
-    mut change: impl FnMut(&mut Modes),
-) {
+fn alter(table: &mut HashMap<String, Watchers>, path: &str, watcher: WatcherId, mut change: impl FnMut(&mut Modes)) {
     let Some(watchers) = table.get_mut(path) else { return };
     if let Some(modes) = watchers.get_mut(&watcher) {
         change(modes);

@@ -89,4 +89,5 @@ impl Zab {
             self.tell_all(Message::Bootstrap { cluster: self.identity.cluster }, out);
             self.start_election(out);
         }
-    }}
+    }
+}

@@ -190,9 +190,8 @@ impl Zab {
         let State::Looking(looking) = &mut self.state else { return };
         // Somebody leads already: join if he says so himself and a majority, this server included, is with him.
         let leader = looking.settled.iter().find_map(|(id, (leader, leads))| {
-            let with = |s: ServerId| {
-                (voting && s == self.options.id) || looking.settled.get(&s).is_some_and(|(l, _)| l == id)
-            };
+            let with =
+                |s: ServerId| (voting && s == self.options.id) || looking.settled.get(&s).is_some_and(|(l, _)| l == id);
             let majority = self.options.quorum.has_quorum(with);
             (*leads && leader == id && (majority || !voting) && live.contains(id)).then_some(*id)
         });

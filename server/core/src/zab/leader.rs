@@ -9,7 +9,7 @@ use bytes::Bytes;
 use corral_proto::{ServerId, SessionId, Zxid};
 
 use super::election::Looking;
-use super::io::{Entry, LogOp, Output, Outputs, Phase, Position, Promise, Relation, SnapshotMeta};
+use super::io::{Entry, Output, Outputs, Phase, Position, Promise, Relation, SnapshotMeta};
 use super::message::{Message, SyncPlan};
 use super::sync::{self, Choice, Table};
 use super::{State, Zab};
@@ -37,7 +37,7 @@ enum Progress {
     /// AckEpoch came: histories can be compared.
     Compared(Holds),
     /// Waits for a snapshot at or above this zxid.
-    NeedsSnapshot(Zxid, Holds),
+    NeedsSnapshot(Zxid),
     /// Was sent the plan for this snapshot; its Ack says that it is installed.
     Installing(SnapshotMeta),
     /// Gets entries after `next`.
@@ -403,7 +403,9 @@ impl Zab {
         let of = |s: ServerId| if s == id { Some(own) } else { told.get(&s).copied() };
         let values: BTreeSet<u64> = told.values().copied().chain([own]).collect();
         let Some(right) = values.into_iter().find(|v| self.options.quorum.has_quorum(|s| of(s) == Some(*v))) else {
-            out.push(Output::Note(format!("the trees differ at {zxid}, and no majority agrees on one: look at all servers")));
+            out.push(Output::Note(format!(
+                "the trees differ at {zxid}, and no majority agrees on one: look at all servers"
+            )));
             return;
         };
         let epoch = leading.epoch;
@@ -488,7 +490,9 @@ impl Zab {
             leading.draining = true;
             leading.successor = Some(target);
         } else {
-            out.push(Output::Note(format!("server {target} cannot take over: it does not follow this leader as a voter")));
+            out.push(Output::Note(format!(
+                "server {target} cannot take over: it does not follow this leader as a voter"
+            )));
         }
     }
 
@@ -528,18 +532,15 @@ impl Zab {
         let id = self.options.id;
         let State::Leading(leading) = &mut self.state else { return };
         // P23: a leader that no majority answers leads no more.
-        let heard = |s: ServerId| {
-            s == id || leading.learners.get(&s).is_some_and(|l| now <= l.heard_ms + sync)
-        };
+        let heard = |s: ServerId| s == id || leading.learners.get(&s).is_some_and(|l| now <= l.heard_ms + sync);
         let quorum = self.options.quorum.has_quorum(heard);
         if !quorum && now > leading.since_ms + sync {
             self.look("no majority was heard for syncTimeout", out);
             return;
         }
-        let installing = leading
-            .learners
-            .values()
-            .any(|l| matches!(l.progress, Progress::Installing(_) | Progress::NeedsSnapshot(..)) && now <= l.heard_ms + sync);
+        let installing = leading.learners.values().any(|l| {
+            matches!(l.progress, Progress::Installing(_) | Progress::NeedsSnapshot(_)) && now <= l.heard_ms + sync
+        });
         if !leading.activated && !installing && now > leading.since_ms + init {
             self.look("no majority could be synchronized in time", out);
             return;
@@ -676,7 +677,7 @@ impl Zab {
         let ready: Vec<ServerId> = leading
             .learners
             .iter()
-            .filter(|(_, l)| matches!(l.progress, Progress::Compared(_) | Progress::NeedsSnapshot(..)))
+            .filter(|(_, l)| matches!(l.progress, Progress::Compared(_) | Progress::NeedsSnapshot(_)))
             .map(|(id, _)| *id)
             .collect();
         for peer in ready {
@@ -698,7 +699,7 @@ impl Zab {
                             self.send(peer, Message::SyncPlan { epoch, point, plan: SyncPlan::Trunc }, out);
                         }
                         Choice::Snap { at_least } => {
-                            learner.progress = Progress::NeedsSnapshot(at_least, holds);
+                            learner.progress = Progress::NeedsSnapshot(at_least);
                             self.provide_snapshot(peer, out);
                         }
                         Choice::Refuse(at) => {
@@ -709,7 +710,7 @@ impl Zab {
                         }
                     }
                 }
-                Progress::NeedsSnapshot(..) => self.provide_snapshot(peer, out),
+                Progress::NeedsSnapshot(_) => self.provide_snapshot(peer, out),
                 _ => {}
             }
         }
@@ -718,7 +719,7 @@ impl Zab {
         if let Some(Snapshot::Ready(meta)) = leading.snapshot {
             let used = leading.learners.values().any(|l| match &l.progress {
                 Progress::Installing(m) => m.id == meta.id,
-                Progress::NeedsSnapshot(at_least, _) => *at_least <= meta.position.zxid,
+                Progress::NeedsSnapshot(at_least) => *at_least <= meta.position.zxid,
                 _ => false,
             });
             if !used {
@@ -736,7 +737,7 @@ impl Zab {
         let State::Leading(leading) = &mut self.state else { return };
         let epoch = leading.epoch;
         let Some(learner) = leading.learners.get_mut(&peer) else { return };
-        let Progress::NeedsSnapshot(wanted, _) = &learner.progress else { return };
+        let Progress::NeedsSnapshot(wanted) = &learner.progress else { return };
         let at_least = (*wanted).max(base);
         match leading.snapshot {
             Some(Snapshot::Ready(meta)) if meta.position.zxid >= at_least => {
@@ -795,7 +796,9 @@ impl Zab {
             let ready: Vec<ServerId> = leading
                 .learners
                 .iter_mut()
-                .filter(|(_, l)| !l.up_to_date && l.acked >= opening && matches!(l.progress, Progress::Streaming { .. }))
+                .filter(|(_, l)| {
+                    !l.up_to_date && l.acked >= opening && matches!(l.progress, Progress::Streaming { .. })
+                })
                 .map(|(peer, l)| {
                     l.up_to_date = true;
                     *peer
@@ -829,7 +832,8 @@ impl Zab {
         let epoch = leading.epoch;
         let disk = leading.from_disk.remove(&peer);
         let Some(learner) = leading.learners.get_mut(&peer) else { return false };
-        let Progress::Streaming { next, in_flight, in_flight_bytes, reading, commit_sent } = &mut learner.progress else {
+        let Progress::Streaming { next, in_flight, in_flight_bytes, reading, commit_sent } = &mut learner.progress
+        else {
             return false;
         };
         // Observers learn what is committed (P25).

@@ -3,7 +3,9 @@
 use corral_proto::{ServerId, Zxid};
 
 use super::history::follows;
-use super::io::{Entry, Identity, LogOp, Membership, Output, Outputs, Phase, Position, Promise, Relation, SnapshotMeta};
+use super::io::{
+    Entry, Identity, LogOp, Membership, Output, Outputs, Phase, Position, Promise, Relation, SnapshotMeta,
+};
 use super::message::{Message, SyncPlan};
 use super::{State, Zab};
 
@@ -142,7 +144,14 @@ impl Zab {
         learning.stage = Stage::Promising { seq, counts: counts && counts_at_all };
     }
 
-    pub(super) fn on_sync_plan(&mut self, peer: ServerId, epoch: u32, point: Position, plan: SyncPlan, out: &mut Outputs) {
+    pub(super) fn on_sync_plan(
+        &mut self,
+        peer: ServerId,
+        epoch: u32,
+        point: Position,
+        plan: SyncPlan,
+        out: &mut Outputs,
+    ) {
         let (end, handed, done) = (self.log.end(), self.handed, self.done);
         let known = self.log.position_of(point.zxid);
         let Some(learning) = self.learning_in(peer, epoch) else { return };

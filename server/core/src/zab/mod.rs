@@ -181,7 +181,9 @@ impl Zab {
         }
         match input {
             Input::Tick => self.on_tick(out),
-            Input::PeerUp { peer, link, instance, start_count } => self.on_peer_up(peer, link, instance, start_count, out),
+            Input::PeerUp { peer, link, instance, start_count } => {
+                self.on_peer_up(peer, link, instance, start_count, out)
+            }
             Input::PeerDown { peer, link } => self.on_peer_down(peer, link, out),
             Input::PeerMessage { peer, link, message } => self.on_message(peer, link, message, out),
             Input::LogDone { seq } => self.on_log_done(seq, out),

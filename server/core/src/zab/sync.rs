@@ -181,13 +181,20 @@ mod tests {
                         let (ra, rb) = (rows(a, base_a), rows(b, base_b));
                         let found = common(table(&ra), table(&rb));
                         if let Common::Point(point) = found {
-                            assert!(point.zxid == Zxid::ZERO && shared == 0 || shared > 0 && point.zxid == a[shared - 1],
-                                "{a:?}/{base_a} {b:?}/{base_b}: {point:?}");
+                            assert!(
+                                point.zxid == Zxid::ZERO && shared == 0 || shared > 0 && point.zxid == a[shared - 1],
+                                "{a:?}/{base_a} {b:?}/{base_b}: {point:?}"
+                            );
                             assert_eq!(point.hash, if shared == 0 { 0 } else { hash(&a[..shared]) });
                         } else {
                             assert_eq!(found, Common::None, "{a:?}/{base_a} {b:?}/{base_b}");
-                            assert!(base_a > shared || shared == 0 || a[base_a.max(1) - 1].epoch() != a[shared - 1].epoch()
-                                || base_b > shared, "a point was missed: {a:?}/{base_a} {b:?}/{base_b}");
+                            assert!(
+                                base_a > shared
+                                    || shared == 0
+                                    || a[base_a.max(1) - 1].epoch() != a[shared - 1].epoch()
+                                    || base_b > shared,
+                                "a point was missed: {a:?}/{base_a} {b:?}/{base_b}"
+                            );
                         }
                     }
                 }

@@ -213,7 +213,7 @@ proptest! {
             let mut prefix = BytesMut::new();
             // A source that gives out a few bytes at a time.
             while prefix.len() < 4 {
-                let mut piece = (&mut pieces).take(cut as u64);
+                let mut piece = AsyncReadExt::take(&mut pieces, cut as u64);
                 let _ = sniff(&mut piece, &mut prefix).await;
             }
             let mut stream = PrefixedStream { prefix, inner: pieces, _admitted: None };

@@ -112,7 +112,8 @@ impl End {
     }
 }
 
-/// What the task needs of a session's connection: [`Connection`], or a script in tests.
+/// What the task needs of a session's connection: [`Connection`], or a script in tests. Both waits may be given up at
+/// any point, when the connection ends meanwhile.
 pub(crate) trait Lane: Send + Sync {
     fn connected(&self) -> &Connected;
     fn submit(&self, requests: Vec<(u64, ClientRequest)>) -> impl Future<Output = ()> + Send;
@@ -455,10 +456,10 @@ where
         let mut end = None;
         while end.is_none() && items.len() > 0 {
             end = encode(&mut items, buffer, in_flight, stats);
-            if end.is_some() || items.len() > 0 {
-                if let Err(lost) = write(writer, buffer, stall_max).await {
-                    return lost;
-                }
+            if (end.is_some() || items.len() > 0)
+                && let Err(lost) = write(writer, buffer, stall_max).await
+            {
+                return lost;
             }
         }
         if let Some(end) = end {

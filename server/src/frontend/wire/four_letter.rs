@@ -401,7 +401,7 @@ mod tests {
         };
         let client = ClientReport {
             remote: "[::1]:44392".parse().unwrap(),
-            session: SessionId(0x1_0000_1d5b_7300_07),
+            session: SessionId(0x0100_001d_5b73_0007),
             timeout_ms: 4000,
             received: 5,
             sent: 6,

@@ -33,10 +33,10 @@ impl Lane for Script {
         &self.connected
     }
     async fn submit(&self, requests: Batch) {
-        if self.batches.send(requests).is_ok() {
-            if let Some(gate) = &self.gate {
-                gate.notified().await;
-            }
+        if self.batches.send(requests).is_ok()
+            && let Some(gate) = &self.gate
+        {
+            gate.notified().await;
         }
     }
     async fn outgoing(&self, out: &mut Vec<Outgoing>) {

@@ -1,0 +1,192 @@
+//! Writes that are done only while a token is live.
+//!
+//! A token is the czxid of its holder's contender. A contender's name holds 128 random bits and a number that the server
+//! gave, so it never comes back; it exists exactly as long as the hold can. A multi that begins with a check of it is
+//! therefore done if the hold lasts at the multi's place in the ensemble's order, and not otherwise: no clock is asked, and
+//! a holder that slept through the end of its session cannot do harm.
+
+use std::fmt;
+use std::future::Future;
+
+use corral_client::{Client, CreateOptions, Created, Data, ErrorCode, MultiError, OpResult, Stat, Transaction, Zxid};
+
+use crate::error::Error;
+
+/// A fencing token (R4): grows from holder to holder of one lock or election, also over the deletion of its directory.
+///
+/// A resource outside the tree that remembers the largest token it saw and refuses smaller ones is safe against holders
+/// of the past.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Token(pub Zxid);
+
+impl Token {
+    /// The token as a plain number, for resources that compare it.
+    pub const fn value(self) -> u64 {
+        self.0.0
+    }
+}
+
+impl fmt::Display for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// What it takes to make a write depend on a hold: can be handed to another process, which uses it with its own client
+/// (under the same chroot).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fence {
+    /// The contender of the holder.
+    pub path: String,
+    /// Its token.
+    pub token: Token,
+}
+
+impl Fence {
+    /// The transaction with the check before its own operations.
+    pub fn guard(&self, transaction: Transaction) -> Transaction {
+        Transaction::new().check(&self.path, None).and(transaction)
+    }
+}
+
+/// A client whose writes are done only while a token is live.
+#[derive(Clone, Debug)]
+pub struct Guarded {
+    client: Client,
+    fence: Fence,
+}
+
+impl Guarded {
+    /// Writes of `client` behind `fence`.
+    pub fn new(client: Client, fence: Fence) -> Guarded {
+        Guarded { client, fence }
+    }
+
+    /// The token that is checked.
+    pub fn token(&self) -> Token {
+        self.fence.token
+    }
+
+    /// Does all operations under one zxid if the token is live then, and else nothing. It has its place in the session's
+    /// order from the call on, not from the first poll.
+    ///
+    /// # Errors
+    /// [`Error::Fenced`]: the token is dead. [`Error::Client`] with [`corral_client::Error::Multi`]: another operation was
+    /// refused; its index counts from the caller's first.
+    pub fn commit(&self, transaction: Transaction) -> impl Future<Output = Result<Vec<OpResult>, Error>> + Send + use<> {
+        let response = self.client.multi(self.fence.guard(transaction));
+        let fence = self.fence.clone();
+        async move { unwrap_guard(&fence, response.await) }
+    }
+
+    /// [`Client::set`], guarded.
+    ///
+    /// # Errors
+    /// As [`Guarded::commit`].
+    pub async fn set(&self, path: &str, data: impl Into<Data>, version: Option<i32>) -> Result<Stat, Error> {
+        let results = self.commit(Transaction::new().set(path, data, version)).await?;
+        match results.into_iter().next() {
+            Some(OpResult::Set(stat)) => Ok(stat),
+            other => Err(unexpected("set", path, &other)),
+        }
+    }
+
+    /// [`Client::create`], guarded.
+    ///
+    /// # Errors
+    /// As [`Guarded::commit`].
+    pub async fn create(
+        &self,
+        path: &str,
+        data: impl Into<Data>,
+        options: impl Into<CreateOptions>,
+    ) -> Result<Created, Error> {
+        let results = self.commit(Transaction::new().create(path, data, options)).await?;
+        match results.into_iter().next() {
+            Some(OpResult::Created(created)) => Ok(created),
+            other => Err(unexpected("create", path, &other)),
+        }
+    }
+
+    /// [`Client::delete`], guarded.
+    ///
+    /// # Errors
+    /// As [`Guarded::commit`].
+    pub async fn delete(&self, path: &str, version: Option<i32>) -> Result<(), Error> {
+        self.commit(Transaction::new().delete(path, version)).await.map(drop)
+    }
+}
+
+fn unexpected(op: &'static str, path: &str, result: &Option<OpResult>) -> Error {
+    let text = format!("{result:?}");
+    Error::Client(corral_client::Error::Protocol { op, path: path.to_owned(), text })
+}
+
+/// Takes the check off the result, and tells a dead token from any other refusal.
+fn unwrap_guard(fence: &Fence, result: corral_client::Result<Vec<OpResult>>) -> Result<Vec<OpResult>, Error> {
+    match result {
+        Ok(mut results) => {
+            if !results.is_empty() {
+                results.remove(0);
+            }
+            Ok(results)
+        }
+        Err(corral_client::Error::Multi(MultiError { index: 0, code: ErrorCode::NoNode, .. })) => {
+            Err(Error::Fenced { token: fence.token, path: fence.path.clone() })
+        }
+        Err(corral_client::Error::Multi(multi)) if multi.index > 0 => {
+            Err(Error::Client(MultiError { index: multi.index - 1, ops: multi.ops - 1, ..multi }.into()))
+        }
+        Err(other) => Err(other.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn fence() -> Fence {
+        Fence { path: "/l/lock-0000000001".into(), token: Token(Zxid(7)) }
+    }
+
+    fn refused(index: usize, code: ErrorCode) -> corral_client::Result<Vec<OpResult>> {
+        Err(MultiError { index, op: "check", path: "/x".into(), code, ops: 3 }.into())
+    }
+
+    #[test]
+    fn the_check_stands_before_the_callers_operations() {
+        let guarded = fence().guard(Transaction::new().delete("/a", None));
+        assert_eq!(guarded, Transaction::new().check("/l/lock-0000000001", None).delete("/a", None));
+    }
+
+    #[test]
+    fn results_are_those_of_the_callers_operations() {
+        let results = unwrap_guard(&fence(), Ok(vec![OpResult::Checked, OpResult::Deleted]));
+        assert_eq!(results, Ok(vec![OpResult::Deleted]));
+    }
+
+    #[test]
+    fn a_dead_token_is_told_from_a_refusal_of_the_callers_own() {
+        assert_eq!(
+            unwrap_guard(&fence(), refused(0, ErrorCode::NoNode)),
+            Err(Error::Fenced { token: Token(Zxid(7)), path: "/l/lock-0000000001".into() })
+        );
+        let own = unwrap_guard(&fence(), refused(1, ErrorCode::NoNode)).expect_err("refused");
+        let Error::Client(corral_client::Error::Multi(multi)) = own else { panic!("{own:?}") };
+        assert_eq!((multi.index, multi.ops, multi.code), (0, 2, ErrorCode::NoNode));
+        let unreadable = unwrap_guard(&fence(), refused(0, ErrorCode::NoAuth)).expect_err("refused");
+        assert_eq!(
+            match unreadable {
+                Error::Client(error) => error.code(),
+                other => panic!("{other:?}"),
+            },
+            Some(ErrorCode::NoAuth)
+        );
+    }
+
+    #[test]
+    fn tokens_compare_as_numbers_and_show_as_zxids() {
+        assert!(Token(Zxid::new(1, u32::MAX)) < Token(Zxid::new(2, 0)));
+        assert_eq!(Token(Zxid(0x5_0000_0003)).to_string(), "0x500000003");
+    }
+}
