@@ -349,11 +349,9 @@ pub(crate) async fn receive_from_peers(
     while let Some(event) = events.recv().await {
         let event = match event {
             LinkEvent::Up { peer, link, instance, start_count, .. } => {
-                info!(%peer, link, "connected to a peer");
                 PeerEvent::Up { peer, link, instance, start_count }
             }
             LinkEvent::Down { peer, link } => {
-                info!(%peer, link, "connection to a peer ended");
                 PeerEvent::Down { peer, link }
             }
             LinkEvent::Frame { peer, link, bytes } => match decode_frame(&bytes) {
@@ -369,10 +367,8 @@ pub(crate) async fn receive_from_peers(
                     continue;
                 }
             },
-            LinkEvent::Refused { peer, reason, stale: false } => {
-                warn!(%peer, "{reason}");
-                continue;
-            }
+            // Said by the links already.
+            LinkEvent::Refused { stale: false, .. } => continue,
             LinkEvent::Refused { reason, stale: true, .. } => PeerEvent::Stale { reason },
         };
         node.core.push(CoreEvent::Peer(event));

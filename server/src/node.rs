@@ -50,7 +50,7 @@ use crate::frontend::wire::{FrontendStats, Whitelist, WireOptions};
 use crate::frontend::{Frontend, grpc};
 use crate::log_loop::{self, LogCommand, LogLoop, ReadLog};
 use crate::mailbox::Mailbox;
-use crate::net::peer_link::{self, LinkError, LinkOptions, PeerLinks};
+use crate::net::peer_link::{self, LinkError, LinkOptions, PeerLinks, StartMemory};
 use crate::report;
 use crate::storage::files::FileDevice;
 use crate::storage::rocks::RocksStore;
@@ -675,7 +675,11 @@ fn link_options(config: &Config, identity: &Identity, peers: &PeerBook, seed: u6
         connect_timeout: Duration::from_millis(config.peer_connect_timeout_ms),
         queue_bytes: peer_link::QUEUE_BYTES_MAX,
         seed,
-        remembered: peers.latest(),
+        remembered: peers
+            .latest()
+            .into_iter()
+            .map(|(peer, (instance, start_count))| (peer, StartMemory { instance, start_count }))
+            .collect(),
     }
 }
 

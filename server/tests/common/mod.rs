@@ -90,7 +90,7 @@ impl Client {
         let again = ConnectRequest {
             timeout_ms: 10_000,
             session_id: session.session_id,
-            password: Some(session.password.clone()),
+            password: Some(Bytes::copy_from_slice(&session.password)),
             ..ConnectRequest::default()
         };
         Client::connect_as(address, &again).await
