@@ -22,7 +22,7 @@ pub const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Settings that keep a test light: small segments, small caches, a short liveness bound.
 const LIGHT: &str = "tickTime=500\nminSessionTimeout=1000\nmaxSessionTimeout=20000\nsyncTimeout=500\n\
-    segmentSize=1M\nmemoryLimit=24M\n4lw.commands.whitelist=*\nmaxClientCnxns=0\n";
+    segmentSize=4M\nmemoryLimit=24M\n4lw.commands.whitelist=*\nmaxClientCnxns=0\n";
 
 fn parse(text: &str) -> Config {
     let read = |path: &Path| match std::fs::read_to_string(path) {
@@ -64,6 +64,11 @@ pub fn ensemble(folder: &Path, servers: usize) -> Vec<Config> {
 
 /// Starts a server.
 pub async fn start(config: &Config) -> ServerHandle {
+    // `RUST_LOG=info` shows what servers say; only the first call of a process counts.
+    let _ = tracing_subscriber::fmt()
+        .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
+        .with_test_writer()
+        .try_init();
     Node::start(config.clone()).await.expect("the server starts")
 }
 
