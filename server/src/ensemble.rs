@@ -500,7 +500,9 @@ mod tests {
             fs::create_dir_all(server_folder(dir.path(), id).join("data")).unwrap();
         }
         assert_eq!(choose_nodes(None, dir.path()).ok(), Some(5));
-        assert!(matches!(choose_nodes(Some(3), dir.path()), Err(Failure::Usage(text)) if text.contains("ensemble of 5")));
+        assert!(
+            matches!(choose_nodes(Some(3), dir.path()), Err(Failure::Usage(text)) if text.contains("ensemble of 5"))
+        );
     }
 
     #[test]

@@ -14,3 +14,6 @@ pub mod memory;
 pub mod recover;
 pub mod scan;
 pub mod txn_log;
+
+#[cfg(test)]
+mod log_tests;

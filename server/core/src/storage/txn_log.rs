@@ -763,10 +763,11 @@ impl LogReader {
             let mut bytes = 0;
             'segments: for segment in index.segments.iter().rev() {
                 for frame in segment.frames.iter().rev() {
-                    bytes += frame.len as usize;
-                    if bytes > max_bytes && frame.last.zxid <= after {
+                    if bytes >= max_bytes && frame.last.zxid <= after {
                         break 'segments;
                     }
+                    // Entries weigh more than they take in a frame, so this never stops too early.
+                    bytes += frame.len as usize - FRAME_HEAD;
                     chosen.push((without_frames(segment), *frame));
                 }
             }

@@ -1,12 +1,12 @@
 //! Random transactions: execution does what the model does; arbitrary bytes never stop it.
 
 use bytes::Bytes;
-use corral_proto::{Acl, CreateMode, Id, ServerId, SessionId, Zxid};
+use corral_proto::{Acl, CreateMode, ErrorCode, Id, ServerId, SessionId, Zxid};
 use proptest::prelude::*;
 
 use super::model::Model;
 use crate::storage::memory::{MemoryStore, MemoryView};
-use crate::tree::entry::{Command, EntryDecodeError, Outcome, SessionEvent, Settings, Txn};
+use crate::tree::entry::{Command, EntryDecodeError, Outcome, SessionEvent, Settings, Txn, Verdict};
 use crate::tree::execute::{execute, execute_skipped};
 use crate::tree::op::{Answer, Create, MultiOp, ReadOp, WriteOp};
 use crate::tree::overlay::Overlay;
@@ -406,4 +406,89 @@ fn null_and_empty_survive_the_entry() {
 fn bad_entries_say_what_is_wrong() {
     assert_eq!(Txn::decode(&Bytes::new()), Err(EntryDecodeError("no command".to_owned())));
     assert!(Txn::decode(&Bytes::from_static(b"\xff")).is_err());
+}
+
+/// A gRPC session, and a way to run its next write.
+struct Keeper {
+    store: MemoryStore,
+    zxid: u32,
+}
+
+impl Keeper {
+    fn new() -> Keeper {
+        let mut keeper = Keeper { store: MemoryStore::new(), zxid: 0 };
+        let command = Command::CreateSession { timeout_ms: 1, server: ServerId(1), nonce: 1, keeps_results: true };
+        keeper.run(0, 0, command);
+        keeper
+    }
+
+    fn run(&mut self, n: u64, answered_through: u64, command: Command) -> Verdict {
+        self.zxid += 1;
+        let txn = Txn { session: SessionId(1), attach: Zxid::new(1, 1), n, answered_through, ids: vec![], command };
+        let outcome = execute(&self.store.view(), Zxid::new(1, self.zxid), 0, 0, &txn.encode());
+        self.store.write(&mut outcome.changes.into_iter());
+        outcome.verdict
+    }
+
+    fn delete(&mut self, n: u64, answered_through: u64) -> Verdict {
+        self.run(n, answered_through, Command::Write(WriteOp::Delete { path: "/none".to_owned(), version: -1 }))
+    }
+
+    /// Creates so many znodes with long names in one multi: the result is about as large.
+    fn create_many(&mut self, n: u64, count: usize) -> Verdict {
+        let op = |index: usize| {
+            let path = format!("/{n}-{index}-{}", "x".repeat(900));
+            MultiOp::Create(Create { path, acl: Some(Acl::open()), ..Create::default() })
+        };
+        self.run(n, 0, Command::Write(WriteOp::Multi((0..count).map(op).collect())))
+    }
+
+    fn is_kept(&mut self, n: u64) -> bool {
+        match self.delete(n, 0) {
+            Verdict::Repeated { result, .. } => result.is_some(),
+            verdict => panic!("request {n} was not repeated but {verdict:?}"),
+        }
+    }
+}
+
+#[test]
+fn a_session_keeps_the_newest_1024_results() {
+    let mut keeper = Keeper::new();
+    for n in 1..=1030 {
+        assert_eq!(keeper.delete(n, 0), Verdict::Executed(Err(ErrorCode::NoNode)));
+    }
+    assert!(!keeper.is_kept(6));
+    assert!(keeper.is_kept(7));
+    audit::audit(&keeper.store.view()).unwrap();
+    keeper.delete(1031, 1029);
+    assert!(!keeper.is_kept(1029));
+    assert!(keeper.is_kept(1030));
+    audit::audit(&keeper.store.view()).unwrap();
+}
+
+#[test]
+fn a_session_keeps_results_of_one_mebibyte_at_most() {
+    let mut keeper = Keeper::new();
+    for n in 1..=3 {
+        assert!(matches!(keeper.create_many(n, 500), Verdict::Executed(Ok(Answer::Multi(_)))));
+    }
+    assert!(!keeper.is_kept(1));
+    assert!(keeper.is_kept(2) && keeper.is_kept(3));
+    // One result above the bound is not kept, and drives no other out.
+    assert!(matches!(keeper.create_many(4, 1200), Verdict::Executed(Ok(Answer::Multi(_)))));
+    assert!(!keeper.is_kept(4));
+    assert!(keeper.is_kept(2) && keeper.is_kept(3));
+    audit::audit(&keeper.store.view()).unwrap();
+}
+
+#[test]
+fn the_fresh_tree_is_the_same_everywhere() {
+    let changes = crate::tree::execute::genesis();
+    assert_eq!(changes, crate::tree::execute::genesis());
+    let view = MemoryStore::new().view();
+    audit::audit(&view).unwrap();
+    let meta = Meta::read(&view).unwrap();
+    assert_eq!((meta.applied, meta.hash, meta.stamp_ms), (Zxid::ZERO, 0, 0));
+    // Servers that start together compare this before anything else; another release must not differ.
+    assert_eq!(meta.digest, u64::from_le_bytes([0x89, 0x13, 0x98, 0x28, 0x1f, 0xb0, 0xdb, 0x94]));
 }
