@@ -14,10 +14,10 @@ use corral_core::session::CloseReason;
 use corral_core::session::outbox::Key;
 use corral_core::storage::folder::Condemned;
 use corral_core::tree::entry::Txn;
-use corral_core::zab::codec::{decode_frame, encode_frame};
+use corral_core::zab::codec::{self, Encoded, decode_frame};
 use corral_core::zab::io::{Input, Now, Output, Relation, Role, SnapshotMeta};
 use corral_core::zab::message::Message;
-use corral_proto::ServerId;
+use corral_proto::{ServerId, Zxid};
 use tokio::sync::mpsc;
 use tracing::{debug, error, info, warn};
 
@@ -93,6 +93,34 @@ struct Turn {
     /// Inputs that outputs of this turn gave rise to.
     again: Vec<MemberInput>,
     fatal: bool,
+}
+
+/// Entries that go to several peers in one turn are encoded once.
+#[derive(Default)]
+struct SharedEntries(Vec<(EntriesKey, Encoded)>);
+
+/// Within one leadership the same place, number and watermark mean the same message.
+#[derive(PartialEq, Eq)]
+struct EntriesKey {
+    epoch: u32,
+    prev: Zxid,
+    last: Zxid,
+    entries: usize,
+    commit: Zxid,
+}
+
+impl SharedEntries {
+    fn encode(&mut self, message: &Message) -> Encoded {
+        let Message::Entries { epoch, prev, entries, commit } = message else { return codec::encode(message) };
+        let last = entries.last().map_or(prev.zxid, |entry| entry.zxid);
+        let key = EntriesKey { epoch: *epoch, prev: prev.zxid, last, entries: entries.len(), commit: *commit };
+        if let Some((_, encoded)) = self.0.iter().find(|(known, _)| *known == key) {
+            return encoded.clone();
+        }
+        let encoded = codec::encode(message);
+        self.0.push((key, encoded.clone()));
+        encoded
+    }
 }
 
 impl CoreLoop {
@@ -283,8 +311,10 @@ impl CoreLoop {
             return;
         }
         if let Some(links) = &self.outlets.links {
+            let mut shared = SharedEntries::default();
             for ((peer, link), messages) in frames.drain(..) {
-                if !links.send(peer, link, encode_frame(&messages)) {
+                let parts: Vec<Encoded> = messages.iter().map(|message| shared.encode(message)).collect();
+                if !links.send(peer, link, codec::frame_of(&parts)) {
                     debug!(%peer, link, "dropped messages to a stream that is gone");
                 }
             }
