@@ -185,9 +185,9 @@ fn close(out: &Outbound, reason: pb::closed::Reason) {
 }
 
 async fn connection(state: Arc<Mutex<State>>, mut inbound: Streaming<pb::ClientMessage>, out: Outbound) {
-    let Ok(Some(pb::ClientMessage { message: Some(pb::client_message::Message::Connect(connect)) })) =
-        inbound.message().await
-    else {
+    // A stream may break before its first message; what it brings first must be Connect.
+    let Ok(Some(first)) = inbound.message().await else { return };
+    let Some(pb::client_message::Message::Connect(connect)) = first.message else {
         return state.lock().violations.push("the first message was not Connect".to_owned());
     };
     let number = {
