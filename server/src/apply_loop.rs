@@ -1,26 +1,36 @@
 //! The loop of thread `apply`: executes what is committed, in batches, and does between them what needs the store to
 //! itself: checkpoints, flushes, opening an installed snapshot, scans for the leader.
 
-use std::sync::Arc;
+use std::path::PathBuf;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use corral_core::apply::Apply;
 use corral_core::member::REAP_BATCH_MAX;
 use corral_core::session::CloseReason;
+use corral_core::session::lane::Published;
 use corral_core::tree::read;
 use corral_core::zab::io::{Entry, SnapshotMeta};
 use corral_proto::Zxid;
 use tracing::{info, warn};
 
 use crate::mailbox::Mailbox;
-use crate::node::{CoreEvent, NodeShared, abort};
-use crate::storage::rocks::RocksStore;
-use crate::storage::snapshot::StateFolders;
+use crate::node::{CoreEvent, NodeShared, View, abort};
+use crate::states::StateFolders;
+use crate::storage::rocks::{FLUSH_INTERVAL_MS, RocksStore};
 
 /// Entries executed as one batch.
 const BATCH_ENTRIES_MAX: usize = 1_000;
 
 /// Bytes of entries executed as one batch; a single entry may be larger.
 const BATCH_BYTES_MAX: usize = 1 << 20;
+
+/// After so much quiet the thread looks after its store.
+const IDLE: Duration = Duration::from_secs(5);
+
+/// A replaced store's folder stays at least so long: reads of its last state take far less.
+const OLD_STORE_MS: u64 = 60_000;
 
 /// For thread `apply`.
 pub(crate) enum ApplyCommand {
@@ -52,6 +62,8 @@ pub(crate) struct ApplyLoop {
     unflushed: Unflushed,
     /// Snapshots that wait until the store contains enough.
     wanted: Vec<(u64, Zxid)>,
+    /// Stores that were replaced, until nobody reads them: the last state, the folder, since when (monotonic ms).
+    replaced: Vec<(Weak<Published<View>>, PathBuf, u64)>,
 }
 
 /// What was written since the last flush began.
@@ -59,6 +71,8 @@ pub(crate) struct ApplyLoop {
 struct Unflushed {
     entries: u64,
     bytes: u64,
+    /// Monotonic ms of the first of it.
+    since_ms: u64,
 }
 
 impl ApplyLoop {
@@ -71,7 +85,7 @@ impl ApplyLoop {
         flush_bytes: u64,
     ) -> ApplyLoop {
         let unflushed = Unflushed::default();
-        ApplyLoop { node, apply, inbox, folders, flush_entries, flush_bytes, unflushed, wanted: Vec::new() }
+        ApplyLoop { node, apply, inbox, folders, flush_entries, flush_bytes, unflushed, wanted: Vec::new(), replaced: Vec::new() }
     }
 
     /// Runs until [`ApplyCommand::Stop`].
@@ -79,14 +93,17 @@ impl ApplyLoop {
         let mut commands = Vec::new();
         let mut batch: Vec<Entry> = Vec::new();
         loop {
-            self.inbox.take(&mut commands, None);
+            self.inbox.take(&mut commands, Some(IDLE));
+            if commands.is_empty() {
+                self.look_after_store();
+            }
             for command in commands.drain(..) {
                 match command {
                     ApplyCommand::Entries(entries) => self.collect(&mut batch, entries),
                     command => {
                         self.execute(&mut batch);
                         if matches!(command, ApplyCommand::Stop) {
-                            self.flush();
+                            self.apply.store().flush(true);
                             return;
                         }
                         self.perform(command);
@@ -114,6 +131,9 @@ impl ApplyLoop {
         if batch.is_empty() {
             return;
         }
+        if self.unflushed.entries == 0 {
+            self.unflushed.since_ms = self.node.clock.now().mono_ms;
+        }
         self.unflushed.entries += batch.len() as u64;
         self.unflushed.bytes += batch.iter().map(|entry| entry.weight() as u64).sum::<u64>();
         let applied = self.apply.apply(batch);
@@ -122,10 +142,7 @@ impl ApplyLoop {
         self.node.core.push(CoreEvent::Applied(applied));
         self.node.applied.send_replace(zxid);
         if self.unflushed.entries >= self.flush_entries || self.unflushed.bytes >= self.flush_bytes {
-            self.unflushed = Unflushed::default();
-            if let Err(error) = self.apply.store().begin_flush() {
-                abort(&format!("the store cannot be flushed: {error}"));
-            }
+            self.flush();
         }
         if !self.wanted.is_empty() {
             for (request, at_least) in std::mem::take(&mut self.wanted) {
@@ -134,10 +151,30 @@ impl ApplyLoop {
         }
     }
 
+    /// Begins a flush in the background: it bounds what a restart executes again.
     fn flush(&mut self) {
-        if let Err(error) = self.apply.store().flush() {
-            abort(&format!("the store cannot be flushed: {error}"));
+        self.unflushed = Unflushed::default();
+        let store = self.apply.store();
+        store.check_health();
+        store.flush(false);
+        let bytes = store.approximate_bytes();
+        self.node.stats.store_bytes.store(bytes, Ordering::Relaxed);
+    }
+
+    /// What is written must not stay in memory for ever, and what is replaced not on disk.
+    fn look_after_store(&mut self) {
+        let now_ms = self.node.clock.now().mono_ms;
+        if self.unflushed.entries > 0 && now_ms.saturating_sub(self.unflushed.since_ms) >= FLUSH_INTERVAL_MS {
+            self.flush();
         }
+        self.replaced.retain(|(last, folder, since_ms)| {
+            let gone = last.strong_count() == 0 && now_ms.saturating_sub(*since_ms) >= OLD_STORE_MS;
+            if gone && let Err(error) = std::fs::remove_dir_all(folder) {
+                // The next start does it too.
+                warn!(folder = %folder.display(), %error, "a replaced store could not be removed");
+            }
+            !gone
+        });
     }
 
     fn perform(&mut self, command: ApplyCommand) {
@@ -178,8 +215,9 @@ impl ApplyLoop {
             self.wanted.push((request, at_least));
             return;
         }
-        let meta = self.apply.meta().clone();
-        let snapshot = match self.folders.make_snapshot(self.apply.store(), &meta) {
+        let id = self.node.next_number();
+        self.folders.set_cluster(self.node.status().identity.cluster);
+        let snapshot = match self.folders.make_snapshot(self.apply.store(), id) {
             Ok(snapshot) => {
                 info!(zxid = %position.zxid, bytes = snapshot.bytes, "made a snapshot for a learner");
                 Some(snapshot)
@@ -193,10 +231,13 @@ impl ApplyLoop {
     }
 
     fn open_snapshot(&mut self, snapshot: SnapshotMeta) {
+        let last = Arc::downgrade(&self.node.shared.published());
+        let folder = self.apply.store().path().to_owned();
         match self.folders.open_current() {
             Ok(store) => self.apply.replace_store(store),
             Err(error) => abort(&format!("the installed snapshot cannot be opened: {error}")),
         }
+        self.replaced.push((last, folder, self.node.clock.now().mono_ms));
         let position = self.apply.position();
         if position != snapshot.position {
             abort(&format!("the installed snapshot holds {:?}, expected {:?}", position, snapshot.position));

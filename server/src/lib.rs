@@ -14,4 +14,5 @@ mod mailbox;
 pub mod net;
 pub mod node;
 mod report;
-mod storage;
+mod states;
+pub mod storage;

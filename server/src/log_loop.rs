@@ -17,6 +17,7 @@ use tracing::{info, warn};
 
 use crate::mailbox::Mailbox;
 use crate::node::{CoreEvent, NodeShared, abort};
+use crate::storage::files::FolderLock;
 
 /// After so much quiet the last frame is sealed.
 const IDLE: Duration = Duration::from_millis(100);
@@ -61,6 +62,9 @@ pub(crate) struct LogLoop {
     pub(crate) node: Arc<NodeShared>,
     pub(crate) log: TxnLog,
     pub(crate) device: Arc<dyn LogDevice>,
+    /// Keeps other processes out of the data folder as long as something may be written to it.
+    #[expect(dead_code, reason = "held, not used")]
+    pub(crate) lock: FolderLock,
     pub(crate) peers: PeerBook,
     pub(crate) inbox: Mailbox<LogCommand>,
     pub(crate) prepare: Mailbox<Prepare>,

@@ -11,6 +11,7 @@
 
 use std::io::Read;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
@@ -23,12 +24,11 @@ use corral_core::member::{Member, MemberOptions};
 use corral_core::session::CloseReason;
 use corral_core::session::lane::Lane;
 use corral_core::session::outbox::Key;
-use corral_core::storage::folder::{FolderError, PeerBook};
-use corral_core::storage::log_device::{DeviceError, LogDevice};
-use corral_core::storage::recover::{RecoverError, RecoverOptions, StoreOpener, recover};
+use corral_core::storage::folder::{FolderError, LOG_DIR, PeerBook};
+use corral_core::storage::log_device::DeviceError;
+use corral_core::storage::recover::{RecoverError, RecoverOptions, recover};
 use corral_core::storage::txn_log::{LogOptions, TxnLog};
 use corral_core::tree::entry::Settings;
-use corral_core::tree::record::Meta;
 use corral_core::tree::{TreeStore, read};
 use corral_core::zab::io::{Admin, Entry, Identity, MemberKind, Options, Position, Recovered, SnapshotMeta, Status};
 use corral_core::zab::quorum::QuorumSet;
@@ -52,9 +52,9 @@ use crate::log_loop::{self, LogCommand, LogLoop, ReadLog};
 use crate::mailbox::Mailbox;
 use crate::net::peer_link::{self, LinkError, LinkOptions, PeerLinks, StartMemory};
 use crate::report;
-use crate::storage::files::FileDevice;
-use crate::storage::rocks::RocksStore;
-use crate::storage::snapshot::StateFolders;
+use crate::states::StateFolders;
+use crate::storage::files::{self, FileDevice, FolderLock, LockError};
+use crate::storage::rocks::{RocksOpener, RocksStore, StoreOptions};
 
 /// Events of the links that wait for the task that decodes them.
 const LINK_EVENTS: usize = 64;
@@ -373,9 +373,20 @@ pub enum StartError {
     /// The system gave no random numbers.
     #[error("no random numbers from the system: {0}")]
     Random(std::io::Error),
-    /// The data folder cannot be used, or another process uses it.
+    /// The data folder cannot be used.
     #[error("data folder: {0}")]
     Folder(#[from] DeviceError),
+    /// Another process uses the data folder.
+    #[error(transparent)]
+    Lock(#[from] LockError),
+    /// The folder of the log cannot be used.
+    #[error("log folder {folder}: {source}")]
+    LogFolder {
+        /// Which.
+        folder: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
     /// What is in the data folder cannot be gone on with.
     #[error(transparent)]
     Recover(#[from] RecoverError),
@@ -442,7 +453,7 @@ impl Node {
 
         let opening = config.clone();
         let opened = tokio::task::spawn_blocking(move || Opened::open(&opening, instance)).await;
-        let Opened { folder, log, recovered, store, snapshots, peers } =
+        let Opened { folder, lock, log, recovered, store, states, peers } =
             opened.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?;
         info!(
             server = %config.my_id, end = %recovered.end.zxid, applied = %recovered.applied.zxid,
@@ -466,7 +477,7 @@ impl Node {
         let links = peer_listener.map(|listener| {
             let (events, received) = mpsc::channel(LINK_EVENTS);
             let options = link_options(&config, &identity, &peers, seed);
-            let links = PeerLinks::start(options, listener, snapshots.clone(), events);
+            let links = PeerLinks::start(options, listener, states.clone(), events);
             let receiving = receive_from_peers(node.clone(), links.clone(), received);
             let stop = stop.clone();
             tasks.spawn(async move {
@@ -478,7 +489,7 @@ impl Node {
             links
         });
 
-        let fetch = snapshot_fetcher(&node, &config, &folder, &snapshots);
+        let fetch = snapshot_fetcher(&node, &config, &states, &tasks, &stop);
         let core = CoreLoop::new(
             node.clone(),
             member,
@@ -496,6 +507,7 @@ impl Node {
             node: node.clone(),
             log,
             device: folder,
+            lock,
             peers,
             inbox: outlets_log.clone(),
             prepare: prepare.clone(),
@@ -504,7 +516,7 @@ impl Node {
             retention_bytes: config.log_retention_bytes,
         };
         let apply_loop =
-            ApplyLoop::new(node.clone(), apply, outlets_apply.clone(), snapshots, config.flush_entries, config.flush_bytes);
+            ApplyLoop::new(node.clone(), apply, outlets_apply.clone(), states, config.flush_entries, config.flush_bytes);
         let read_inbox = outlets_read.clone();
         let read_node = node.clone();
         let threads = vec![
@@ -581,6 +593,13 @@ impl ServerHandle {
         log_read.push(ReadLog::Stop);
         apply.push(ApplyCommand::Stop);
         join(threads).await;
+        // Whoever still reads keeps the store open; the next start in this process would find it locked.
+        let _ = tokio::time::timeout(GOODBYE, async {
+            while Arc::strong_count(&node) > 1 {
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+        })
+        .await;
         info!(server = %node.options.server, "stopped");
     }
 }
@@ -689,68 +708,111 @@ fn number(bytes: &[u8]) -> u64 {
 
 /// What was found in a data folder, opened.
 struct Opened {
-    folder: Arc<dyn LogDevice>,
+    folder: Arc<FileDevice>,
+    lock: FolderLock,
     log: TxnLog,
     recovered: Recovered,
     store: RocksStore,
-    snapshots: Arc<StateFolders>,
+    states: Arc<StateFolders>,
     peers: PeerBook,
 }
 
 impl Opened {
     /// Takes the folder and recovers it. Blocks.
     fn open(config: &Config, instance: u64) -> Result<Opened, StartError> {
-        let folder: Arc<dyn LogDevice> = Arc::new(FileDevice::open(&config.data_dir)?);
+        let folder = Arc::new(FileDevice::open(&config.data_dir)?);
+        let lock = FolderLock::acquire(&folder)?;
+        place_log(config).map_err(|source| StartError::LogFolder { folder: config.data_log_dir.clone(), source })?;
         let peers = PeerBook::load(&*folder)?;
+        let budget = config.memory_budget();
+        let bytes = |bytes: u64| usize::try_from(bytes).unwrap_or(usize::MAX);
         let options = RecoverOptions {
             server: config.my_id,
             cluster: None,
             instance,
             log: LogOptions { segment_bytes: config.segment_bytes, retention_bytes: config.log_retention_bytes },
-            tail_cache_bytes: usize::try_from(config.memory_budget().tail_cache).unwrap_or(usize::MAX),
+            tail_cache_bytes: bytes(budget.tail_cache),
         };
-        let mut opener = Opener { store: None };
+        let store_options =
+            StoreOptions { block_cache_bytes: bytes(budget.block_cache), memtable_bytes: bytes(budget.memtables) };
+        let mut opener = RocksOpener::new(folder.root(), store_options);
         let recovery = recover(folder.clone(), &options, &mut opener)?;
         for note in &recovery.notes {
             warn!("{note}");
         }
-        let store = opener.store.expect("recovery leaves the store open");
-        Ok(Opened {
-            folder,
-            log: recovery.log,
-            recovered: recovery.recovered,
-            store,
-            snapshots: Arc::new(StateFolders),
-            peers,
-        })
+        let store = opener.into_store().expect("recovery ends with an open store");
+        let states = Arc::new(StateFolders::new(folder.clone(), store_options));
+        Ok(Opened { folder, lock, log: recovery.log, recovered: recovery.recovered, store, states, peers })
     }
 }
 
-struct Opener {
-    store: Option<RocksStore>,
-}
-
-impl StoreOpener for Opener {
-    fn open(&mut self, _folder: &str) -> Result<Option<Meta>, String> {
-        let store = RocksStore::open_stand_in();
-        let meta = Meta::read(&store.view());
-        self.store = Some(store);
-        Ok(meta)
+/// Lets the log lie in `dataLogDir`, if that is another folder: behind a link, so that everything else finds it where it
+/// always is. A log that exists stays where it is.
+fn place_log(config: &Config) -> std::io::Result<()> {
+    if config.data_log_dir == config.data_dir {
+        return Ok(());
     }
-    fn close(&mut self) {
-        self.store = None;
+    std::fs::create_dir_all(&config.data_log_dir)?;
+    let link = config.data_dir.join(LOG_DIR);
+    let target = std::path::absolute(&config.data_log_dir)?;
+    match std::fs::symlink_metadata(&link) {
+        Ok(found) if found.is_symlink() => {}
+        Ok(_) => warn!(log = %link.display(), "the log stays in dataDir: stop the server to move it to dataLogDir"),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            // A new log begins in a folder of its own: what was set aside by a former start is not touched.
+            let fresh = (1..)
+                .map(|n| target.join(format!("{LOG_DIR}-{}-{n}", config.my_id)))
+                .find(|folder| !folder.exists())
+                .expect("numbers do not end");
+            std::fs::create_dir(&fresh)?;
+            files::sync_dir(&target)?;
+            std::os::unix::fs::symlink(&fresh, &link)?;
+            files::sync_dir(&config.data_dir)?;
+        }
+        Err(error) => return Err(error),
     }
+    Ok(())
 }
 
 /// What the core calls to fetch a snapshot.
 fn snapshot_fetcher(
     node: &Arc<NodeShared>,
-    _config: &Arc<Config>,
-    _folder: &Arc<dyn LogDevice>,
-    _snapshots: &Arc<StateFolders>,
+    config: &Arc<Config>,
+    states: &Arc<StateFolders>,
+    tasks: &TaskTracker,
+    stop: &CancellationToken,
 ) -> StartFetch {
-    let node = node.clone();
-    Box::new(move |_leader, snapshot| node.core.push(CoreEvent::SnapshotFetched { id: snapshot.id, ok: false }))
+    let (node, config, states) = (node.clone(), config.clone(), states.clone());
+    let (tasks, stop) = (tasks.clone(), stop.clone());
+    let runtime = tokio::runtime::Handle::current();
+    Box::new(move |leader, snapshot| {
+        let (node, config, states) = (node.clone(), config.clone(), states.clone());
+        let (runtime, stop) = (runtime.clone(), stop.clone());
+        // Files are written on the way: not on a thread that connections wait for.
+        tasks.spawn_blocking_on(
+            {
+                let runtime = runtime.clone();
+                move || {
+                    let Some(spec) = config.servers.get(&leader) else { return };
+                    let address = spec.peer_addr().to_string();
+                    let secret = config.peer_secret.as_ref().map_or("", |secret| secret.reveal());
+                    let timeout = Duration::from_millis(config.peer_connect_timeout_ms);
+                    let cluster = node.status().identity.cluster;
+                    let fetched = runtime.block_on(async {
+                        tokio::select! {
+                            () = stop.cancelled() => Err("this server is going down".to_owned()),
+                            fetched = states.fetch(&address, &snapshot, cluster, secret, timeout) => fetched,
+                        }
+                    });
+                    if let Err(error) = &fetched {
+                        warn!(%leader, zxid = %snapshot.position.zxid, "a snapshot could not be fetched: {error}");
+                    }
+                    node.core.push(CoreEvent::SnapshotFetched { id: snapshot.id, ok: fetched.is_ok() });
+                }
+            },
+            &runtime,
+        );
+    })
 }
 
 /// Opens the client port to sessions of both protocols and to four-letter words.
