@@ -50,7 +50,7 @@ pub enum Loss {
     Suspended,
     /// No server acknowledged the session in time: another may hold by now.
     DeadlinePassed,
-    /// Somebody deleted the contender.
+    /// The contender was deleted: by somebody else, or at the end of a session that is not known here yet.
     Removed,
     /// It was given up: its guard was released or dropped.
     Released,
@@ -62,7 +62,7 @@ impl fmt::Display for Loss {
             Loss::SessionEnded(reason) => reason.fmt(f),
             Loss::Suspended => f.write_str("the connection broke"),
             Loss::DeadlinePassed => f.write_str("the local deadline passed"),
-            Loss::Removed => f.write_str("the contender was deleted by somebody else"),
+            Loss::Removed => f.write_str("the contender was deleted"),
             Loss::Released => f.write_str("it was given up"),
         }
     }
