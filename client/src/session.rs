@@ -647,3 +647,6 @@ impl<T> Session<T> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -239,7 +239,8 @@ struct Term {
 fn verify(state: u64, entries: &[String]) -> Result<Vec<Term>, String> {
     let mut terms: Vec<Term> = Vec::new();
     for (expected, text) in (1..).zip(entries) {
-        let (number, leader, token) = parse_entry(text).ok_or_else(|| format!("entry {expected} cannot be read: {text:?}"))?;
+        let (number, leader, token) =
+            parse_entry(text).ok_or_else(|| format!("entry {expected} cannot be read: {text:?}"))?;
         if number != expected {
             let what = if number < expected { "is there twice, or late" } else { "follows a gap" };
             return Err(format!("step {number} {what}: step {expected} was to come ({text:?})"));
@@ -247,7 +248,10 @@ fn verify(state: u64, entries: &[String]) -> Result<Vec<Term>, String> {
         match terms.last_mut() {
             Some(last) if last.token == token && last.leader == leader => last.last = number,
             Some(last) if last.token >= token => {
-                return Err(format!("step {number}: token {token:#x} of {leader} came after {:#x} of {}", last.token, last.leader));
+                return Err(format!(
+                    "step {number}: token {token:#x} of {leader} came after {:#x} of {}",
+                    last.token, last.leader
+                ));
             }
             _ => terms.push(Term { leader, token, first: number, last: number }),
         }

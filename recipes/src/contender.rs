@@ -4,11 +4,10 @@
 //! task to leave, by saying so or by being dropped. So no future of this crate can leak a contender, and a slow network
 //! makes nobody wait in a destructor. The decisions are in `sequence.rs`; this file carries them out.
 
-use std::hash::{BuildHasher, Hasher};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::future::Future;
-use std::sync::Arc;
+use std::hash::{BuildHasher, Hasher};
 use std::time::Duration;
 
 use corral_client::{
@@ -90,8 +89,8 @@ impl Spec {
 enum Phase {
     /// The znode is being created.
     Entering,
-    /// It is there; so many are before it.
-    Waiting(usize),
+    /// It is there, and others are before it.
+    Waiting,
     /// It is the first.
     Holding(Fence),
     /// It was the first; whoever acts on it must stop. The znode may still be there.
@@ -127,9 +126,14 @@ impl Contender {
         loop {
             let phase = self.phase.borrow_and_update().clone();
             match phase {
-                Phase::Entering | Phase::Waiting(_) => {}
+                Phase::Entering | Phase::Waiting => {}
                 Phase::Holding(fence) => {
-                    return Ok(Hold { lease: self.client.lease(), phase: self.phase.clone(), client: self.client.clone(), fence });
+                    return Ok(Hold {
+                        lease: self.client.lease(),
+                        phase: self.phase.clone(),
+                        client: self.client.clone(),
+                        fence,
+                    });
                 }
                 Phase::Lost(loss) => return Err(Error::Lost(loss)),
                 Phase::Failed(error) | Phase::ReleaseRefused(error) => return Err(error.into()),
@@ -142,7 +146,7 @@ impl Contender {
     /// Waits until it is known whether it is the first; `None`: it is not.
     pub(crate) async fn first_or_behind(&mut self) -> Result<Option<Hold>, Error> {
         self.phase.wait_for(|phase| !matches!(phase, Phase::Entering)).await.map_err(|_| stopped())?;
-        if matches!(&*self.phase.borrow(), Phase::Waiting(_)) {
+        if matches!(&*self.phase.borrow(), Phase::Waiting) {
             return Ok(None);
         }
         self.first().await.map(Some)
@@ -155,10 +159,12 @@ impl Contender {
             let phase = self.phase.borrow_and_update().clone();
             match phase {
                 Phase::Released | Phase::Failed(_) => return Ok(()),
-                Phase::Lost(Loss::Removed | Loss::SessionEnded(EndReason::Expired | EndReason::Closed)) => return Ok(()),
+                Phase::Lost(Loss::Removed | Loss::SessionEnded(EndReason::Expired | EndReason::Closed)) => {
+                    return Ok(());
+                }
                 Phase::ReleaseRefused(error) => return Err(error.into()),
                 Phase::Lost(Loss::SessionEnded(reason)) => return Err(ended("release", reason).into()),
-                Phase::Entering | Phase::Waiting(_) | Phase::Holding(_) | Phase::Lost(_) => {}
+                Phase::Entering | Phase::Waiting | Phase::Holding(_) | Phase::Lost(_) => {}
             }
             self.changed().await?;
         }
@@ -217,7 +223,7 @@ impl Hold {
             match &*phase.borrow_and_update() {
                 Phase::Lost(loss) => return loss.clone(),
                 Phase::Released | Phase::ReleaseRefused(_) | Phase::Failed(_) => return Loss::Released,
-                Phase::Entering | Phase::Waiting(_) | Phase::Holding(_) => {}
+                Phase::Entering | Phase::Waiting | Phase::Holding(_) => {}
             }
             tokio::select! {
                 changed = phase.changed() => if changed.is_err() {
@@ -252,7 +258,10 @@ impl Hold {
     ///
     /// # Errors
     /// As there.
-    pub fn commit(&self, transaction: Transaction) -> impl Future<Output = Result<Vec<OpResult>, Error>> + Send + use<> {
+    pub fn commit(
+        &self,
+        transaction: Transaction,
+    ) -> impl Future<Output = Result<Vec<OpResult>, Error>> + Send + use<> {
         self.guarded().commit(transaction)
     }
 
@@ -336,7 +345,8 @@ impl Task {
                 Place::First => return Turn::First(own),
                 Place::Gone => return Turn::Gone,
                 Place::Behind { predecessor, ahead } => {
-                    self.say(Phase::Waiting(ahead));
+                    tracing::debug!(path = created.path, ahead, predecessor, "waiting");
+                    self.say(Phase::Waiting);
                     paths::join(&self.spec.directory, &predecessor)
                 }
             };
@@ -518,6 +528,7 @@ pub(crate) async fn queue(
         }
     }
     // Who is gone by now is no contender any more.
-    let present: Vec<&str> = by_number.iter().map(|c| c.name.as_str()).filter(|name| czxids.contains_key(*name)).collect();
+    let present: Vec<&str> =
+        by_number.iter().map(|c| c.name.as_str()).filter(|name| czxids.contains_key(*name)).collect();
     Ok(sequence::queue(present, &czxids))
 }

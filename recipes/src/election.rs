@@ -5,9 +5,7 @@ use std::ops::Deref;
 use std::time::Duration;
 
 use bytes::Bytes;
-use corral_client::{
-    Acl, Client, Consistency, Data, ErrorCode, OneshotWatch, SessionId, Zxid, path as paths,
-};
+use corral_client::{Acl, Client, Consistency, Data, ErrorCode, OneshotWatch, SessionId, Zxid, path as paths};
 use futures::stream::{self, Stream};
 
 use crate::contender::{Contender, Hold, Loss, Spec, WhenSuspended, queue};
@@ -217,7 +215,8 @@ impl Observer {
         let Some(first) = queue.first() else {
             return match self.client.children_and_watch(&self.directory).await {
                 Ok((children, _, change)) => {
-                    let still = crate::sequence::queue(children.iter().map(String::as_str), &Default::default()).is_empty();
+                    let still =
+                        crate::sequence::queue(children.iter().map(String::as_str), &Default::default()).is_empty();
                     Ok(still.then_some((None, change)))
                 }
                 Err(error) if error.code() == Some(ErrorCode::NoNode) => Ok(None),

@@ -73,7 +73,10 @@ impl Guarded {
     /// # Errors
     /// [`Error::Fenced`]: the token is dead. [`Error::Client`] with [`corral_client::Error::Multi`]: another operation was
     /// refused; its index counts from the caller's first.
-    pub fn commit(&self, transaction: Transaction) -> impl Future<Output = Result<Vec<OpResult>, Error>> + Send + use<> {
+    pub fn commit(
+        &self,
+        transaction: Transaction,
+    ) -> impl Future<Output = Result<Vec<OpResult>, Error>> + Send + use<> {
         let response = self.client.multi(self.fence.guard(transaction));
         let fence = self.fence.clone();
         async move { unwrap_guard(&fence, response.await) }

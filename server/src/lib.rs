@@ -1,4 +1,18 @@
-//! Corral's server. To come.
+//! Corral's server: one member of an ensemble, its clients' front ends and its disk.
+//!
+//! [`node`] starts everything and is the only file that knows everybody. Three loops carry what the pure rooms of
+//! `corral_core` decide: [`core_loop`] (the protocol), [`log_loop`] (durability), [`apply_loop`] (execution). Front ends
+//! ([`frontend`]) translate; [`net`] speaks to other servers; [`storage`] is the disk.
+
+mod apply_loop;
+pub mod clock;
 pub mod config;
+mod core_loop;
 pub mod frontend;
+mod log_loop;
+mod mailbox;
+pub mod net;
+pub mod node;
+mod report;
+mod states;
 pub mod storage;

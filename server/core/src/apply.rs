@@ -252,6 +252,7 @@ impl<S: TreeStore> Apply<S> {
         let meta = meta_of(&view);
         assert!(meta.applied >= self.meta.applied, "a snapshot never takes the state back");
         self.store = store;
+        self.meta = meta.clone();
         self.publish(view, meta);
     }
 

@@ -152,7 +152,8 @@ impl Frontend {
         if key.is_empty() {
             return Err(ConnectRefused::NotServing);
         }
-        let timeout_ms = request.timeout_ms.clamp(node.options.min_session_timeout_ms, node.options.max_session_timeout_ms);
+        let timeout_ms =
+            request.timeout_ms.clamp(node.options.min_session_timeout_ms, node.options.max_session_timeout_ms);
         if request.session != SessionId::NONE {
             if !password::is_session_password(&key, request.session, &request.password) {
                 return Err(ConnectRefused::Expired);
@@ -268,8 +269,7 @@ impl Connection {
     /// Cancelled before it returns, it has taken all of the requests or none.
     pub async fn submit(&self, requests: Vec<(u64, ClientRequest)>) {
         self.touch();
-        while !self.lane.is_closed()
-            && (self.lane.waiting() >= OUTSTANDING_PER_CONNECTION || self.node.is_overloaded())
+        while !self.lane.is_closed() && (self.lane.waiting() >= OUTSTANDING_PER_CONNECTION || self.node.is_overloaded())
         {
             // Overload ends without a signal of this connection; look again after a moment.
             let _ = timeout(Duration::from_millis(5), self.signals.room.notified()).await;

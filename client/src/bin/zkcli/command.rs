@@ -583,8 +583,7 @@ impl Args {
                     continue;
                 }
             };
-            let mut at = letters.char_indices();
-            while let Some((index, letter)) = at.next() {
+            for (index, letter) in letters.char_indices() {
                 if valued.contains(letter) {
                     let glued = &letters[index + letter.len_utf8()..];
                     let value = match glued.strip_prefix('=').unwrap_or(glued) {

@@ -97,8 +97,11 @@ impl Runner {
     /// # Errors
     /// A bad connect string or identity; no server in time.
     pub async fn connect(&mut self) -> Result<(), Failure> {
-        let limit =
-            if self.options.wait { Duration::from_secs(u32::MAX.into()) } else { Duration::from_millis(self.options.timeout) };
+        let limit = if self.options.wait {
+            Duration::from_secs(u32::MAX.into())
+        } else {
+            Duration::from_millis(self.options.timeout)
+        };
         let mut builder = Client::builder(self.options.server.clone())
             .session_timeout(Duration::from_millis(self.options.session_timeout))
             .connect_timeout(limit);
@@ -314,7 +317,8 @@ impl Runner {
             }
             Command::Help { verb: Some(name) } => {
                 let verb = VERBS.iter().find(|verb| verb.name == name);
-                let verb = verb.ok_or_else(|| Failure::UnknownCommand(format!("Command not found: Command not found {name}")))?;
+                let verb = verb
+                    .ok_or_else(|| Failure::UnknownCommand(format!("Command not found: Command not found {name}")))?;
                 self.show(&Output::Text(format!("{}\n\t{}", usage(verb.name).unwrap_or_default(), verb.about)))
             }
             Command::PrintWatches { on: None } => {
@@ -378,7 +382,9 @@ impl Runner {
         let base64 = match input {
             Input::Bytes(bytes) => return Ok(bytes),
             Input::Stdin { .. } if !self.stdin_is_data => {
-                return Err(Failure::Usage("- reads standard input, which holds the commands here; quote the data".to_owned()));
+                return Err(Failure::Usage(
+                    "- reads standard input, which holds the commands here; quote the data".to_owned(),
+                ));
             }
             Input::Stdin { base64 } => base64,
         };
@@ -512,7 +518,8 @@ impl Runner {
                     eprintln!("events may be missing here ({gap:?}): read afresh what you rely on");
                 }
                 None => {
-                    let reason = watcher.end_reason().map_or("the session ended".to_owned(), |reason| reason.to_string());
+                    let reason =
+                        watcher.end_reason().map_or("the session ended".to_owned(), |reason| reason.to_string());
                     return Err(Failure::Connection(reason));
                 }
             }
@@ -586,7 +593,9 @@ pub fn failure(error: Error) -> Failure {
     match error {
         Error::Refused { code, path, .. } => Failure::Refused { code, path },
         Error::Multi(multi) => Failure::Refused { code: multi.code, path: multi.path },
-        Error::BadPath { .. } | Error::BadArgument { .. } | Error::ConnectString { .. } => Failure::Usage(error.to_string()),
+        Error::BadPath { .. } | Error::BadArgument { .. } | Error::ConnectString { .. } => {
+            Failure::Usage(error.to_string())
+        }
         Error::SessionEnded { reason: EndReason::AuthFailed { .. }, path, .. } => {
             Failure::Refused { code: ErrorCode::AuthFailed, path }
         }

@@ -105,8 +105,13 @@ impl Session {
             Command::Redo { .. } => Err(Failure::Usage("redo cannot redo a redo".to_owned())),
             Command::History => {
                 let from = self.entered.len().saturating_sub(HISTORY_SHOWN);
-                let lines: Vec<String> =
-                    self.entered.iter().enumerate().skip(from).map(|(number, line)| format!("{number} - {line}")).collect();
+                let lines: Vec<String> = self
+                    .entered
+                    .iter()
+                    .enumerate()
+                    .skip(from)
+                    .map(|(number, line)| format!("{number} - {line}"))
+                    .collect();
                 self.runner.show(&Output::Text(lines.join("\n")))
             }
             command => tokio::select! {

@@ -386,6 +386,17 @@ impl PeerBook {
         self.rows.get(&(server, instance)).map_or(0, |row| row.0)
     }
 
+    /// The disk of each peer that was last heard of, and its highest start count.
+    pub fn latest(&self) -> BTreeMap<ServerId, (u64, u64)> {
+        let mut latest: BTreeMap<ServerId, (u64, u64, u64)> = BTreeMap::new();
+        for ((server, instance), (start_count, news)) in &self.rows {
+            if latest.get(server).is_none_or(|row| row.2 < *news) {
+                latest.insert(*server, (*instance, *start_count, *news));
+            }
+        }
+        latest.into_iter().map(|(server, (instance, start_count, _))| (server, (instance, start_count))).collect()
+    }
+
     /// Judges a peer's start and remembers it durably, if it is news.
     ///
     /// # Errors

@@ -546,6 +546,81 @@ mod tests {
         }
     }
 
+    /// Servers of different releases read each other's stores: what was written stays readable.
+    #[test]
+    fn records_have_the_bytes_they_always_had() {
+        let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+        let rec = node(Stored::of(Some(&Bytes::from_static(b"xy"))));
+        assert_eq!(
+            hex(&rec.encode()),
+            concat!(
+                "010003000a000000010000000000000002000000000000000300000000000000fcffffffffffffff",
+                "050000000000000006000000000000000700000000000000f8ffffff090000000b00000002000000",
+                "7879"
+            )
+        );
+        let meta = Meta {
+            applied: Zxid(1),
+            hash: 2,
+            stamp_ms: -3,
+            digest: 4,
+            znodes: 5,
+            data_bytes: 6,
+            ephemerals: 7,
+            sessions: 8,
+            next_acl: 9,
+        };
+        assert_eq!(
+            hex(&meta.encode()),
+            concat!(
+                "0101000000000000000200000000000000fdffffffffffffff040000000000000005000000000000",
+                "0006000000000000000700000000000000080000000000000009000000"
+            )
+        );
+        let row = SessionRow {
+            keeps_results: true,
+            timeout_ms: 4000,
+            ephemerals: 2,
+            created: Zxid(3),
+            created_nonce: 4,
+            attach: Zxid(5),
+            nonce: 6,
+            server: ServerId(7),
+            last_n: 8,
+            results_from: 9,
+            result_bytes: 10,
+        };
+        assert_eq!(
+            hex(&row.encode()),
+            concat!(
+                "0101a00f000002000000030000000000000004000000000000000500000000000000060000000000",
+                "00000700000000000000080000000000000009000000000000000a00000000000000"
+            )
+        );
+        let stat = Stat {
+            czxid: 1,
+            mzxid: 2,
+            pzxid: 3,
+            ctime: 4,
+            mtime: 5,
+            ephemeral_owner: 6,
+            version: 7,
+            cversion: 8,
+            aversion: 9,
+            data_length: 10,
+            num_children: 11,
+        };
+        let created = Ok(Answer::Created { path: "/a".to_owned(), stat });
+        assert_eq!(
+            hex(&encode_result(Zxid(9), &created).unwrap()),
+            concat!(
+                "01090000000000000002020000002f61010000000000000002000000000000000300000000000000",
+                "0400000000000000050000000000000006000000000000000700000008000000090000000a000000",
+                "0b000000"
+            )
+        );
+    }
+
     #[test]
     fn null_data_and_no_bytes_are_stored_differently() {
         let (null, empty) = (node(Stored::of(None)), node(Stored::of(Some(&Bytes::new()))));

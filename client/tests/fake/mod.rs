@@ -1,0 +1,579 @@
+//! A server of one in memory that speaks the client protocol and cuts connections where it is told to. It checks what a
+//! client may not do, and remembers what it executed.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use corral_proto::pb::client as pb;
+use corral_proto::pb::client::corral_server::{Corral, CorralServer};
+use corral_proto::{CreateMode, ErrorCode, EventKind, path};
+use parking_lot::Mutex;
+use pb::answer::Body;
+use pb::request::Op;
+use tokio::sync::mpsc;
+use tokio_stream::StreamExt;
+use tokio_stream::wrappers::{TcpListenerStream, UnboundedReceiverStream};
+use tonic::{Request, Response, Status, Streaming};
+
+type Outbound = mpsc::UnboundedSender<Result<pb::ServerMessage, Status>>;
+
+/// Where connections are cut.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Cut {
+    #[default]
+    Never,
+    /// At every k-th step; each request has two: before it is executed, and before its answer is sent.
+    EveryStep(u64),
+}
+
+#[derive(Default)]
+struct Row {
+    last_n: u64,
+    results: BTreeMap<u64, pb::Answer>,
+    connection: u64,
+}
+
+#[derive(Clone, Default)]
+struct Node {
+    data: Option<bytes::Bytes>,
+    stat: pb::Stat,
+    children_made: i32,
+}
+
+/// One connection's watches.
+#[derive(Default)]
+struct Watches {
+    data: BTreeSet<String>,
+    child: BTreeSet<String>,
+    persistent: BTreeSet<String>,
+    recursive: BTreeSet<String>,
+}
+
+struct Connection {
+    session: i64,
+    out: Outbound,
+    watches: Watches,
+}
+
+#[derive(Default)]
+pub struct State {
+    zxid: u64,
+    tree: BTreeMap<String, Node>,
+    sessions: BTreeMap<i64, Row>,
+    connections: BTreeMap<u64, Connection>,
+    last_session: i64,
+    last_connection: u64,
+    steps: u64,
+    pub cut: Cut,
+    /// Answers nothing, and goes on reading.
+    pub mute: bool,
+    /// Refuses connects.
+    pub refuse: Option<pb::closed::Reason>,
+    pub timeout_ms: u32,
+    /// Every write that was executed: `n op path`.
+    pub executed: Vec<String>,
+    /// What a correct client never does.
+    pub violations: Vec<String>,
+    pub connects: u64,
+    pub set_watches: u64,
+}
+
+#[derive(Clone)]
+pub struct Server {
+    pub state: Arc<Mutex<State>>,
+    pub address: String,
+}
+
+#[derive(Clone)]
+struct Service(Arc<Mutex<State>>);
+
+impl Server {
+    /// Listens on a free port of the loopback interface.
+    pub async fn start() -> Server {
+        let state = State { timeout_ms: 10_000, ..State::default() };
+        let state = Arc::new(Mutex::new(state));
+        state.lock().tree.insert("/".to_owned(), Node::default());
+        Server { address: listen(&state).await, state }
+    }
+
+    /// Another address of the same server.
+    pub async fn listen_again(&self) -> String {
+        listen(&self.state).await
+    }
+
+    /// Somebody else sets data, and creates the znode if it is missing.
+    pub fn set(&self, path: &str, data: &str) {
+        let mut state = self.state.lock();
+        let data = Some(pb::Data { bytes: data.to_owned().into() });
+        state.zxid += 1;
+        if state.tree.contains_key(path) {
+            state.set_data(path, data, -1).unwrap();
+        } else {
+            state.create(0, pb::Create { path: path.to_owned(), data, ..pb::Create::default() }).unwrap();
+        }
+    }
+
+    /// Somebody else deletes a znode.
+    pub fn delete(&self, path: &str) {
+        let mut state = self.state.lock();
+        state.zxid += 1;
+        state.delete(path, -1).unwrap();
+    }
+
+    /// Cuts every connection now.
+    pub fn cut_all(&self) {
+        self.state.lock().connections.clear();
+    }
+
+    /// Ends every session, as the leader does.
+    pub fn expire_all(&self) {
+        let mut state = self.state.lock();
+        state.sessions.clear();
+        state.connections.clear();
+    }
+
+    pub fn sessions(&self) -> usize {
+        self.state.lock().sessions.len()
+    }
+
+    pub fn exists(&self, path: &str) -> bool {
+        self.state.lock().tree.contains_key(path)
+    }
+
+    pub fn watches(&self) -> usize {
+        let state = self.state.lock();
+        let of = |watches: &Watches| {
+            watches.data.len() + watches.child.len() + watches.persistent.len() + watches.recursive.len()
+        };
+        state.connections.values().map(|connection| of(&connection.watches)).sum()
+    }
+}
+
+async fn listen(state: &Arc<Mutex<State>>) -> String {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let incoming = TcpListenerStream::new(listener).map(|socket| {
+        let socket = socket?;
+        socket.set_nodelay(true)?;
+        Ok::<_, std::io::Error>(socket)
+    });
+    let service = CorralServer::new(Service(state.clone()));
+    tokio::spawn(tonic::transport::Server::builder().add_service(service).serve_with_incoming(incoming));
+    address
+}
+
+#[tonic::async_trait]
+impl Corral for Service {
+    type SessionStream = UnboundedReceiverStream<Result<pb::ServerMessage, Status>>;
+
+    async fn session(
+        &self,
+        request: Request<Streaming<pb::ClientMessage>>,
+    ) -> Result<Response<Self::SessionStream>, Status> {
+        let (out, replies) = mpsc::unbounded_channel();
+        tokio::spawn(connection(self.0.clone(), request.into_inner(), out));
+        Ok(Response::new(UnboundedReceiverStream::new(replies)))
+    }
+}
+
+fn send(out: &Outbound, message: pb::server_message::Message) {
+    let _ = out.send(Ok(pb::ServerMessage { message: Some(message) }));
+}
+
+fn close(out: &Outbound, reason: pb::closed::Reason) {
+    send(out, pb::server_message::Message::Closed(pb::Closed { reason: reason.into(), text: String::new() }));
+}
+
+async fn connection(state: Arc<Mutex<State>>, mut inbound: Streaming<pb::ClientMessage>, out: Outbound) {
+    // A stream may break before its first message; what it brings first must be Connect.
+    let Ok(Some(first)) = inbound.message().await else { return };
+    let Some(pb::client_message::Message::Connect(connect)) = first.message else {
+        return state.lock().violations.push("the first message was not Connect".to_owned());
+    };
+    let number = {
+        let mut state = state.lock();
+        match state.connect(connect, out) {
+            Some(number) => number,
+            None => return,
+        }
+    };
+    // Ends when the client goes, or when the connection was cut from here.
+    while let Ok(Some(message)) = inbound.message().await {
+        let Some(pb::client_message::Message::Requests(batch)) = message.message else {
+            return state.lock().violations.push("a second Connect".to_owned());
+        };
+        let mut state = state.lock();
+        for request in batch.requests {
+            if !state.connections.contains_key(&number) || !state.serve(number, request) {
+                state.connections.remove(&number);
+                return;
+            }
+        }
+    }
+    state.lock().connections.remove(&number);
+}
+
+impl State {
+    fn connect(&mut self, connect: pb::Connect, out: Outbound) -> Option<u64> {
+        self.connects += 1;
+        if let Some(reason) = self.refuse {
+            close(&out, reason);
+            return None;
+        }
+        if connect.last_zxid_seen > self.zxid {
+            self.violations
+                .push(format!("the client saw {:#x}, and there is only {:#x}", connect.last_zxid_seen, self.zxid));
+        }
+        self.zxid += 1;
+        let session = if connect.session == 0 {
+            self.last_session += 1;
+            self.sessions.insert(self.last_session, Row::default());
+            self.last_session
+        } else {
+            connect.session
+        };
+        self.last_connection += 1;
+        let number = self.last_connection;
+        let Some(row) = self.sessions.get_mut(&session) else {
+            close(&out, pb::closed::Reason::SessionExpired);
+            return None;
+        };
+        if let Some(old) = self.connections.remove(&row.connection) {
+            close(&old.out, pb::closed::Reason::SessionMoved);
+        }
+        row.connection = number;
+        let connected = pb::Connected {
+            session,
+            password: vec![1; 16].into(),
+            timeout_ms: self.timeout_ms,
+            server: 1,
+            zxid: self.zxid,
+            last_n: row.last_n,
+        };
+        send(&out, pb::server_message::Message::Connected(connected));
+        self.connections.insert(number, Connection { session, out, watches: Watches::default() });
+        Some(number)
+    }
+
+    /// Whether the connection is cut at this step.
+    fn is_cut(&mut self) -> bool {
+        self.steps += 1;
+        matches!(self.cut, Cut::EveryStep(k) if self.steps.is_multiple_of(k))
+    }
+
+    /// Executes and answers one request; `false`: the connection is over.
+    fn serve(&mut self, number: u64, request: pb::Request) -> bool {
+        if self.is_cut() {
+            return false;
+        }
+        let session = self.connections[&number].session;
+        let pb::Request { id, n, answered_through, op, .. } = request;
+        let op = op.unwrap();
+        let is_close = matches!(op, Op::CloseSession(_));
+        let answer = if n == 0 {
+            let result = self.read(number, op);
+            self.answer(id, result)
+        } else {
+            let Some(row) = self.sessions.get_mut(&session) else { return false };
+            row.results.retain(|n, _| *n > answered_through);
+            if n > row.last_n + 1 {
+                self.violations.push(format!("write {n} came after write {}", row.last_n));
+                return false;
+            }
+            if n <= row.last_n {
+                match row.results.get(&n) {
+                    Some(kept) => pb::Answer { id, ..kept.clone() },
+                    None => {
+                        self.violations.push(format!("write {n} came again after it was answered"));
+                        return false;
+                    }
+                }
+            } else {
+                row.last_n = n;
+                self.zxid += 1;
+                let result = self.write(session, n, op);
+                let answer = self.answer(id, result);
+                if let Some(row) = self.sessions.get_mut(&session) {
+                    row.results.insert(n, answer.clone());
+                }
+                answer
+            }
+        };
+        if self.is_cut() {
+            return false;
+        }
+        if self.mute {
+            return true;
+        }
+        let auth_failed = answer.error == ErrorCode::AuthFailed.code();
+        let out = self.connections[&number].out.clone();
+        let reply = pb::Reply { kind: Some(pb::reply::Kind::Answer(answer)) };
+        send(&out, pb::server_message::Message::Replies(pb::ReplyBatch { replies: vec![reply] }));
+        if auth_failed {
+            close(&out, pb::closed::Reason::AuthFailed);
+        }
+        if is_close {
+            close(&out, pb::closed::Reason::ClosedByClient);
+        }
+        !auth_failed && !is_close
+    }
+
+    fn answer(&self, id: u64, result: Result<Body, ErrorCode>) -> pb::Answer {
+        match result {
+            Ok(body) => pb::Answer { id, zxid: self.zxid, error: 0, body: Some(body) },
+            Err(code) => pb::Answer { id, zxid: self.zxid, error: code.code(), body: None },
+        }
+    }
+
+    fn write(&mut self, session: i64, n: u64, op: Op) -> Result<Body, ErrorCode> {
+        match op {
+            Op::Create(op) => {
+                self.executed.push(format!("{n} create {}", op.path));
+                self.create(session, op).map(Body::Created)
+            }
+            Op::SetData(op) => {
+                self.executed.push(format!("{n} set {}", op.path));
+                self.set_data(&op.path, op.data, op.version).map(|stat| Body::Stat(pb::StatBody { stat: Some(stat) }))
+            }
+            Op::Delete(op) => {
+                self.executed.push(format!("{n} delete {}", op.path));
+                self.delete(&op.path, op.version).map(|()| Body::Empty(pb::Empty {}))
+            }
+            Op::Multi(multi) => {
+                self.executed.push(format!("{n} multi {}", multi.ops.len()));
+                Ok(Body::Multi(self.multi(session, multi)))
+            }
+            Op::CloseSession(_) => {
+                self.sessions.remove(&session);
+                let owned =
+                    |(path, node): (&String, &Node)| (node.stat.ephemeral_owner == session).then(|| path.clone());
+                let ephemerals: Vec<String> = self.tree.iter().filter_map(owned).collect();
+                for path in ephemerals {
+                    self.delete(&path, -1)?;
+                }
+                Ok(Body::Empty(pb::Empty {}))
+            }
+            _ => Err(ErrorCode::Unimplemented),
+        }
+    }
+
+    /// Only as atomic as the tests need: checks first.
+    fn multi(&mut self, session: i64, multi: pb::Multi) -> pb::MultiBody {
+        use pb::multi_op::Op;
+        let failed = multi.ops.iter().enumerate().find_map(|(at, op)| match op.op.as_ref().unwrap() {
+            Op::Check(op) if !self.tree.contains_key(&op.path) => Some((at, ErrorCode::NoNode)),
+            Op::Check(op) if op.version >= 0 && self.tree[&op.path].stat.version != op.version => {
+                Some((at, ErrorCode::BadVersion))
+            }
+            _ => None,
+        });
+        let ops = multi.ops.len();
+        if let Some((failed, code)) = failed {
+            let error = |at: usize| match at.cmp(&failed) {
+                std::cmp::Ordering::Less => 0,
+                std::cmp::Ordering::Equal => code.code(),
+                std::cmp::Ordering::Greater => ErrorCode::RuntimeInconsistency.code(),
+            };
+            return pb::MultiBody {
+                results: (0..ops).map(|at| pb::MultiResult { error: error(at), body: None }).collect(),
+            };
+        }
+        use pb::multi_result::Body;
+        let results = multi.ops.into_iter().map(|op| {
+            let body = match op.op.unwrap() {
+                Op::Create(op) => Body::Created(self.create(session, op).unwrap()),
+                Op::SetData(op) => Body::Stat(pb::StatBody { stat: self.set_data(&op.path, op.data, op.version).ok() }),
+                Op::Delete(op) => {
+                    self.delete(&op.path, op.version).unwrap();
+                    Body::Empty(pb::Empty {})
+                }
+                Op::Check(_) => Body::Empty(pb::Empty {}),
+            };
+            pb::MultiResult { error: 0, body: Some(body) }
+        });
+        pb::MultiBody { results: results.collect() }
+    }
+
+    fn create(&mut self, session: i64, op: pb::Create) -> Result<pb::Created, ErrorCode> {
+        let mode = CreateMode::from_flags(op.mode).unwrap();
+        let parent = path::parent(&op.path).unwrap().to_owned();
+        let zxid = self.zxid;
+        let above = self.tree.get_mut(&parent).ok_or(ErrorCode::NoNode)?;
+        let mut at = op.path;
+        if mode.is_sequential() {
+            at = format!("{at}{:010}", above.children_made);
+        }
+        if self.tree.contains_key(&at) {
+            return Err(ErrorCode::NodeExists);
+        }
+        let above = self.tree.get_mut(&parent).unwrap();
+        above.children_made += 1;
+        above.stat.pzxid = zxid;
+        above.stat.num_children += 1;
+        let owner = if mode.is_ephemeral() { session } else { 0 };
+        let stat = pb::Stat { czxid: zxid, mzxid: zxid, pzxid: zxid, ephemeral_owner: owner, ..pb::Stat::default() };
+        self.tree.insert(at.clone(), Node { data: op.data.map(|data| data.bytes), stat, children_made: 0 });
+        self.fire(EventKind::NodeCreated, &at);
+        self.fire(EventKind::NodeChildrenChanged, &parent);
+        Ok(pb::Created { path: at, stat: Some(stat) })
+    }
+
+    fn set_data(&mut self, path: &str, data: Option<pb::Data>, version: i32) -> Result<pb::Stat, ErrorCode> {
+        let zxid = self.zxid;
+        let node = self.tree.get_mut(path).ok_or(ErrorCode::NoNode)?;
+        if version >= 0 && node.stat.version != version {
+            return Err(ErrorCode::BadVersion);
+        }
+        node.data = data.map(|data| data.bytes);
+        node.stat.version += 1;
+        node.stat.mzxid = zxid;
+        let stat = node.stat;
+        self.fire(EventKind::NodeDataChanged, path);
+        Ok(stat)
+    }
+
+    fn delete(&mut self, path: &str, version: i32) -> Result<(), ErrorCode> {
+        let node = self.tree.get(path).ok_or(ErrorCode::NoNode)?;
+        if version >= 0 && node.stat.version != version {
+            return Err(ErrorCode::BadVersion);
+        }
+        self.tree.remove(path);
+        let parent = path::parent(path).unwrap().to_owned();
+        let above = self.tree.get_mut(&parent).unwrap();
+        above.stat.pzxid = self.zxid;
+        above.stat.num_children -= 1;
+        self.fire(EventKind::NodeDeleted, path);
+        self.fire(EventKind::NodeChildrenChanged, &parent);
+        Ok(())
+    }
+
+    fn children(&self, path: &str) -> Vec<String> {
+        let is_child = |at: &&String| path::parent(at) == Some(path);
+        self.tree.keys().filter(is_child).map(|at| path::name(at).to_owned()).collect()
+    }
+
+    fn read(&mut self, number: u64, op: Op) -> Result<Body, ErrorCode> {
+        let done = Ok(Body::Empty(pb::Empty {}));
+        let node = |state: &State, path: &str| state.tree.get(path).cloned().ok_or(ErrorCode::NoNode);
+        let session = self.connections[&number].session;
+        match op {
+            Op::Exists(op) => {
+                let found = node(self, &op.path);
+                if op.watch {
+                    self.watches(number).data.insert(op.path);
+                }
+                found.map(|node| Body::Stat(pb::StatBody { stat: Some(node.stat) }))
+            }
+            Op::GetData(op) => {
+                let Node { data, stat, .. } = node(self, &op.path)?;
+                if op.watch {
+                    self.watches(number).data.insert(op.path);
+                }
+                Ok(Body::Data(pb::DataBody { data: data.map(|bytes| pb::Data { bytes }), stat: Some(stat) }))
+            }
+            Op::GetChildren(op) => {
+                let stat = node(self, &op.path)?.stat;
+                let children = self.children(&op.path);
+                if op.watch {
+                    self.watches(number).child.insert(op.path);
+                }
+                Ok(Body::Children(pb::ChildrenBody { children, stat: Some(stat) }))
+            }
+            Op::GetEphemerals(op) => {
+                let is_mine = |(path, node): &(&String, &Node)| {
+                    node.stat.ephemeral_owner == session && path.starts_with(&op.prefix)
+                };
+                let paths = self.tree.iter().filter(is_mine).map(|(path, _)| path.clone()).collect();
+                Ok(Body::Paths(pb::Paths { paths }))
+            }
+            Op::WhoAmI(_) => Ok(Body::Ids(pb::Ids { ids: vec![] })),
+            Op::Ping(_) | Op::Sync(_) => done,
+            Op::AddAuth(op) if op.scheme == "digest" => done,
+            Op::AddAuth(_) => Err(ErrorCode::AuthFailed),
+            Op::AddWatch(op) => {
+                match op.kind() {
+                    pb::WatchKind::Persistent => self.watches(number).persistent.insert(op.path),
+                    _ => self.watches(number).recursive.insert(op.path),
+                };
+                done
+            }
+            Op::RemoveWatch(op) => {
+                let watches = self.watches(number);
+                let held = match op.kind() {
+                    pb::WatchKind::Data => watches.data.remove(&op.path),
+                    pb::WatchKind::Child => watches.child.remove(&op.path),
+                    pb::WatchKind::Persistent => watches.persistent.remove(&op.path),
+                    pb::WatchKind::PersistentRecursive => watches.recursive.remove(&op.path),
+                };
+                if held { done } else { Err(ErrorCode::NoWatcher) }
+            }
+            Op::SetWatches(op) => {
+                self.set_watches(number, op);
+                done
+            }
+            _ => Err(ErrorCode::Unimplemented),
+        }
+    }
+
+    fn watches(&mut self, number: u64) -> &mut Watches {
+        &mut self.connections.get_mut(&number).unwrap().watches
+    }
+
+    /// ZooKeeper's rules (wire 7.8).
+    fn set_watches(&mut self, number: u64, set: pb::SetWatches) {
+        self.set_watches += 1;
+        let since = set.relative_zxid;
+        let mut missed = Vec::new();
+        for path in set.data {
+            match self.tree.get(&path) {
+                None => missed.push((EventKind::NodeDeleted, path)),
+                Some(node) if node.stat.mzxid > since => missed.push((EventKind::NodeDataChanged, path)),
+                Some(_) => drop(self.watches(number).data.insert(path)),
+            }
+        }
+        for path in set.exist {
+            if self.tree.contains_key(&path) {
+                missed.push((EventKind::NodeCreated, path));
+            } else {
+                self.watches(number).data.insert(path);
+            }
+        }
+        for path in set.child {
+            match self.tree.get(&path) {
+                None => missed.push((EventKind::NodeDeleted, path)),
+                Some(node) if node.stat.pzxid > since => missed.push((EventKind::NodeChildrenChanged, path)),
+                Some(_) => drop(self.watches(number).child.insert(path)),
+            }
+        }
+        self.watches(number).persistent.extend(set.persistent);
+        self.watches(number).recursive.extend(set.persistent_recursive);
+        for (kind, path) in missed {
+            event(&self.connections[&number].out, kind, &path, 0);
+        }
+    }
+
+    fn fire(&mut self, kind: EventKind, path: &str) {
+        let is_child = kind == EventKind::NodeChildrenChanged;
+        for connection in self.connections.values_mut() {
+            let watches = &mut connection.watches;
+            let mut hit = watches.persistent.contains(path);
+            if !is_child {
+                hit |= watches.data.remove(path);
+                hit |=
+                    watches.recursive.iter().any(|at| at == "/" || path == at || path.starts_with(&format!("{at}/")));
+            }
+            if is_child || kind == EventKind::NodeDeleted {
+                hit |= watches.child.remove(path);
+            }
+            if hit {
+                event(&connection.out, kind, path, self.zxid);
+            }
+        }
+    }
+}
+
+fn event(out: &Outbound, kind: EventKind, path: &str, zxid: u64) {
+    let event = pb::Event { kind: kind.code(), path: path.to_owned(), zxid };
+    let reply = pb::Reply { kind: Some(pb::reply::Kind::Event(event)) };
+    send(out, pb::server_message::Message::Replies(pb::ReplyBatch { replies: vec![reply] }));
+}

@@ -1,0 +1,424 @@
+//! The loop of thread `core`: takes what happened, asks the member, hands on what it decided.
+//!
+//! Everything with a rule in it is in [`Member`]; this file carries. What it adds is order and economy: messages and
+//! completions come before client requests, so that load never delays a heartbeat; the clock is read once a turn; all
+//! writes of a turn become one proposal, all messages to a peer one frame, all log operations one sync.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use bytes::Bytes;
+use corral_core::member::{Member, MemberInput, MemberOutput};
+use corral_core::session::CloseReason;
+use corral_core::session::outbox::Key;
+use corral_core::storage::folder::Condemned;
+use corral_core::tree::entry::Txn;
+use corral_core::zab::codec::{self, Encoded, decode_frame};
+use corral_core::zab::io::{Input, Now, Output, Relation, Role, SnapshotMeta};
+use corral_core::zab::message::Message;
+use corral_proto::{ServerId, Zxid};
+use tokio::sync::mpsc;
+use tracing::{debug, error, info, warn};
+
+use crate::apply_loop::ApplyCommand;
+use crate::log_loop::{LogCommand, ReadLog};
+use crate::mailbox::Mailbox;
+use crate::net::peer_link::{LinkEvent, PeerLinks};
+use crate::node::{CoreEvent, NodeShared};
+
+/// Between two ticks of the member, ms.
+const TICK_MS: u64 = 20;
+
+/// Between two lines of the log that say why there is no quorum, ms.
+const WAITING_LOG_MS: u64 = 5_000;
+
+/// What a peer sent, decoded and checked.
+#[derive(Debug)]
+pub(crate) enum PeerEvent {
+    /// A stream is up.
+    Up {
+        peer: ServerId,
+        link: u64,
+        instance: u64,
+        start_count: u64,
+    },
+    /// Messages of one frame, in order.
+    Messages {
+        peer: ServerId,
+        link: u64,
+        messages: Vec<Message>,
+    },
+    /// A stream ended.
+    Down { peer: ServerId, link: u64 },
+    /// This very data folder is an old copy (P9).
+    Stale { reason: String },
+}
+
+/// Begins to fetch a snapshot from a peer; ends with [`CoreEvent::SnapshotFetched`].
+pub(crate) type StartFetch = Box<dyn Fn(ServerId, SnapshotMeta) + Send>;
+
+/// Where the core hands things to.
+pub(crate) struct CoreOutlets {
+    pub(crate) log: Mailbox<LogCommand>,
+    pub(crate) log_read: Mailbox<ReadLog>,
+    pub(crate) apply: Mailbox<ApplyCommand>,
+    /// `None` in an ensemble of one.
+    pub(crate) links: Option<PeerLinks>,
+    pub(crate) fetch: StartFetch,
+}
+
+pub(crate) struct CoreLoop {
+    node: Arc<NodeShared>,
+    member: Member,
+    outlets: CoreOutlets,
+    out: Vec<MemberOutput>,
+    turn: Turn,
+    relation: Option<Relation>,
+    /// Since when there is no relation to a leader, monotonic ms; `None` while there is one.
+    lost_ms: Option<u64>,
+    /// The connections were told that there is no quorum.
+    told: bool,
+    next_waiting_log_ms: u64,
+    /// Role, phase, leader and epoch as last written to the log.
+    logged: String,
+}
+
+/// What a turn collects, so that each receiver is woken once.
+#[derive(Default)]
+struct Turn {
+    log: Vec<LogCommand>,
+    apply: Vec<ApplyCommand>,
+    frames: Vec<((ServerId, u64), Vec<Message>)>,
+    /// Inputs that outputs of this turn gave rise to.
+    again: Vec<MemberInput>,
+    fatal: bool,
+}
+
+/// Entries that go to several peers in one turn are encoded once.
+#[derive(Default)]
+struct SharedEntries(Vec<(EntriesKey, Encoded)>);
+
+/// Within one leadership the same place, number and watermark mean the same message.
+#[derive(PartialEq, Eq)]
+struct EntriesKey {
+    epoch: u32,
+    prev: Zxid,
+    last: Zxid,
+    entries: usize,
+    commit: Zxid,
+}
+
+impl SharedEntries {
+    fn encode(&mut self, message: &Message) -> Encoded {
+        let Message::Entries { epoch, prev, entries, commit } = message else { return codec::encode(message) };
+        let last = entries.last().map_or(prev.zxid, |entry| entry.zxid);
+        let key = EntriesKey { epoch: *epoch, prev: prev.zxid, last, entries: entries.len(), commit: *commit };
+        if let Some((_, encoded)) = self.0.iter().find(|(known, _)| *known == key) {
+            return encoded.clone();
+        }
+        let encoded = codec::encode(message);
+        self.0.push((key, encoded.clone()));
+        encoded
+    }
+}
+
+impl CoreLoop {
+    pub(crate) fn new(node: Arc<NodeShared>, member: Member, outlets: CoreOutlets) -> CoreLoop {
+        CoreLoop {
+            node,
+            member,
+            outlets,
+            out: Vec::new(),
+            turn: Turn::default(),
+            relation: None,
+            lost_ms: Some(0),
+            told: false,
+            next_waiting_log_ms: WAITING_LOG_MS,
+            logged: String::new(),
+        }
+    }
+
+    /// Runs until [`CoreEvent::Stop`].
+    pub(crate) fn run(mut self) {
+        let mut events = Vec::new();
+        let mut next_tick_ms = self.node.clock.now().mono_ms;
+        self.lost_ms = Some(next_tick_ms);
+        loop {
+            let wait_ms = next_tick_ms.saturating_sub(self.node.clock.now().mono_ms);
+            self.node.core.take(&mut events, Some(Duration::from_millis(wait_ms)));
+            let now = self.node.clock.now();
+            let mut stop = false;
+            let mut writes: Vec<(Key, Bytes)> = Vec::new();
+            let mut read_points = Vec::new();
+            // Touches first: what a pong of this turn claims to contain must be in it (P32).
+            let touched = std::mem::take(&mut *self.node.touched.lock());
+            if !touched.is_empty() {
+                self.step(now, MemberInput::Touched(touched));
+            }
+            for event in events.drain(..) {
+                match event {
+                    CoreEvent::Submit(mut more) if writes.is_empty() => writes.append(&mut more),
+                    CoreEvent::Submit(more) => writes.extend(more),
+                    CoreEvent::ReadIndex { tag } => read_points.push(tag),
+                    CoreEvent::Stop => stop = true,
+                    event => self.on_event(now, event),
+                }
+            }
+            if !writes.is_empty() {
+                self.step(now, MemberInput::Submit(writes));
+            }
+            for tag in read_points {
+                self.step(now, MemberInput::Zab(Input::ReadIndex { tag }));
+            }
+            let tick = now.mono_ms >= next_tick_ms;
+            if tick {
+                next_tick_ms = now.mono_ms + TICK_MS;
+                self.step(now, MemberInput::Zab(Input::Tick));
+            }
+            self.finish_turn(now);
+            if tick {
+                self.on_tick(now);
+            }
+            if stop || self.turn.fatal {
+                return;
+            }
+        }
+    }
+
+    fn on_event(&mut self, now: Now, event: CoreEvent) {
+        let input = match event {
+            CoreEvent::Peer(event) => match event {
+                PeerEvent::Up { peer, link, instance, start_count } => {
+                    self.turn.log.push(LogCommand::PeerStarted { peer, instance, start_count });
+                    Input::PeerUp { peer, link, instance, start_count }
+                }
+                PeerEvent::Messages { peer, link, messages } => {
+                    for message in messages {
+                        self.step(now, MemberInput::Zab(Input::PeerMessage { peer, link, message }));
+                    }
+                    return;
+                }
+                PeerEvent::Down { peer, link } => Input::PeerDown { peer, link },
+                PeerEvent::Stale { reason } => {
+                    // What is in the log was so once: it stays, and does not count until a leader completed it.
+                    self.fatal(format!("this data folder is an old copy: {reason}"), Condemned::Nothing);
+                    return;
+                }
+            },
+            CoreEvent::LogDone { seq } => Input::LogDone { seq },
+            CoreEvent::LogRead { request, entries } => Input::LogRead { request, entries },
+            CoreEvent::LogTrimmed { base } => Input::LogTrimmed { base },
+            CoreEvent::SnapshotReady { request, snapshot } => Input::SnapshotReady { request, snapshot },
+            CoreEvent::SnapshotFetched { id, ok } => Input::SnapshotFetched { id, ok },
+            CoreEvent::SnapshotOpened { position } => Input::SnapshotOpened { position },
+            CoreEvent::Admin(admin) => Input::Admin(admin),
+            CoreEvent::Applied(applied) => return self.step(now, MemberInput::Applied(applied)),
+            CoreEvent::SessionTable { sessions, settings } => {
+                return self.step(now, MemberInput::SessionTable { sessions, settings });
+            }
+            CoreEvent::Reapable(due) => return self.step(now, MemberInput::Reapable(due)),
+            CoreEvent::Submit(_) | CoreEvent::ReadIndex { .. } | CoreEvent::Stop => {
+                unreachable!("collected by the caller")
+            }
+        };
+        self.step(now, MemberInput::Zab(input));
+    }
+
+    fn step(&mut self, now: Now, input: MemberInput) {
+        self.member.step(now, input, &mut self.out);
+        let mut out = std::mem::take(&mut self.out);
+        for output in out.drain(..) {
+            self.on_output(now, output);
+        }
+        self.out = out;
+        // A few levels at most: what a new relation asks for brings no relation of its own.
+        for input in std::mem::take(&mut self.turn.again) {
+            self.step(now, input);
+        }
+    }
+
+    fn on_output(&mut self, now: Now, output: MemberOutput) {
+        match output {
+            MemberOutput::Relation(relation) => self.on_relation(now, relation),
+            MemberOutput::LoadSessions => self.turn.apply.push(ApplyCommand::LoadSessions),
+            MemberOutput::ScanReapable { wall_ms } => self.turn.apply.push(ApplyCommand::ScanReapable { wall_ms }),
+            MemberOutput::Zab(output) => match output {
+                Output::Log { seq, op } => self.turn.log.push(LogCommand::Write { seq, op }),
+                Output::Send { peer, link, message } => {
+                    match self.turn.frames.iter_mut().find(|(to, _)| *to == (peer, link)) {
+                        Some((_, messages)) => messages.push(message),
+                        None => self.turn.frames.push(((peer, link), vec![message])),
+                    }
+                }
+                Output::Apply(entries) => self.turn.apply.push(ApplyCommand::Entries(entries)),
+                Output::ReadLog { request, after, max_bytes } => {
+                    self.outlets.log_read.push(ReadLog::Read { request, after, max_bytes });
+                }
+                Output::ReadPoint { tag, zxid } => self.node.answer_read_point(tag, zxid),
+                Output::MakeSnapshot { request, at_least } => {
+                    self.turn.apply.push(ApplyCommand::MakeSnapshot { request, at_least });
+                }
+                Output::DropSnapshot { id } => self.turn.apply.push(ApplyCommand::DropSnapshot { id }),
+                Output::FetchSnapshot { leader, snapshot } => {
+                    info!(%leader, zxid = %snapshot.position.zxid, bytes = snapshot.bytes, "fetching a snapshot");
+                    self.turn.apply.push(ApplyCommand::ResetClients);
+                    (self.outlets.fetch)(leader, snapshot);
+                }
+                Output::OpenSnapshot(snapshot) => self.turn.apply.push(ApplyCommand::OpenSnapshot(snapshot)),
+                Output::TrimLog { upto } => self.turn.log.push(LogCommand::Trim { upto }),
+                Output::Fatal(text) => self.fatal(text, Condemned::All),
+                Output::Note(text) => info!("{text}"),
+                Output::Relation(_) | Output::Leading(_) | Output::Touches { .. } | Output::RoundConfirmed { .. } => {
+                    unreachable!("dealt with by the member")
+                }
+            },
+        }
+    }
+
+    fn on_relation(&mut self, now: Now, relation: Option<Relation>) {
+        self.relation = relation;
+        if relation.is_some() {
+            self.lost_ms = None;
+            self.told = false;
+            // Every session with a connection here is alive, whatever the former leader knew (P32).
+            self.turn.again.push(MemberInput::Touched(self.node.shared.lanes.sessions()));
+        } else {
+            self.lost_ms.get_or_insert(now.mono_ms);
+            self.next_waiting_log_ms = now.mono_ms + WAITING_LOG_MS;
+        }
+        self.node.set_related(relation.is_some());
+        self.publish();
+    }
+
+    /// Marks the folder and ends the process. The log thread does both, after what it was given already.
+    fn fatal(&mut self, text: String, files: Condemned) {
+        if !self.turn.fatal {
+            error!("stopping: {text}");
+            self.turn.fatal = true;
+            self.turn.log.push(LogCommand::Condemn { reason: text, files });
+        }
+    }
+
+    /// Hands on what the turn collected: the disk first, since it takes longest.
+    fn finish_turn(&mut self, _now: Now) {
+        let Turn { log, apply, frames, fatal, .. } = &mut self.turn;
+        if !log.is_empty() {
+            self.outlets.log.extend(log.drain(..));
+        }
+        if *fatal {
+            // Nothing that this server believes may reach anybody any more.
+            return;
+        }
+        if let Some(links) = &self.outlets.links {
+            let mut shared = SharedEntries::default();
+            for ((peer, link), messages) in frames.drain(..) {
+                let parts: Vec<Encoded> = messages.iter().map(|message| shared.encode(message)).collect();
+                if !links.send(peer, link, codec::frame_of(&parts)) {
+                    debug!(%peer, link, "dropped messages to a stream that is gone");
+                }
+            }
+        }
+        frames.clear();
+        if !apply.is_empty() {
+            self.outlets.apply.extend(apply.drain(..));
+        }
+        self.node.unresolved.store(self.member.unresolved(), Ordering::Relaxed);
+    }
+
+    fn on_tick(&mut self, now: Now) {
+        self.publish();
+        self.node.update_keyed();
+        let Some(lost_ms) = self.lost_ms else { return };
+        let options = &self.node.options;
+        if !self.told && now.mono_ms.saturating_sub(lost_ms) > options.sync_timeout_ms {
+            // P33: reads went on from the published state for that long, and no longer.
+            self.told = true;
+            let lanes = self.node.shared.lanes.all();
+            if !lanes.is_empty() {
+                warn!(connections = lanes.len(), "no quorum for {} ms: closing connections", options.sync_timeout_ms);
+            }
+            for lane in lanes {
+                lane.close(CloseReason::NoQuorum);
+            }
+        }
+        if now.mono_ms >= self.next_waiting_log_ms {
+            self.next_waiting_log_ms = now.mono_ms + WAITING_LOG_MS;
+            let status = self.node.status();
+            if !status.waiting_for.is_empty() {
+                warn!("no quorum: {}", status.waiting_for);
+            }
+        }
+    }
+
+    /// Makes the state of the machine visible to operators; writes changes of role to the log.
+    fn publish(&mut self) {
+        let status = self.member.status();
+        let line = format!("{:?}/{:?} epoch {} leader {:?}", status.role, status.phase, status.epoch, status.leader);
+        if line != self.logged {
+            match (status.role, status.leader) {
+                (Role::Leading, _) => info!(epoch = status.epoch, phase = ?status.phase, "leading"),
+                (Role::Following | Role::Observing, Some(leader)) => {
+                    info!(%leader, epoch = status.epoch, phase = ?status.phase, "following");
+                }
+                (role, _) => info!(epoch = status.epoch, ?role, "no leader yet"),
+            }
+            self.logged = line;
+        }
+        self.node.set_status(status);
+    }
+}
+
+/// Carries what comes over the links to the core, decoded and checked, until the links end. A frame that cannot be read
+/// ends its stream: the peer broke a rule.
+pub(crate) async fn receive_from_peers(
+    node: Arc<NodeShared>,
+    links: PeerLinks,
+    mut events: mpsc::Receiver<LinkEvent>,
+) {
+    while let Some(event) = events.recv().await {
+        let event = match event {
+            LinkEvent::Up { peer, link, instance, start_count, .. } => {
+                PeerEvent::Up { peer, link, instance, start_count }
+            }
+            LinkEvent::Down { peer, link } => {
+                PeerEvent::Down { peer, link }
+            }
+            LinkEvent::Frame { peer, link, bytes } => match decode_frame(&bytes) {
+                Ok(mut messages) => {
+                    for message in &mut messages {
+                        check_forwarded(peer, message, node.options.txn_bytes_max);
+                    }
+                    PeerEvent::Messages { peer, link, messages }
+                }
+                Err(error) => {
+                    warn!(%peer, link, %error, "a frame cannot be read; ending the stream");
+                    links.close(peer, link);
+                    continue;
+                }
+            },
+            // Said by the links already.
+            LinkEvent::Refused { stale: false, .. } => continue,
+            LinkEvent::Refused { reason, stale: true, .. } => PeerEvent::Stale { reason },
+        };
+        node.core.push(CoreEvent::Peer(event));
+    }
+}
+
+/// Whatever becomes an entry is executed by every server: what cannot be read never gets a zxid (P34).
+fn check_forwarded(peer: ServerId, message: &mut Message, bytes_max: usize) {
+    if let Message::Forward { payloads, .. } = message {
+        payloads.retain(|payload| {
+            let problem = if payload.len() > bytes_max {
+                format!("{} bytes, at most {bytes_max} are allowed", payload.len())
+            } else {
+                match Txn::decode(payload) {
+                    Ok(_) => return true,
+                    Err(error) => error.to_string(),
+                }
+            };
+            warn!(%peer, "dropped a forwarded transaction: {problem}");
+            false
+        });
+    }
+}

@@ -1,0 +1,856 @@
+//! One server: starts its threads, wires their queues, stops them. The only file that knows everybody.
+//!
+//! ```text
+//! connections, gRPC, peers (Tokio) --> core --> log, log-read, log-prepare
+//!                                       |  ^--- LogDone, LogRead
+//!                                       '-----> apply --> lanes of the connections
+//!                                          ^--- Applied
+//! ```
+//!
+//! Several servers may run in one process; they share nothing but the allocator.
+
+use std::io::Read;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use bytes::Bytes;
+use corral_core::apply::{Applied, Apply, Shared};
+use corral_core::member::{Member, MemberOptions};
+use corral_core::session::CloseReason;
+use corral_core::session::lane::Lane;
+use corral_core::session::outbox::Key;
+use corral_core::storage::folder::{FolderError, LOG_DIR, PeerBook};
+use corral_core::storage::log_device::DeviceError;
+use corral_core::storage::recover::{RecoverError, RecoverOptions, recover};
+use corral_core::storage::txn_log::{LogOptions, TxnLog};
+use corral_core::tree::entry::Settings;
+use corral_core::tree::{TreeStore, read};
+use corral_core::zab::io::{Admin, Entry, Identity, MemberKind, Options, Position, Recovered, SnapshotMeta, Status};
+use corral_core::zab::quorum::QuorumSet;
+use corral_proto::{ServerId, SessionId, Zxid};
+use dashmap::DashMap;
+use parking_lot::Mutex;
+use tokio::net::TcpListener;
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::{error, info, warn};
+
+use crate::apply_loop::{ApplyCommand, ApplyLoop};
+use crate::clock::Clock;
+use crate::config::{self, Config, HostPort};
+use crate::core_loop::{CoreLoop, CoreOutlets, PeerEvent, StartFetch, receive_from_peers};
+use crate::frontend::listen::{self, Listen, ListenOptions};
+use crate::frontend::wire::{FrontendStats, Whitelist, WireOptions};
+use crate::frontend::{Frontend, grpc};
+use crate::log_loop::{self, LogCommand, LogLoop, ReadLog};
+use crate::mailbox::Mailbox;
+use crate::net::peer_link::{self, LinkError, LinkOptions, PeerLinks, StartMemory};
+use crate::report;
+use crate::states::StateFolders;
+use crate::storage::files::{self, FileDevice, FolderLock, LockError};
+use crate::storage::rocks::{RocksOpener, RocksStore, StoreOptions};
+
+/// Events of the links that wait for the task that decodes them.
+const LINK_EVENTS: usize = 64;
+/// How long open connections are waited for when the server stops.
+const GOODBYE: Duration = Duration::from_secs(1);
+/// A connection that shows no complete handshake for so long is closed, at least.
+const HANDSHAKE_MIN_MS: u64 = 4_000;
+/// A session is reported as touched at least so often, ms, if it is.
+const TOUCH_INTERVAL_MAX_MS: u64 = 500;
+/// What a transaction may have beside the largest request: session, identities.
+const TXN_OVERHEAD_BYTES: usize = 64 << 10;
+/// Bytes sent to one learner and not yet acknowledged.
+const LEARNER_WINDOW_BYTES: usize = 8 << 20;
+/// Bytes of one message with entries.
+const MESSAGE_BYTES: usize = 1 << 20;
+/// Counter from which a leader makes way for a new epoch (P17).
+const COUNTER_LIMIT: u32 = u32::MAX - (1 << 24) + 1;
+
+/// A read of the published state.
+pub(crate) type View = <RocksStore as TreeStore>::View;
+
+/// What happened, for thread `core`.
+pub(crate) enum CoreEvent {
+    /// Writes of clients, in order.
+    Submit(Vec<(Key, Bytes)>),
+    /// Somebody wants a read point; it is answered to the lane registered for the tag.
+    ReadIndex { tag: u64 },
+    /// Something from another server.
+    Peer(PeerEvent),
+    /// See [`corral_core::zab::io::Input::LogDone`].
+    LogDone { seq: u64 },
+    /// See [`corral_core::zab::io::Input::LogRead`].
+    LogRead { request: u64, entries: Vec<Entry> },
+    /// See [`corral_core::zab::io::Input::LogTrimmed`].
+    LogTrimmed { base: Position },
+    /// A batch was executed.
+    Applied(Applied),
+    /// See [`corral_core::member::MemberInput::SessionTable`].
+    SessionTable { sessions: Vec<(SessionId, i32, Zxid, ServerId)>, settings: Settings },
+    /// See [`corral_core::member::MemberInput::Reapable`].
+    Reapable(Vec<(String, Zxid)>),
+    /// See [`corral_core::zab::io::Input::SnapshotReady`].
+    SnapshotReady { request: u64, snapshot: Option<SnapshotMeta> },
+    /// See [`corral_core::zab::io::Input::SnapshotFetched`].
+    SnapshotFetched { id: u64, ok: bool },
+    /// See [`corral_core::zab::io::Input::SnapshotOpened`].
+    SnapshotOpened { position: Position },
+    /// An operator asked.
+    Admin(Admin),
+    /// End the thread.
+    Stop,
+}
+
+/// What a server counts beside its front ends.
+#[derive(Debug, Default)]
+pub(crate) struct Stats {
+    /// Sessions with a connection here.
+    pub(crate) connections: AtomicU64,
+    /// Proofs of identity that named nobody.
+    pub(crate) auth_failed: AtomicU64,
+    /// Writes of the log that were synced; their time, and the longest, ms.
+    pub(crate) syncs: AtomicU64,
+    pub(crate) sync_ms: AtomicU64,
+    pub(crate) sync_max_ms: AtomicU64,
+    /// Size of the store's files, as of its last flush.
+    pub(crate) store_bytes: AtomicU64,
+}
+
+impl Stats {
+    pub(crate) fn connected(&self) {
+        self.connections.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn disconnected(&self) {
+        self.connections.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn store_bytes(&self) -> u64 {
+        self.store_bytes.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn auth_failed(&self) {
+        self.auth_failed.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn log_synced(&self, took: Duration) {
+        let ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
+        self.syncs.fetch_add(1, Ordering::Relaxed);
+        self.sync_ms.fetch_add(ms, Ordering::Relaxed);
+        self.sync_max_ms.fetch_max(ms, Ordering::Relaxed);
+    }
+}
+
+/// Settings of a server that front ends need, as plain values.
+#[derive(Clone, Debug)]
+pub(crate) struct NodeOptions {
+    /// This server.
+    pub(crate) server: ServerId,
+    /// Lower bound of session timeouts, ms.
+    pub(crate) min_session_timeout_ms: i32,
+    /// Upper bound of session timeouts, ms.
+    pub(crate) max_session_timeout_ms: i32,
+    /// `super:` and the digest of its password.
+    pub(crate) super_digest: Option<String>,
+    /// A session that is heard more often is reported once in so long, ms.
+    pub(crate) touch_interval_ms: u64,
+    /// The liveness bound between servers, ms.
+    pub(crate) sync_timeout_ms: u64,
+    /// Unresolved writes beyond which connections are not read.
+    pub(crate) outstanding_max: usize,
+    /// Largest transaction, bytes.
+    pub(crate) txn_bytes_max: usize,
+}
+
+/// Whether clients can be served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Serving {
+    /// No leader.
+    No,
+    Yes,
+    Stopping,
+}
+
+/// What front ends and threads of one server share.
+pub(crate) struct NodeShared {
+    pub(crate) options: NodeOptions,
+    pub(crate) clock: Clock,
+    pub(crate) stats: Stats,
+    pub(crate) core: Mailbox<CoreEvent>,
+    pub(crate) shared: Arc<Shared<View>>,
+    /// Last published entry.
+    pub(crate) applied: watch::Sender<Zxid>,
+    /// Sessions heard since the core last looked.
+    pub(crate) touched: Mutex<Vec<SessionId>>,
+    /// Writes that wait to be executed here.
+    pub(crate) unresolved: AtomicUsize,
+    serving: watch::Sender<Serving>,
+    related: AtomicBool,
+    /// The replicated settings hold the key of the session passwords.
+    keyed: AtomicBool,
+    status: ArcSwap<Status>,
+    read_points: DashMap<u64, Arc<Lane>>,
+    numbers: AtomicU64,
+    nonces: AtomicU64,
+    session_ids: AtomicI64,
+}
+
+impl NodeShared {
+    pub(crate) fn new(options: NodeOptions, clock: Clock, shared: Arc<Shared<View>>, seed: u64) -> NodeShared {
+        let now = clock.now();
+        let applied = shared.published().zxid;
+        NodeShared {
+            clock,
+            stats: Stats::default(),
+            core: Mailbox::default(),
+            applied: watch::Sender::new(applied),
+            touched: Mutex::default(),
+            unresolved: AtomicUsize::new(0),
+            serving: watch::Sender::new(Serving::No),
+            related: AtomicBool::new(false),
+            keyed: AtomicBool::new(false),
+            status: ArcSwap::default(),
+            read_points: DashMap::new(),
+            numbers: AtomicU64::new(1),
+            nonces: AtomicU64::new(seed),
+            session_ids: AtomicI64::new(first_session_id(options.server, now.wall_ms)),
+            shared,
+            options,
+        }
+    }
+
+    /// Whether clients can be served: at once if there is a leader, else after the liveness bound at the latest.
+    pub(crate) async fn wait_serving(&self) -> bool {
+        let mut serving = self.serving.subscribe();
+        let patience = Duration::from_millis(self.options.sync_timeout_ms);
+        match tokio::time::timeout(patience, serving.wait_for(|s| *s != Serving::No)).await {
+            Ok(Ok(serving)) => *serving == Serving::Yes,
+            Ok(Err(_)) | Err(_) => false,
+        }
+    }
+
+    /// Whether there is a leader to whom writes can go.
+    pub(crate) fn is_serving(&self) -> bool {
+        *self.serving.borrow() == Serving::Yes
+    }
+
+    /// Whether so many writes wait that connections must not be read.
+    pub(crate) fn is_overloaded(&self) -> bool {
+        self.unresolved.load(Ordering::Relaxed) > self.options.outstanding_max
+    }
+
+    /// A session id that nobody else draws, as far as the clocks tell (wire 2.6); execution refuses one that is taken.
+    pub(crate) fn draw_session_id(&self) -> SessionId {
+        SessionId(self.session_ids.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// A number that tells this handshake from others of the same session, anywhere.
+    pub(crate) fn draw_nonce(&self) -> u64 {
+        split_mix(self.nonces.fetch_add(SPLIT_MIX_STEP, Ordering::Relaxed))
+    }
+
+    /// The next of an ascending sequence in this process.
+    pub(crate) fn next_number(&self) -> u64 {
+        self.numbers.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// A tag for [`CoreEvent::ReadIndex`]; the lane is told the point.
+    pub(crate) fn new_read_point(&self, lane: &Arc<Lane>) -> u64 {
+        let tag = self.next_number();
+        self.read_points.insert(tag, lane.clone());
+        tag
+    }
+
+    /// The leader named a read point.
+    pub(crate) fn answer_read_point(&self, tag: u64, zxid: Zxid) {
+        if let Some((_, lane)) = self.read_points.remove(&tag) {
+            lane.on_read_point(tag, zxid);
+        }
+    }
+
+    /// The ordering machine's state, at most a tick old.
+    pub(crate) fn status(&self) -> Arc<Status> {
+        self.status.load_full()
+    }
+
+    pub(crate) fn set_status(&self, status: Status) {
+        self.status.store(Arc::new(status));
+    }
+
+    /// There is a leader now, or none any more.
+    pub(crate) fn set_related(&self, related: bool) {
+        self.related.store(related, Ordering::Relaxed);
+        self.update_serving();
+    }
+
+    /// Looks whether the key of the session passwords is there: without it nobody can be told a password.
+    pub(crate) fn update_keyed(&self) {
+        if !self.keyed.load(Ordering::Relaxed) {
+            let keyed = !read::settings(&self.shared.published().view).password_key.is_empty();
+            if keyed {
+                self.keyed.store(true, Ordering::Relaxed);
+                self.update_serving();
+            }
+        }
+    }
+
+    fn update_serving(&self) {
+        let yes = self.related.load(Ordering::Relaxed) && self.keyed.load(Ordering::Relaxed);
+        let wanted = if yes { Serving::Yes } else { Serving::No };
+        self.serving.send_if_modified(|serving| {
+            let change = *serving != Serving::Stopping && *serving != wanted;
+            if change {
+                *serving = wanted;
+            }
+            change
+        });
+    }
+
+    fn stop_serving(&self) {
+        self.serving.send_replace(Serving::Stopping);
+    }
+}
+
+/// Where a server's session ids begin: the time above, its number in the top byte, positive.
+fn first_session_id(server: ServerId, wall_ms: i64) -> i64 {
+    let time = ((wall_ms as u64) << 24) >> 8;
+    let id = (time | (server.0 << 56)) & i64::MAX as u64;
+    (id as i64).max(1)
+}
+
+const SPLIT_MIX_STEP: u64 = 0x9e37_79b9_7f4a_7c15;
+
+/// The output function of SplitMix64: a bijection, so that distinct states give distinct numbers.
+fn split_mix(state: u64) -> u64 {
+    let mut z = state;
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}
+
+/// Random bytes of the system: where every arbitrary choice of a server comes from.
+fn system_random<const N: usize>() -> std::io::Result<[u8; N]> {
+    let mut bytes = [0; N];
+    std::fs::File::open("/dev/urandom")?.read_exact(&mut bytes)?;
+    Ok(bytes)
+}
+
+/// Ends the process: a server that cannot trust its disk or itself must not go on (P28).
+pub(crate) fn abort(reason: &str) -> ! {
+    error!("{reason}; aborting");
+    // The log of people may go nowhere; the reason must not.
+    eprintln!("corral: {reason}; aborting");
+    std::process::abort()
+}
+
+/// Starts a thread of the server. A panic in it ends the process: a half-dead leader is worse than a dead one.
+fn spawn(name: &'static str, body: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, StartError> {
+    struct Guard(&'static str);
+    impl Drop for Guard {
+        fn drop(&mut self) {
+            if std::thread::panicking() {
+                abort(&format!("thread {} panicked", self.0));
+            }
+        }
+    }
+    let spawned = std::thread::Builder::new().name(name.to_owned()).spawn(move || {
+        let _guard = Guard(name);
+        body();
+    });
+    spawned.map_err(StartError::Thread)
+}
+
+/// Why a server does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The system gave no random numbers.
+    #[error("no random numbers from the system: {0}")]
+    Random(std::io::Error),
+    /// The data folder cannot be used.
+    #[error("data folder: {0}")]
+    Folder(#[from] DeviceError),
+    /// Another process uses the data folder.
+    #[error(transparent)]
+    Lock(#[from] LockError),
+    /// The folder of the log cannot be used.
+    #[error("log folder {folder}: {source}")]
+    LogFolder {
+        /// Which.
+        folder: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// What is in the data folder cannot be gone on with.
+    #[error(transparent)]
+    Recover(#[from] RecoverError),
+    /// A small file of the data folder.
+    #[error(transparent)]
+    Files(#[from] FolderError),
+    /// An address cannot be listened on.
+    #[error("cannot listen on {address}: {source}")]
+    Listen {
+        /// Which, as configured.
+        address: String,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The port for peers cannot be opened.
+    #[error(transparent)]
+    Peers(#[from] LinkError),
+    /// A thread cannot be started.
+    #[error("cannot start a thread: {0}")]
+    Thread(std::io::Error),
+}
+
+/// Starts servers.
+pub struct Node;
+
+/// A server that runs. Dropping it leaves it running; [`ServerHandle::stop`] ends it.
+pub struct ServerHandle {
+    node: Arc<NodeShared>,
+    client_addr: SocketAddr,
+    links: Option<PeerLinks>,
+    stop: CancellationToken,
+    tasks: TaskTracker,
+    log: Mailbox<LogCommand>,
+    log_read: Mailbox<ReadLog>,
+    apply: Mailbox<ApplyCommand>,
+    core_thread: JoinHandle<()>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Node {
+    /// Starts a server: takes its data folder, recovers what is in it, opens its ports. It begins to serve clients when
+    /// it has found a leader or leads; connections wait or are refused until then. Needs a Tokio runtime of several
+    /// threads.
+    ///
+    /// # Errors
+    /// [`StartError`].
+    pub async fn start(config: Config) -> Result<ServerHandle, StartError> {
+        let config = Arc::new(config);
+        let random: [u8; 56] = system_random().map_err(StartError::Random)?;
+        let (instance, seed) = (number(&random[..8]) | 1, number(&random[8..16]));
+        let nonces = number(&random[16..24]);
+        let password_key = random[24..].to_vec();
+        let clock = Clock::new();
+
+        // Ports first: a mistake in the configuration must not cost a start of the data folder.
+        let listener = bind_clients(&config).await?;
+        let client_addr = listener
+            .local_addr()
+            .map_err(|source| StartError::Listen { address: config.client_addr.to_string(), source })?;
+        let peer_listener = match (&config.peer_bind, config.is_alone()) {
+            (Some(address), false) => Some(peer_link::bind(&address.to_string()).await?),
+            _ => None,
+        };
+
+        let opening = config.clone();
+        let opened = tokio::task::spawn_blocking(move || Opened::open(&opening, instance)).await;
+        let Opened { folder, lock, log, recovered, store, states, peers } =
+            opened.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?;
+        info!(
+            server = %config.my_id, end = %recovered.end.zxid, applied = %recovered.applied.zxid,
+            promise = recovered.promise.epoch, membership = ?recovered.identity.membership,
+            start = recovered.identity.start_count, "recovered"
+        );
+
+        let apply = Apply::new(config.my_id, store, config.skip_entries.iter().copied().collect());
+        let node = Arc::new(NodeShared::new(node_options(&config), clock, apply.shared(), nonces));
+        let identity = recovered.identity;
+        let member = Member::new(zab_options(&config, seed), recovered, member_options(&config, password_key));
+        node.set_status(member.status());
+
+        let outlets_log = Mailbox::default();
+        let outlets_read = Mailbox::default();
+        let outlets_apply = Mailbox::default();
+        let prepare = Mailbox::default();
+        let stop = CancellationToken::new();
+        let tasks = TaskTracker::new();
+
+        let links = peer_listener.map(|listener| {
+            let (events, received) = mpsc::channel(LINK_EVENTS);
+            let options = link_options(&config, &identity, &peers, seed);
+            let links = PeerLinks::start(options, listener, states.clone(), events);
+            let receiving = receive_from_peers(node.clone(), links.clone(), received);
+            let stop = stop.clone();
+            tasks.spawn(async move {
+                tokio::select! {
+                    () = stop.cancelled() => {}
+                    () = receiving => {}
+                }
+            });
+            links
+        });
+
+        let fetch = snapshot_fetcher(&node, &config, &states, &tasks, &stop);
+        let core = CoreLoop::new(
+            node.clone(),
+            member,
+            CoreOutlets {
+                log: outlets_log.clone(),
+                log_read: outlets_read.clone(),
+                apply: outlets_apply.clone(),
+                links: links.clone(),
+                fetch,
+            },
+        );
+        let reader = log.reader();
+        let preparer = log.preparer();
+        let log_loop = LogLoop {
+            node: node.clone(),
+            log,
+            device: folder,
+            lock,
+            peers,
+            inbox: outlets_log.clone(),
+            prepare: prepare.clone(),
+            gather: Duration::from_millis(config.flush_delay_ms),
+            slow: Duration::from_millis(config.fsync_warning_ms),
+            retention_bytes: config.log_retention_bytes,
+        };
+        let apply_loop =
+            ApplyLoop::new(node.clone(), apply, outlets_apply.clone(), states, config.flush_entries, config.flush_bytes);
+        let read_inbox = outlets_read.clone();
+        let read_node = node.clone();
+        let threads = vec![
+            spawn("log", move || log_loop.run())?,
+            spawn("log-read", move || log_loop::run_reader(&read_node, &reader, &read_inbox))?,
+            spawn("log-prepare", move || log_loop::run_preparer(&preparer, &prepare))?,
+            spawn("apply", move || apply_loop.run())?,
+        ];
+        let core_thread = spawn("core", move || core.run())?;
+
+        open_front_ends(&node, &config, listener, &stop, &tasks);
+        info!(%client_addr, server = %config.my_id, "started");
+        Ok(ServerHandle {
+            node,
+            client_addr,
+            links,
+            stop,
+            tasks,
+            log: outlets_log,
+            log_read: outlets_read,
+            apply: outlets_apply,
+            core_thread,
+            threads,
+        })
+    }
+}
+
+impl ServerHandle {
+    /// Where clients connect.
+    pub fn client_addr(&self) -> SocketAddr {
+        self.client_addr
+    }
+
+    /// Whether clients are served.
+    pub fn is_serving(&self) -> bool {
+        self.node.is_serving()
+    }
+
+    /// The ordering machine's state, at most some 20 ms old.
+    pub fn status(&self) -> Arc<Status> {
+        self.node.status()
+    }
+
+    /// Asks the ordering machine, as an operator.
+    pub fn admin(&self, admin: Admin) {
+        self.node.core.push(CoreEvent::Admin(admin));
+    }
+
+    /// Ends the server: connections are closed, then the queues drain, the log is synced and the store flushed.
+    pub async fn stop(self) {
+        let ServerHandle { node, links, stop, tasks, log, log_read, apply, core_thread, threads, .. } = self;
+        node.stop_serving();
+        // What is answered already gets out; nobody waits for more than that.
+        for lane in node.shared.lanes.all() {
+            lane.close(CloseReason::ShuttingDown);
+        }
+        let _ = tokio::time::timeout(GOODBYE, async {
+            while !node.shared.lanes.is_empty() {
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+        })
+        .await;
+        stop.cancel();
+        tasks.close();
+        if tokio::time::timeout(2 * GOODBYE, tasks.wait()).await.is_err() {
+            warn!("some connections did not end in time");
+        }
+        node.core.push(CoreEvent::Stop);
+        join(vec![core_thread]).await;
+        if let Some(links) = links {
+            links.stop().await;
+        }
+        log.push(LogCommand::Stop);
+        log_read.push(ReadLog::Stop);
+        apply.push(ApplyCommand::Stop);
+        join(threads).await;
+        // Whoever still reads keeps the store open; the next start in this process would find it locked.
+        let _ = tokio::time::timeout(GOODBYE, async {
+            while Arc::strong_count(&node) > 1 {
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+        })
+        .await;
+        info!(server = %node.options.server, "stopped");
+    }
+}
+
+async fn join(threads: Vec<JoinHandle<()>>) {
+    let joining = tokio::task::spawn_blocking(move || {
+        for thread in threads {
+            // A panic in one of them has ended the process.
+            let _ = thread.join();
+        }
+    });
+    let _ = joining.await;
+}
+
+async fn bind_clients(config: &Config) -> Result<TcpListener, StartError> {
+    let HostPort { host, port } = &config.client_addr;
+    let failed = |source| StartError::Listen { address: config.client_addr.to_string(), source };
+    let address = tokio::net::lookup_host((host.as_str(), *port))
+        .await
+        .map_err(failed)?
+        .next()
+        .ok_or_else(|| failed(std::io::ErrorKind::AddrNotAvailable.into()))?;
+    listen::bind(address, config.client_backlog).map_err(failed)
+}
+
+fn node_options(config: &Config) -> NodeOptions {
+    let ms = |ms: u64| i32::try_from(ms).unwrap_or(i32::MAX);
+    NodeOptions {
+        server: config.my_id,
+        min_session_timeout_ms: ms(config.min_session_timeout_ms),
+        max_session_timeout_ms: ms(config.max_session_timeout_ms),
+        super_digest: config.super_digest.as_ref().map(|secret| secret.reveal().to_owned()),
+        // A client that is heard often is reported a few times in its shortest timeout.
+        touch_interval_ms: (config.min_session_timeout_ms / 10).clamp(1, TOUCH_INTERVAL_MAX_MS),
+        sync_timeout_ms: config.sync_timeout_ms,
+        outstanding_max: config.global_outstanding_limit,
+        txn_bytes_max: config.jute_max_buffer.saturating_add(TXN_OVERHEAD_BYTES),
+    }
+}
+
+fn zab_options(config: &Config, seed: u64) -> Options {
+    let budget = config.memory_budget();
+    let bytes = |bytes: u64| usize::try_from(bytes).unwrap_or(usize::MAX);
+    Options {
+        id: config.my_id,
+        quorum: QuorumSet::majority(config.voters()),
+        members: config
+            .servers
+            .iter()
+            .map(|(id, spec)| (*id, if spec.observer { MemberKind::Observer } else { MemberKind::Voter }))
+            .collect(),
+        sync_timeout_ms: config.sync_timeout_ms,
+        init_timeout_ms: config.init_timeout_ms,
+        ping_interval_ms: config.ping_interval_ms,
+        election_quiet_ms: config.election_quiet_ms,
+        tail_cache_bytes: bytes(budget.tail_cache),
+        window_bytes: bytes(budget.window),
+        learner_window_bytes: LEARNER_WINDOW_BYTES.min(peer_link::QUEUE_BYTES_MAX / 2),
+        message_bytes: MESSAGE_BYTES,
+        snapshot_threshold_bytes: config.snapshot_threshold_bytes,
+        counter_limit: COUNTER_LIMIT,
+        seed,
+    }
+}
+
+fn member_options(config: &Config, password_key: Vec<u8>) -> MemberOptions {
+    let membership = config.membership_text(0);
+    let config_text = membership.rsplit_once("version=").map_or("", |(members, _)| members).to_owned();
+    MemberOptions {
+        settings: Settings {
+            skip_acl: config.skip_acl,
+            container_never_used_ms: i64::try_from(config.container_never_used_ms).unwrap_or(i64::MAX),
+            ephemerals_per_session: config.ephemerals_per_session,
+            password_key,
+            config_text,
+            ..Settings::default()
+        },
+        reap_interval_ms: config.reaper_interval_ms,
+    }
+}
+
+fn link_options(config: &Config, identity: &Identity, peers: &PeerBook, seed: u64) -> LinkOptions {
+    let others = || config.servers.iter().filter(|(id, _)| **id != config.my_id);
+    LinkOptions {
+        me: config.my_id,
+        instance: identity.instance,
+        start_count: identity.start_count,
+        feature_level: Settings::default().feature_level,
+        config_hash: config.config_hash(),
+        secret: config.peer_secret.as_ref().map(|secret| secret.reveal().to_owned()).unwrap_or_default(),
+        peers: others().map(|(id, spec)| (*id, spec.peer_addr().to_string())).collect(),
+        connect_timeout: Duration::from_millis(config.peer_connect_timeout_ms),
+        queue_bytes: peer_link::QUEUE_BYTES_MAX,
+        seed,
+        remembered: peers
+            .latest()
+            .into_iter()
+            .map(|(peer, (instance, start_count))| (peer, StartMemory { instance, start_count }))
+            .collect(),
+    }
+}
+
+fn number(bytes: &[u8]) -> u64 {
+    u64::from_le_bytes(bytes.try_into().expect("eight bytes are cut off"))
+}
+
+/// What was found in a data folder, opened.
+struct Opened {
+    folder: Arc<FileDevice>,
+    lock: FolderLock,
+    log: TxnLog,
+    recovered: Recovered,
+    store: RocksStore,
+    states: Arc<StateFolders>,
+    peers: PeerBook,
+}
+
+impl Opened {
+    /// Takes the folder and recovers it. Blocks.
+    fn open(config: &Config, instance: u64) -> Result<Opened, StartError> {
+        let folder = Arc::new(FileDevice::open(&config.data_dir)?);
+        let lock = FolderLock::acquire(&folder)?;
+        place_log(config).map_err(|source| StartError::LogFolder { folder: config.data_log_dir.clone(), source })?;
+        let peers = PeerBook::load(&*folder)?;
+        let budget = config.memory_budget();
+        let bytes = |bytes: u64| usize::try_from(bytes).unwrap_or(usize::MAX);
+        let options = RecoverOptions {
+            server: config.my_id,
+            cluster: None,
+            instance,
+            log: LogOptions { segment_bytes: config.segment_bytes, retention_bytes: config.log_retention_bytes },
+            tail_cache_bytes: bytes(budget.tail_cache),
+        };
+        let store_options =
+            StoreOptions { block_cache_bytes: bytes(budget.block_cache), memtable_bytes: bytes(budget.memtables) };
+        let mut opener = RocksOpener::new(folder.root(), store_options);
+        let recovery = recover(folder.clone(), &options, &mut opener)?;
+        for note in &recovery.notes {
+            warn!("{note}");
+        }
+        let store = opener.into_store().expect("recovery ends with an open store");
+        let states = Arc::new(StateFolders::new(folder.clone(), store_options));
+        Ok(Opened { folder, lock, log: recovery.log, recovered: recovery.recovered, store, states, peers })
+    }
+}
+
+/// Lets the log lie in `dataLogDir`, if that is another folder: behind a link, so that everything else finds it where it
+/// always is. A log that exists stays where it is.
+fn place_log(config: &Config) -> std::io::Result<()> {
+    if config.data_log_dir == config.data_dir {
+        return Ok(());
+    }
+    std::fs::create_dir_all(&config.data_log_dir)?;
+    let link = config.data_dir.join(LOG_DIR);
+    let target = std::path::absolute(&config.data_log_dir)?;
+    match std::fs::symlink_metadata(&link) {
+        Ok(found) if found.is_symlink() => {}
+        Ok(_) => warn!(log = %link.display(), "the log stays in dataDir: stop the server to move it to dataLogDir"),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            // A new log begins in a folder of its own: what was set aside by a former start is not touched.
+            let fresh = (1..)
+                .map(|n| target.join(format!("{LOG_DIR}-{}-{n}", config.my_id)))
+                .find(|folder| !folder.exists())
+                .expect("numbers do not end");
+            std::fs::create_dir(&fresh)?;
+            files::sync_dir(&target)?;
+            std::os::unix::fs::symlink(&fresh, &link)?;
+            files::sync_dir(&config.data_dir)?;
+        }
+        Err(error) => return Err(error),
+    }
+    Ok(())
+}
+
+/// What the core calls to fetch a snapshot.
+fn snapshot_fetcher(
+    node: &Arc<NodeShared>,
+    config: &Arc<Config>,
+    states: &Arc<StateFolders>,
+    tasks: &TaskTracker,
+    stop: &CancellationToken,
+) -> StartFetch {
+    let (node, config, states) = (node.clone(), config.clone(), states.clone());
+    let (tasks, stop) = (tasks.clone(), stop.clone());
+    let runtime = tokio::runtime::Handle::current();
+    Box::new(move |leader, snapshot| {
+        let (node, config, states) = (node.clone(), config.clone(), states.clone());
+        let (runtime, stop) = (runtime.clone(), stop.clone());
+        // Files are written on the way: not on a thread that connections wait for.
+        tasks.spawn_blocking_on(
+            {
+                let runtime = runtime.clone();
+                move || {
+                    let Some(spec) = config.servers.get(&leader) else { return };
+                    let address = spec.peer_addr().to_string();
+                    let secret = config.peer_secret.as_ref().map_or("", |secret| secret.reveal());
+                    let timeout = Duration::from_millis(config.peer_connect_timeout_ms);
+                    let cluster = node.status().identity.cluster;
+                    let fetched = runtime.block_on(async {
+                        tokio::select! {
+                            () = stop.cancelled() => Err("this server is going down".to_owned()),
+                            fetched = states.fetch(&address, &snapshot, cluster, secret, timeout) => fetched,
+                        }
+                    });
+                    if let Err(error) = &fetched {
+                        warn!(%leader, zxid = %snapshot.position.zxid, "a snapshot could not be fetched: {error}");
+                    }
+                    node.core.push(CoreEvent::SnapshotFetched { id: snapshot.id, ok: fetched.is_ok() });
+                }
+            },
+            &runtime,
+        );
+    })
+}
+
+/// Opens the client port to sessions of both protocols and to four-letter words.
+fn open_front_ends(
+    node: &Arc<NodeShared>,
+    config: &Arc<Config>,
+    listener: TcpListener,
+    stop: &CancellationToken,
+    tasks: &TaskTracker,
+) {
+    let frontend = Frontend::new(node.clone());
+    let options = ListenOptions {
+        connections_per_address_max: config.max_client_cnxns as usize,
+        connections_max: config.max_cnxns as usize,
+        wire: WireOptions {
+            max_frame_bytes: config.jute_max_buffer,
+            handshake_timeout: Duration::from_millis(config.min_session_timeout_ms.max(HANDSHAKE_MIN_MS)),
+        },
+        words: match &config.whitelist {
+            config::Whitelist::All => Whitelist::parse("*"),
+            config::Whitelist::Only(words) => {
+                Whitelist::parse(&words.iter().map(String::as_str).collect::<Vec<_>>().join(","))
+            }
+        },
+    };
+    let reporter = report::reporter(node.clone(), config.clone());
+    let (listen, grpc_connections) = Listen::new(frontend.clone(), options, FrontendStats::new(), reporter);
+    let stopped = stop.clone();
+    tasks.spawn(async move { listen.serve(listener, stopped).await });
+    let router = tonic::transport::Server::builder()
+        .initial_stream_window_size(grpc::STREAM_WINDOW)
+        .initial_connection_window_size(grpc::CONNECTION_WINDOW)
+        .http2_adaptive_window(Some(false))
+        .add_service(grpc::service(frontend));
+    let stopped = stop.clone().cancelled_owned();
+    tasks.spawn(async move {
+        if let Err(error) = router.serve_with_incoming_shutdown(grpc_connections, stopped).await {
+            warn!(%error, "the gRPC service ended");
+        }
+    });
+}

@@ -1,0 +1,286 @@
+//! Three real server processes, real clients, kill -9: what was acknowledged is there, once, everywhere.
+
+mod processes;
+
+use std::collections::{BTreeSet, VecDeque};
+use std::time::Duration;
+
+use corral_client::{Client, CreateMode, EventKind, SessionState, WatchMode};
+use processes::{Ensemble, PATIENCE};
+use tokio::time::timeout;
+
+const SESSION: Duration = Duration::from_secs(20);
+
+/// Number of creates of the long test; `CREATES=100000` for the figure in the docs.
+fn creates() -> usize {
+    std::env::var("CREATES").ok().and_then(|n| n.parse().ok()).unwrap_or(4_000)
+}
+
+async fn soon<T>(ensemble: &Ensemble, what: &str, future: impl Future<Output = T>) -> T {
+    match timeout(PATIENCE, future).await {
+        Ok(value) => value,
+        Err(_) => panic!("never: {what}\n{}", ensemble.tails()),
+    }
+}
+
+/// Creates `/load/NNNNNN` in a pipeline and calls `midway` once half are acknowledged.
+async fn create_many(client: &Client, count: usize, mut midway: impl FnMut()) {
+    let mut pending = VecDeque::new();
+    let (mut next, mut acknowledged) = (0, 0);
+    while acknowledged < count {
+        while next < count && pending.len() < 200 {
+            pending.push_back(client.create(&format!("/load/{next:06}"), next.to_string(), CreateMode::Persistent));
+            next += 1;
+        }
+        let created = pending.pop_front().expect("more are pending").await.expect("every create is acknowledged once");
+        assert_eq!(created.path, format!("/load/{acknowledged:06}"));
+        acknowledged += 1;
+        if acknowledged == count / 2 {
+            midway();
+        }
+    }
+}
+
+#[tokio::test]
+async fn every_acknowledged_create_survives_kill_9_of_the_leader() {
+    let mut ensemble = Ensemble::start(3, "").await;
+    let leader = ensemble.leader().await;
+    let follower = ensemble.follower().await;
+    let client = ensemble.client([follower], SESSION).await;
+    client.create("/load", "", CreateMode::Persistent).await.unwrap();
+    let count = creates();
+    soon(&ensemble, "all creates acknowledged", create_many(&client, count, || {})).await;
+    client.close().await.unwrap();
+
+    let client = ensemble.client([follower], SESSION).await;
+    client.create("/second", "", CreateMode::Persistent).await.unwrap();
+    let session = client.session_id();
+    let mut killed = Some(leader);
+    let mut pending = VecDeque::new();
+    let mut done = 0;
+    let mut next = 0;
+    while done < count {
+        while next < count && pending.len() < 200 {
+            pending.push_back(client.create(&format!("/second/{next:06}"), "x", CreateMode::Persistent));
+            next += 1;
+        }
+        let answer = timeout(PATIENCE, pending.pop_front().expect("pending")).await;
+        let answer = answer.unwrap_or_else(|_| panic!("create {done} is never answered\n{}", ensemble.tails()));
+        assert_eq!(answer.expect("acknowledged").path, format!("/second/{done:06}"));
+        done += 1;
+        if done == count / 2
+            && let Some(leader) = killed.take()
+        {
+            ensemble.kill(leader);
+        }
+    }
+    assert_eq!(client.session_id(), session, "nobody's session ended");
+    ensemble.start_server(leader);
+    ensemble.converge().await;
+    for id in ensemble.ids() {
+        let reader = ensemble.client([id], SESSION).await;
+        for parent in ["/load", "/second"] {
+            let children: BTreeSet<String> = reader.get_children(parent).await.unwrap().into_iter().collect();
+            let expected: BTreeSet<String> = (0..count).map(|n| format!("{n:06}")).collect();
+            assert_eq!(children, expected, "{parent} on server {id}");
+        }
+        reader.close().await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn clients_of_surviving_servers_do_not_notice_the_leaders_death() {
+    let mut ensemble = Ensemble::start(3, "").await;
+    let leader = ensemble.leader().await;
+    let follower = ensemble.follower().await;
+    let client = ensemble.client([follower], SESSION).await;
+    let other = ensemble.client(ensemble.ids().into_iter().filter(|id| *id != leader), SESSION).await;
+    client.create("/e", "mine", CreateMode::Ephemeral).await.unwrap();
+    client.create("/w", "", CreateMode::Persistent).await.unwrap();
+    let (_, one_shot) = client.get_and_watch("/w").await.unwrap();
+    let mut watcher = client.watch("/w", WatchMode::Recursive).await.unwrap();
+    let mut events = client.events();
+    assert_eq!(events.state(), SessionState::Connected);
+
+    ensemble.kill(leader);
+    let set = soon(&ensemble, "a write after the leader's death", other.set("/w", "news", None)).await.unwrap();
+    let event = soon(&ensemble, "the one-shot watch fires", one_shot).await.unwrap();
+    assert_eq!((event.kind, event.path.as_str()), (EventKind::NodeDataChanged, "/w"));
+    let event = soon(&ensemble, "the persistent watch fires", watcher.next()).await;
+    assert!(format!("{event:?}").contains("NodeDataChanged"), "{event:?}");
+    let stat = client.exists("/e").await.unwrap().expect("the ephemeral is still there");
+    assert_eq!(stat.ephemeral_owner, client.session_id().0);
+    assert_eq!(client.get("/w").await.unwrap().stat.mzxid, set.mzxid);
+    assert_eq!(client.state(), SessionState::Connected);
+    assert!(timeout(Duration::ZERO, events.next()).await.is_err(), "the connection was never lost (P33)");
+}
+
+#[tokio::test]
+async fn ephemerals_go_exactly_with_their_session() {
+    let ensemble = Ensemble::start(3, "").await;
+    let ids = ensemble.ids();
+    let watching = ensemble.client([ids[0]], SESSION).await;
+    let leaving = ensemble.client([ids[1]], SESSION).await;
+    let dying = ensemble.client([ids[2]], Duration::from_secs(2)).await;
+    leaving.create("/leaving", "", CreateMode::Ephemeral).await.unwrap();
+    dying.create("/dying", "", CreateMode::Ephemeral).await.unwrap();
+    watching.sync("/").await.unwrap();
+    let (left, left_watch) = watching.exists_and_watch("/leaving").await.unwrap();
+    let (died, died_watch) = watching.exists_and_watch("/dying").await.unwrap();
+    assert!(left.is_some() && died.is_some());
+    leaving.close().await.unwrap();
+    let event = soon(&ensemble, "the closed session's ephemeral goes", left_watch).await.unwrap();
+    assert_eq!((event.kind, event.path.as_str()), (EventKind::NodeDeleted, "/leaving"));
+    assert!(watching.exists("/dying").await.unwrap().is_some(), "another session's stays");
+    drop(dying);
+    let event = soon(&ensemble, "the expired session's ephemeral goes", died_watch).await.unwrap();
+    assert_eq!((event.kind, event.path.as_str()), (EventKind::NodeDeleted, "/dying"));
+}
+
+#[tokio::test]
+async fn a_restarted_follower_catches_up_and_the_ensemble_restarts_whole() {
+    let mut ensemble = Ensemble::start(3, "").await;
+    let leader = ensemble.leader().await;
+    let follower = ensemble.follower().await;
+    let client = ensemble.client([leader], SESSION).await;
+    client.create("/load", "", CreateMode::Persistent).await.unwrap();
+    let count = creates() / 4;
+    ensemble.kill(follower);
+    soon(&ensemble, "creates with a majority", create_many(&client, count, || {})).await;
+    ensemble.start_server(follower);
+    ensemble.converge().await;
+    client.close().await.unwrap();
+    for id in ensemble.ids() {
+        ensemble.kill(id);
+    }
+    for id in ensemble.ids() {
+        ensemble.start_server(id);
+    }
+    ensemble.leader().await;
+    ensemble.converge().await;
+    let client = ensemble.client([follower], SESSION).await;
+    assert_eq!(client.get_children("/load").await.unwrap().len(), count);
+}
+
+#[tokio::test]
+async fn a_follower_that_missed_more_than_the_log_keeps_gets_a_snapshot() {
+    let mut ensemble =
+        Ensemble::start(3, "segmentSize=1M\nlogRetention=1M\nsnapshotThreshold=1M\nflushEntries=500\n").await;
+    let leader = ensemble.leader().await;
+    let follower = ensemble.follower().await;
+    let client = ensemble.client([leader], SESSION).await;
+    client.create("/big", "", CreateMode::Persistent).await.unwrap();
+    ensemble.kill(follower);
+    let data = vec![7u8; 10_000];
+    let mut pending = VecDeque::new();
+    for n in 0..1_000 {
+        pending.push_back(client.create(&format!("/big/{n:04}"), data.clone(), CreateMode::Persistent));
+        if pending.len() > 50 {
+            pending.pop_front().expect("pending").await.unwrap();
+        }
+    }
+    for answer in pending {
+        answer.await.unwrap();
+    }
+    ensemble.start_server(follower);
+    ensemble.converge().await;
+    assert!(ensemble.log(follower).contains("snapshot"), "it was a snapshot\n{}", ensemble.tails());
+    let reader = ensemble.client([follower], SESSION).await;
+    assert_eq!(reader.get_children("/big").await.unwrap().len(), 1_000);
+    assert_eq!(reader.get("/big/0999").await.unwrap().bytes(), &data[..]);
+}
+
+#[tokio::test]
+async fn a_server_that_lost_its_disk_learns_before_it_votes_again() {
+    let mut ensemble = Ensemble::start(3, "").await;
+    let follower = ensemble.follower().await;
+    let client = ensemble.client(ensemble.ids(), SESSION).await;
+    client.create("/kept", "precious", CreateMode::Persistent).await.unwrap();
+    ensemble.kill(follower);
+    ensemble.wipe(follower);
+    ensemble.start_server(follower);
+    ensemble.converge().await;
+    // It remembers again, so the ensemble survives the loss of another server.
+    ensemble
+        .until("the server is a member again", |e| e.mntr(follower, "zk_membership").is_some_and(|m| m == "member"))
+        .await;
+    let leader = ensemble.leader().await;
+    ensemble.kill(leader);
+    let set = soon(&ensemble, "a write with the relearned server", client.set("/kept", "still", None)).await;
+    assert_eq!(set.unwrap().version, 1);
+}
+
+#[tokio::test]
+async fn a_damaged_log_is_noticed_and_the_replica_learns_again() {
+    let mut ensemble = Ensemble::start(3, "").await;
+    let follower = ensemble.follower().await;
+    let client = ensemble.client(ensemble.ids(), SESSION).await;
+    client.create("/load", "", CreateMode::Persistent).await.unwrap();
+    for n in 0..50 {
+        client.create(&format!("/load/{n:06}"), vec![1u8; 3000], CreateMode::Persistent).await.unwrap();
+    }
+    ensemble.kill(follower);
+    damage_first_frames(&ensemble.data(follower));
+    ensemble.start_server(follower);
+    ensemble.converge().await;
+    let log = ensemble.log(follower);
+    assert!(log.contains("damage"), "the server says what it found\n{log}");
+    let reader = ensemble.client([follower], SESSION).await;
+    assert_eq!(reader.get_children("/load").await.unwrap().len(), 50);
+}
+
+/// Flips a byte in an early frame of the newest log segment.
+fn damage_first_frames(data: &std::path::Path) {
+    let mut segments = Vec::new();
+    let mut folders = vec![data.to_owned()];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(&folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.file_name().is_some_and(|n| n.to_string_lossy().starts_with("log")) {
+                segments.push(path);
+            }
+        }
+    }
+    segments.sort();
+    let segment = segments.last().expect("there is a log");
+    let mut bytes = std::fs::read(segment).unwrap();
+    // The header is one block; damage the third frame.
+    let at = 3 * 4096 + 100;
+    bytes[at] ^= 0xff;
+    std::fs::write(segment, bytes).unwrap();
+}
+
+#[tokio::test]
+async fn sigterm_drains_and_exits_with_0() {
+    let mut ensemble = Ensemble::start(1, "").await;
+    let client = ensemble.client([1], SESSION).await;
+    client.create("/a", "", CreateMode::Persistent).await.unwrap();
+    assert_eq!(ensemble.terminate(1).await, Some(0), "{}", ensemble.tails());
+    ensemble.start_server(1);
+    ensemble.leader().await;
+    let again = ensemble.client([1], SESSION).await;
+    assert!(again.exists("/a").await.unwrap().is_some());
+}
+
+#[tokio::test]
+async fn a_leader_that_was_stopped_for_longer_than_every_timeout_expires_nobody() {
+    let mut ensemble = Ensemble::start(3, "").await;
+    let leader = ensemble.leader().await;
+    let follower = ensemble.follower().await;
+    let client = ensemble.client([follower], Duration::from_secs(2)).await;
+    client.create("/e", "", CreateMode::Ephemeral).await.unwrap();
+    let session = client.session_id();
+    ensemble.signal(leader, rustix::process::Signal::STOP);
+    ensemble
+        .until("another leads", |e| {
+            e.ids().into_iter().any(|id| id != leader && e.srvr(id).is_some_and(|s| s.mode == "leader"))
+        })
+        .await;
+    soon(&ensemble, "a write with the new leader", client.set("/e", "alive", None)).await.unwrap();
+    ensemble.signal(leader, rustix::process::Signal::CONT);
+    ensemble.converge().await;
+    assert_eq!(client.session_id(), session);
+    assert!(client.exists("/e").await.unwrap().is_some(), "the session never ended");
+}
