@@ -19,7 +19,7 @@ use crate::watcher::{OneshotWatch, Watcher};
 #[must_use = "the request is made, but whether it succeeded is only known to who awaits it"]
 pub struct Response<T> {
     state: State<T>,
-    instead: Option<(ErrorCode, fn(Call) -> T)>,
+    instead: Instead<T>,
 }
 
 enum State<T> {
@@ -27,6 +27,9 @@ enum State<T> {
     Failed(Error),
     Taken,
 }
+
+/// A refusal that is no error to the caller, and what it is.
+type Instead<T> = Option<(ErrorCode, fn(Call) -> T)>;
 
 // Nothing in it is pinned.
 impl<T> Unpin for Response<T> {}
@@ -105,12 +108,7 @@ impl<T> Future for Response<T> {
     }
 }
 
-fn finish<T>(
-    outcome: Option<Outcome>,
-    call: Call,
-    map: Map<T>,
-    instead: Option<(ErrorCode, fn(Call) -> T)>,
-) -> Result<T, Error> {
+fn finish<T>(outcome: Option<Outcome>, call: Call, map: Map<T>, instead: Instead<T>) -> Result<T, Error> {
     let Some(Outcome { op, zxid, result }) = outcome else {
         // The task that carried the session was dropped with its runtime.
         let (op, outcome_unknown) = (call.name, call.is_write);

@@ -73,12 +73,11 @@ async fn a_multi_is_done_or_says_which_operation_was_not() {
     let server = Server::start().await;
     let client = Client::connect(&format!("{}/app", server.address)).await.unwrap();
     client.create("/", "", CreateMode::Persistent).await.unwrap();
-    let done =
-        Transaction::new().create("/a", "1", CreateMode::Persistent).set("/a", "2", Some(0)).check("/a", Some(1));
+    let done = Transaction::new().check("/", Some(0)).create("/a", "1", CreateMode::Persistent).set("/a", "2", Some(0));
     let results = client.multi(done.and(Transaction::new().delete("/a", None))).await.unwrap();
     assert!(matches!(
         &results[..],
-        [OpResult::Created(created), OpResult::Set(stat), OpResult::Checked, OpResult::Deleted]
+        [OpResult::Checked, OpResult::Created(created), OpResult::Set(stat), OpResult::Deleted]
             if created.path == "/a" && stat.version == 1
     ));
     let refused = Transaction::new().create("/b", "", CreateMode::Persistent).check("/c", None).delete("/d", None);
@@ -175,6 +174,111 @@ async fn writes_are_done_once(cut: Cut) {
 async fn every_write_is_done_exactly_once_whatever_step_the_connection_is_cut_at() {
     for k in [3, 4, 5, 6, 7, 8, 9, 11, 16, 17, 23, 40, 61] {
         writes_are_done_once(Cut::EveryStep(k)).await;
+    }
+}
+
+/// Which way the bytes go that are counted.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Way {
+    ToServer,
+    ToClient,
+}
+
+/// A proxy that cuts its first connection after so many bytes one way, and carries all later ones to the end. Tells
+/// whether it did cut.
+async fn cutting_proxy(
+    server: String,
+    way: Way,
+    bytes: usize,
+) -> (String, std::sync::Arc<std::sync::atomic::AtomicBool>) {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::{TcpListener, TcpStream};
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let cut = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let did_cut = cut.clone();
+    tokio::spawn(async move {
+        let mut is_first = true;
+        while let Ok((client, _)) = listener.accept().await {
+            let server = TcpStream::connect(&server).await.unwrap();
+            client.set_nodelay(true).unwrap();
+            server.set_nodelay(true).unwrap();
+            let limit = |this: Way| if is_first && this == way { bytes } else { usize::MAX };
+            let limits = (limit(Way::ToServer), limit(Way::ToClient));
+            is_first = false;
+            let cut = cut.clone();
+            tokio::spawn(async move {
+                let (mut from_client, mut to_client) = client.into_split();
+                let (mut from_server, mut to_server) = server.into_split();
+                // `true`: the limit was reached.
+                async fn carry(
+                    from: &mut (impl AsyncReadExt + Unpin),
+                    to: &mut (impl AsyncWriteExt + Unpin),
+                    mut left: usize,
+                ) -> bool {
+                    let mut buffer = [0; 4096];
+                    loop {
+                        let room = left.min(buffer.len());
+                        match from.read(&mut buffer[..room]).await {
+                            Ok(n) if n > 0 && to.write_all(&buffer[..n]).await.is_ok() => left -= n,
+                            _ => return false,
+                        }
+                        if left == 0 {
+                            return true;
+                        }
+                    }
+                }
+                // The end of either way is the end of both: the sockets are dropped.
+                let reached = tokio::select! {
+                    reached = carry(&mut from_client, &mut to_server, limits.0) => reached,
+                    reached = carry(&mut from_server, &mut to_client, limits.1) => reached,
+                };
+                cut.fetch_or(reached, std::sync::atomic::Ordering::SeqCst);
+            });
+        }
+    });
+    (address, did_cut)
+}
+
+/// One of each kind of write, one after the other, through a connection that breaks after so many bytes.
+async fn cut_after(way: Way, bytes: usize) -> bool {
+    let server = Server::start().await;
+    let (address, cut) = cutting_proxy(server.address.clone(), way, bytes).await;
+    let client = soon(Client::connect(&address)).await.unwrap();
+    let calls = (
+        client.create("/a", "one", CreateMode::Persistent),
+        client.create("/a/n-", "", CreateMode::EphemeralSequential),
+        client.set("/a", "two", Some(0)),
+        client.multi(Transaction::new().check("/a", Some(1)).set("/a", "three", Some(1)).create(
+            "/b",
+            "",
+            CreateMode::Persistent,
+        )),
+        client.delete("/b", Some(0)),
+    );
+    let at = format!("{bytes} bytes {way:?}");
+    assert_eq!(soon(calls.0).await.unwrap().path, "/a", "{at}");
+    assert_eq!(soon(calls.1).await.unwrap().path, "/a/n-0000000000", "{at}");
+    assert_eq!(soon(calls.2).await.unwrap().version, 1, "{at}");
+    assert_eq!(soon(calls.3).await.unwrap().len(), 3, "{at}");
+    soon(calls.4).await.unwrap();
+    assert_eq!(soon(client.get("/a")).await.unwrap().bytes(), b"three", "{at}");
+    soon(client.close()).await.unwrap();
+    let state = server.state.lock();
+    let executed = ["1 create /a", "2 create /a/n-", "3 set /a", "4 multi 3", "5 delete /b"];
+    assert_eq!((&state.executed[..], &state.violations[..]), (&executed.map(str::to_owned)[..], &[][..]), "{at}");
+    cut.load(std::sync::atomic::Ordering::SeqCst)
+}
+
+#[tokio::test]
+async fn every_kind_of_write_is_done_once_whatever_byte_the_connection_is_cut_after() {
+    for way in [Way::ToServer, Way::ToClient] {
+        // Many at once, since each waits a little before it connects again; until a whole run is shorter than the limit.
+        let mut bytes = 1;
+        while futures::future::join_all((bytes..bytes + 64).map(|bytes| cut_after(way, bytes))).await.contains(&true) {
+            bytes += 64;
+        }
+        assert!(bytes > 400, "only {bytes} bytes {way:?} were tried");
     }
 }
 

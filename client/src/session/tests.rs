@@ -535,3 +535,113 @@ fn a_close_that_reaches_nobody_gives_up_after_the_session_timeout() {
     script.after(100).call(Op::CloseSession);
     assert_eq!(script.session.give_up_at(), Some(Duration::from_millis(3_200)));
 }
+
+/// A server that is as correct as it is small: numbers in order, results kept until they are known to have arrived.
+#[derive(Default)]
+struct Model {
+    last_n: u64,
+    kept: BTreeMap<u64, u64>,
+    zxid: u64,
+    executed: Vec<String>,
+}
+
+impl Model {
+    /// The zxid that answers a request: a write's own, the latest for a read.
+    fn serve(&mut self, n: u64, answered_through: u64, path: &str) -> u64 {
+        if n == 0 {
+            return self.zxid;
+        }
+        self.kept.retain(|n, _| *n > answered_through);
+        if n <= self.last_n {
+            return *self.kept.get(&n).expect("a write came again after its answer had arrived");
+        }
+        assert_eq!(n, self.last_n + 1, "a write came before its turn");
+        self.last_n = n;
+        self.zxid += 1;
+        self.kept.insert(n, self.zxid);
+        self.executed.push(path.to_owned());
+        self.zxid
+    }
+}
+
+/// What may happen next. Each is possible at any time, and does nothing where it makes no sense.
+#[derive(Clone, Copy, Debug)]
+enum Step {
+    Write,
+    Read,
+    Send,
+    Serve,
+    Deliver,
+    Cut,
+    Connect,
+}
+
+proptest::proptest! {
+    #[test]
+    fn every_write_is_executed_once_and_in_order_and_every_call_is_answered_once_and_in_order(
+        steps in proptest::collection::vec(
+            proptest::sample::select(vec![
+                Step::Write, Step::Write, Step::Read, Step::Send, Step::Send, Step::Serve, Step::Serve, Step::Serve,
+                Step::Deliver, Step::Deliver, Step::Deliver, Step::Cut, Step::Connect, Step::Connect,
+            ]),
+            0..200,
+        )
+    ) {
+        let mut session = Session::new(TIMEOUT, Vec::new());
+        let mut model = Model::default();
+        let (mut to_server, mut to_client) = (VecDeque::new(), VecDeque::new());
+        let mut out = Vec::new();
+        let (mut calls, mut written) = (0u32, Vec::new());
+        // After the script everything is let through.
+        let rest = std::iter::repeat_n([Step::Connect, Step::Send, Step::Serve, Step::Deliver], 300).flatten();
+        for step in steps.into_iter().chain(rest) {
+            let now = Duration::ZERO;
+            match step {
+                Step::Write => {
+                    calls += 1;
+                    written.push(format!("/{calls}"));
+                    session.submit(now, create(&format!("/{calls}")), Consistency::Local, None, calls, &mut out);
+                }
+                Step::Read => {
+                    calls += 1;
+                    session.submit(now, get("/"), Consistency::Local, None, calls, &mut out);
+                }
+                Step::Send => session.take_batch(now, |out| {
+                    let path = out.op.path().unwrap_or_default().to_owned();
+                    to_server.push_back((out.id, out.n, out.answered_through, path));
+                }),
+                Step::Serve => {
+                    if let Some((id, n, answered_through, path)) = to_server.pop_front() {
+                        to_client.push_back((id, model.serve(n, answered_through, &path)));
+                    }
+                }
+                Step::Deliver => {
+                    if let Some((id, zxid)) = to_client.pop_front() {
+                        session.on_answer(now, id, Zxid(zxid), Ok(stat()), &mut out).unwrap();
+                    }
+                }
+                Step::Cut => {
+                    to_server.clear();
+                    to_client.clear();
+                    session.on_disconnected(&mut out);
+                }
+                Step::Connect => {
+                    if *session.phase() != Phase::Connected {
+                        let attached = Attached {
+                            session: SessionId(7),
+                            password: Bytes::new(),
+                            timeout: TIMEOUT,
+                            server: ServerId(1),
+                            last_n: model.last_n,
+                        };
+                        session.on_connected(now, now, attached, &mut out).unwrap();
+                    }
+                }
+            }
+        }
+        proptest::prop_assert_eq!(model.executed, written);
+        let answered: Vec<u32> =
+            out.iter().filter_map(|output| if let Output::Done { token, .. } = output { Some(*token) } else { None }).collect();
+        proptest::prop_assert_eq!(answered, (1..=calls).collect::<Vec<_>>());
+    }
+}

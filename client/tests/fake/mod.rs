@@ -11,6 +11,7 @@ use parking_lot::Mutex;
 use pb::answer::Body;
 use pb::request::Op;
 use tokio::sync::mpsc;
+use tokio_stream::StreamExt;
 use tokio_stream::wrappers::{TcpListenerStream, UnboundedReceiverStream};
 use tonic::{Request, Response, Status, Streaming};
 
@@ -151,10 +152,13 @@ impl Server {
 async fn listen(state: &Arc<Mutex<State>>) -> String {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap().to_string();
+    let incoming = TcpListenerStream::new(listener).map(|socket| {
+        let socket = socket?;
+        socket.set_nodelay(true)?;
+        Ok::<_, std::io::Error>(socket)
+    });
     let service = CorralServer::new(Service(state.clone()));
-    tokio::spawn(
-        tonic::transport::Server::builder().add_service(service).serve_with_incoming(TcpListenerStream::new(listener)),
-    );
+    tokio::spawn(tonic::transport::Server::builder().add_service(service).serve_with_incoming(incoming));
     address
 }
 
@@ -181,9 +185,9 @@ fn close(out: &Outbound, reason: pb::closed::Reason) {
 }
 
 async fn connection(state: Arc<Mutex<State>>, mut inbound: Streaming<pb::ClientMessage>, out: Outbound) {
-    let Ok(Some(pb::ClientMessage { message: Some(pb::client_message::Message::Connect(connect)) })) =
-        inbound.message().await
-    else {
+    // A stream may break before its first message; what it brings first must be Connect.
+    let Ok(Some(first)) = inbound.message().await else { return };
+    let Some(pb::client_message::Message::Connect(connect)) = first.message else {
         return state.lock().violations.push("the first message was not Connect".to_owned());
     };
     let number = {

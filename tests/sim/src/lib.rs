@@ -1,1 +1,119 @@
-//! Placeholder.
+//! The simulator: whole ensembles of the real protocol machine, log, tree, sessions and watches on virtual time, network
+//! and disk, in one thread, from a seed.
+//!
+//! # Layout
+//! - [`options`]: what a seed draws. [`rng`], [`schedule`]: chance and time.
+//! - [`world`]: what happens next. [`server`], [`disk`], [`network`]: what it happens to. [`faults`]: what goes wrong.
+//! - [`client`], [`frontend`]: clients and their connections.
+//! - [`checks`]: the omniscient observer, one property a file. [`history`]: what clients were told, judged by replay.
+//! - [`trace`]: the record of a run, and its hash.
+//!
+//! A run has two phases: in the first, faults strike and nothing wrong may happen (safety); then faults end, and
+//! everything must come to rest within a bound (liveness).
+
+pub mod checks;
+mod client;
+mod disk;
+mod faults;
+mod frontend;
+pub mod history;
+mod network;
+pub mod options;
+pub mod rng;
+mod schedule;
+mod server;
+pub mod swarm;
+pub mod trace;
+mod world;
+
+use std::collections::BTreeMap;
+use std::panic::AssertUnwindSafe;
+
+use checks::Violation;
+use options::SimOptions;
+use trace::Verbosity;
+use world::World;
+
+/// How one run ended.
+#[derive(Clone, Debug)]
+pub struct Report {
+    /// The seed.
+    pub seed: u64,
+    /// What it drew.
+    pub options: SimOptions,
+    /// What did not hold, if anything.
+    pub violation: Option<Violation>,
+    /// Hash of all events.
+    pub hash: u64,
+    /// Events.
+    pub events: u64,
+    /// Virtual time, ms.
+    pub virtual_ms: u64,
+    /// Entries committed.
+    pub committed: usize,
+    /// Calls of clients that were answered.
+    pub answered: u64,
+    /// What was reached, how often.
+    pub coverage: BTreeMap<&'static str, u64>,
+    /// The last lines of the trace.
+    pub tail: Vec<String>,
+}
+
+impl Report {
+    /// What an engineer needs to know of a failure.
+    pub fn explain(&self) -> String {
+        let Some(violation) = &self.violation else { return format!("seed {}: nothing wrong", self.seed) };
+        format!(
+            "{}\n\nseed {} at {} ms after {} events: {}\n  {}\n  {}\nrun it again: cargo run -p corral-sim -- run --seed {} --trace\n",
+            self.tail.join("\n"),
+            self.seed,
+            self.virtual_ms,
+            self.events,
+            violation.invariant,
+            violation.text,
+            self.options,
+            self.seed
+        )
+    }
+}
+
+/// Runs one seed.
+pub fn simulate(seed: u64, verbosity: Verbosity) -> Report {
+    simulate_with(SimOptions::draw(seed), verbosity)
+}
+
+/// Runs one seed with options that were changed.
+pub fn simulate_with(options: SimOptions, verbosity: Verbosity) -> Report {
+    let seed = options.seed;
+    let mut world = World::new(options.clone(), verbosity);
+    let result = std::panic::catch_unwind(AssertUnwindSafe(|| world.run()));
+    let violation = match result {
+        Ok(Ok(())) => None,
+        Ok(Err(violation)) => Some(violation),
+        Err(panic) => {
+            let text = panic
+                .downcast_ref::<String>()
+                .cloned()
+                .or_else(|| panic.downcast_ref::<&str>().map(|s| (*s).to_owned()))
+                .unwrap_or_default();
+            Some(Violation { invariant: "no panic", text })
+        }
+    };
+    Report {
+        seed,
+        options,
+        violation,
+        hash: world.trace().hash(),
+        events: world.trace().events(),
+        virtual_ms: world.now_ms(),
+        committed: world.committed(),
+        answered: world.answered(),
+        coverage: world.trace().coverage().clone(),
+        tail: world.trace().tail().map(str::to_owned).collect(),
+    }
+}
+
+/// Runs a seed that failed once more, and keeps the last lines of its trace.
+pub fn explain(seed: u64) -> String {
+    simulate(seed, Verbosity::Tail).explain()
+}

@@ -11,7 +11,7 @@ use super::folder::{Condemned, Current, Found, IdentityRecord};
 use super::frame::{BLOCK, FRAME_HEAD, FrameHead, put_entry};
 use super::log_device::{DeviceError, Fate, Fault, LogDevice, MemoryDevice, SECTOR};
 use super::recover::{
-    RecoverError, RecoverOptions, Recovery, StoreOpener, accept_data_loss, mark_damaged, recover,
+    OpenError, RecoverError, RecoverOptions, Recovery, StoreOpener, accept_data_loss, mark_damaged, recover,
 };
 use super::scan::{Owner, ScanError, scan};
 use super::txn_log::{LogError, LogOptions};
@@ -30,9 +30,9 @@ struct FakeStore {
 }
 
 impl StoreOpener for FakeStore {
-    fn open(&mut self, folder: &str) -> Result<Option<Meta>, String> {
+    fn open(&mut self, folder: &str) -> Result<Option<Meta>, OpenError> {
         if self.damaged.as_deref() == Some(folder) {
-            return Err("bad magic number".into());
+            return Err(OpenError::Damaged("bad magic number".into()));
         }
         self.open = Some(folder.to_owned());
         Ok(self.folders.get(folder).cloned())

@@ -71,7 +71,9 @@ impl Zab {
     }
 
     fn own_vote(&self) -> Option<Vote> {
-        self.is_voting_member().then_some(Vote { leader: self.options.id, zxid: self.durable.zxid })
+        // While a snapshot is being installed, what is on disk is of the log that goes.
+        let zxid = self.durable.zxid.min(self.log.end().zxid);
+        self.is_voting_member().then_some(Vote { leader: self.options.id, zxid })
     }
 
     fn send_votes(&self, out: &mut Outputs) {
@@ -89,6 +91,13 @@ impl Zab {
         }
         let now = self.now.mono_ms;
         let own = self.own_vote();
+        let State::Looking(looking) = &self.state else { return };
+        // Whoever this round is for is gone, or is not who he was: nobody would ever lead by it.
+        let lost = looking.proposal.is_some_and(|p| p.leader != self.options.id && !self.is_voting_peer(p.leader));
+        if lost && now >= looking.resend_at_ms {
+            self.start_election(out);
+            return;
+        }
         let State::Looking(looking) = &mut self.state else { return };
         // Appends of a former role may have become durable meanwhile.
         let better = own.is_some_and(|own| looking.proposal.is_none_or(|p| rank(own) > rank(p)));

@@ -431,7 +431,17 @@ impl Zab {
                 let last = entries.last().expect("an append has entries");
                 Pending::End(Position { zxid: last.zxid, hash: last.hash })
             }
-            LogOp::Truncate { to } => Pending::End(*to),
+            LogOp::Truncate { to } => {
+                // `durable` is a prefix of the log as it is now, not of what the disk still holds: a vote for this server
+                // must not name a branch that it is dropping.
+                self.durable = earlier(self.durable, *to);
+                for (_, pending) in &mut self.pending {
+                    if let Pending::End(end) = pending {
+                        *end = earlier(*end, *to);
+                    }
+                }
+                Pending::End(*to)
+            }
             LogOp::SetPromise(promise) => Pending::Promise(*promise),
             LogOp::SetIdentity(identity) => Pending::Identity(*identity),
             LogOp::InstallSnapshot(meta) => Pending::Install(*meta),
@@ -594,4 +604,9 @@ impl Zab {
         };
         if why.is_empty() { what.to_owned() } else { format!("{what}; {}", why.join("; ")) }
     }
+}
+
+/// The one of two places of a log that comes first.
+fn earlier(a: Position, b: Position) -> Position {
+    if a.zxid <= b.zxid { a } else { b }
 }

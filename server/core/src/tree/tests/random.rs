@@ -1,10 +1,13 @@
 //! Random transactions: execution does what the model does; arbitrary bytes never stop it.
 
+use std::collections::BTreeMap;
+
 use bytes::Bytes;
 use corral_proto::{Acl, CreateMode, ErrorCode, Id, ServerId, SessionId, Zxid};
 use proptest::prelude::*;
+use proptest::strategy::ValueTree;
 
-use super::model::Model;
+use super::model::{Kind, Model};
 use crate::storage::memory::{MemoryStore, MemoryView};
 use crate::tree::entry::{Command, EntryDecodeError, Outcome, SessionEvent, Settings, Txn, Verdict};
 use crate::tree::execute::{execute, execute_skipped};
@@ -29,7 +32,10 @@ struct Step {
 
 fn a_path() -> impl Strategy<Value = String> {
     let name = prop::sample::select(vec!["a", "b", "c"]);
-    let good = prop::collection::vec(name, 1..4).prop_map(|names| format!("/{}", names.join("/")));
+    let depth = prop::sample::select(vec![1, 1, 1, 1, 2, 2, 2, 3]);
+    let good = depth
+        .prop_flat_map(move |depth| prop::collection::vec(name.clone(), depth))
+        .prop_map(|names| format!("/{}", names.join("/")));
     let odd = prop::sample::select(vec![
         "/",
         "",
@@ -54,7 +60,7 @@ fn a_path() -> impl Strategy<Value = String> {
         "/a0000000001",
         "/ä",
     ]);
-    prop_oneof![6 => good, 1 => odd.prop_map(str::to_owned)]
+    prop_oneof![16 => good, 1 => odd.prop_map(str::to_owned)]
 }
 
 fn some_data() -> impl Strategy<Value = Option<Bytes>> {
@@ -76,14 +82,13 @@ fn an_acl() -> impl Strategy<Value = Option<Vec<Acl>>> {
             ("auth", ""),
             ("ip", "10.0.0.0/8"),
             ("ip", "10.0.0.1"),
-            ("nope", "x"),
         ]),
     );
     let line = line.prop_map(|(perms, (scheme, id))| Acl { perms, id: Id::new(scheme, id) });
     prop_oneof![
-        8 => Just(Some(Acl::open())),
-        3 => prop::collection::vec(line, 0..4).prop_map(Some),
-        1 => Just(None),
+        20 => Just(Some(Acl::open())),
+        5 => prop::collection::vec(line, 1..4).prop_map(Some),
+        1 => prop::sample::select(vec![None, Some(vec![]), Some(vec![Acl { perms: 1, id: Id::new("nope", "x") }])]),
     ]
 }
 
@@ -103,7 +108,10 @@ fn a_version() -> impl Strategy<Value = i32> {
 }
 
 fn a_create() -> impl Strategy<Value = Create> {
-    let ttl = prop_oneof![Just(0), Just(-1), 1..50i64, Just((1 << 40) - 1), Just(1 << 40)];
+    let ttl = prop_oneof![
+        12 => (1..6i64).prop_map(|ttl| ttl * 10),
+        1 => prop::sample::select(vec![0, -1, (1 << 40) - 1, 1 << 40]),
+    ];
     (a_path(), some_data(), an_acl(), 0..7i32, ttl).prop_map(|(path, data, acl, flags, ttl_ms)| Create {
         path,
         data,
@@ -126,22 +134,22 @@ fn a_multi_op() -> impl Strategy<Value = MultiOp> {
 fn a_command() -> impl Strategy<Value = Command> {
     let nonce = 0..3u64;
     prop_oneof![
-        8 => a_create().prop_map(|op| Command::Write(WriteOp::Create(op))),
-        4 => (a_path(), a_version())
+        40 => a_create().prop_map(|op| Command::Write(WriteOp::Create(op))),
+        14 => (a_path(), a_version())
             .prop_map(|(path, version)| Command::Write(WriteOp::Delete { path, version })),
-        4 => (a_path(), some_data(), a_version())
+        14 => (a_path(), some_data(), a_version())
             .prop_map(|(path, data, version)| Command::Write(WriteOp::SetData { path, data, version })),
-        2 => (a_path(), an_acl(), a_version())
+        6 => (a_path(), an_acl(), a_version())
             .prop_map(|(path, acl, version)| Command::Write(WriteOp::SetAcl { path, acl, version })),
-        3 => prop::collection::vec(a_multi_op(), 0..5).prop_map(|ops| Command::Write(WriteOp::Multi(ops))),
-        2 => (1..9i32, 1..3u64, nonce.clone(), any::<bool>()).prop_map(|(timeout_ms, server, nonce, keeps_results)| {
+        14 => prop::collection::vec(a_multi_op(), 0..5).prop_map(|ops| Command::Write(WriteOp::Multi(ops))),
+        6 => (1..9i32, 1..3u64, nonce.clone(), any::<bool>()).prop_map(|(timeout_ms, server, nonce, keeps_results)| {
             Command::CreateSession { timeout_ms, server: ServerId(server), nonce, keeps_results }
         }),
-        1 => (1..9i32, 1..3u64, nonce)
+        4 => (1..9i32, 1..3u64, nonce)
             .prop_map(|(timeout_ms, server, nonce)| Command::Attach { timeout_ms, server: ServerId(server), nonce }),
-        1 => any::<bool>().prop_map(|expired| Command::CloseSession { expired }),
-        2 => (a_path(), 0..9u64).prop_map(|(path, back)| Command::Reap { path, czxid: Zxid(back) }),
-        1 => some_settings().prop_map(Command::Settings),
+        2 => any::<bool>().prop_map(|expired| Command::CloseSession { expired }),
+        12 => (a_path(), 0..9u64).prop_map(|(path, back)| Command::Reap { path, czxid: Zxid(back) }),
+        2 => some_settings().prop_map(Command::Settings),
     ]
 }
 
@@ -159,13 +167,13 @@ fn some_settings() -> impl Strategy<Value = Settings> {
 
 fn a_step() -> impl Strategy<Value = Step> {
     (
-        prop_oneof![8 => 1..4i64, 1 => Just(0), 1 => Just(9)],
-        prop_oneof![20 => Just(0i64), 1 => Just(-1), 1 => Just(-3), 1 => Just(1)],
+        prop_oneof![24 => 1..4i64, 1 => Just(0), 1 => Just(9)],
+        prop_oneof![20 => Just(0i64), 1 => prop::sample::select(vec![-1, -3, 1])],
         prop::bool::weighted(0.03),
         0..4u64,
         some_ids(),
         a_command(),
-        0..30i64,
+        (0..3i64).prop_map(|steps| steps * 10),
     )
         .prop_map(|(session, n_off, attach_off, answered_back, ids, command, elapsed)| Step {
             session,
@@ -184,10 +192,15 @@ impl Step {
         let (attach, last_n) = row.map_or((0, 0), |row| (row.attach, row.last_n));
         let n = (last_n + 1).saturating_add_signed(self.n_off);
         let command = match &self.command {
-            // Mostly names the znode that is there.
-            Command::Reap { path, czxid } if czxid.0 > 0 => {
-                let czxid = model.nodes.get(path).map_or(zxid, |node| node.czxid as u64);
-                Command::Reap { path: path.clone(), czxid: Zxid(czxid) }
+            // Mostly names one that may be due, and its creation.
+            Command::Reap { path, czxid } => {
+                let kinds = [Kind::Persistent, Kind::Ephemeral(self.session)];
+                let due: Vec<_> = model.nodes.iter().filter(|(_, node)| !kinds.contains(&node.kind)).collect();
+                let (path, at) = match due.get(czxid.0 as usize % (due.len() + 1)) {
+                    Some((path, node)) => (*path, node.czxid as u64),
+                    None => (path, model.nodes.get(path).map_or(zxid, |node| node.czxid as u64)),
+                };
+                Command::Reap { path: path.clone(), czxid: Zxid(at + u64::from(czxid.0 == 0)) }
             }
             other => other.clone(),
         };
@@ -247,6 +260,13 @@ fn assert_same_events(model: &Model, view: &MemoryView, outcome: &Outcome) {
     assert_eq!(events, model.events);
 }
 
+/// Sessions to begin with: without them most steps would be refused. The second one keeps results.
+fn begin(session: i64) -> Step {
+    let command =
+        Command::CreateSession { timeout_ms: 4000, server: ServerId(1), nonce: 0, keeps_results: session == 2 };
+    Step { session, n_off: 0, attach_off: false, answered_back: 0, ids: vec![], command, elapsed: 0 }
+}
+
 fn at(index: usize) -> Zxid {
     Zxid::new(1 + index as u32 / 50, 1 + index as u32 % 50)
 }
@@ -260,18 +280,6 @@ proptest! {
         let mut batch = Overlay::new(store.view());
         let mut model = Model::new();
         let mut stamp = 1000;
-        // Sessions to begin with: without them most steps would be refused.
-        let begin = |session: i64| Step {
-            session,
-            n_off: 0,
-            attach_off: false,
-            answered_back: 0,
-            ids: vec![],
-            command: Command::CreateSession {
-                timeout_ms: 4000, server: ServerId(1), nonce: 0, keeps_results: session == 2,
-            },
-            elapsed: 0,
-        };
         for (index, step) in (1..4).map(begin).chain(steps).enumerate() {
             let zxid = at(index);
             stamp += step.elapsed;
@@ -373,6 +381,63 @@ proptest! {
         let bytes = settings.encode();
         prop_assert_eq!(Settings::decode(&bytes), Ok(settings));
         prop_assert!(Settings::decode(&bytes[..cut.index(bytes.len())]).is_err());
+    }
+}
+
+#[test]
+fn random_transactions_reach_every_kind_of_outcome() {
+    let mut runner = proptest::test_runner::TestRunner::deterministic();
+    let stories = prop::collection::vec(a_step(), 1..60);
+    let mut reached = BTreeMap::new();
+    for _ in 0..400 {
+        let steps = stories.new_tree(&mut runner).unwrap().current();
+        let mut model = Model::new();
+        let mut stamp = 1000;
+        for (index, step) in (1..4).map(begin).chain(steps).enumerate() {
+            stamp += step.elapsed;
+            let txn = step.txn(&model, at(index).0);
+            let what = match (&txn.command, model.run(&txn, at(index).0, stamp)) {
+                (Command::Reap { .. }, Verdict::Internal) => format!("reaped {}", model.events.len()),
+                (_, Verdict::Executed(Err(error))) => error.to_string(),
+                (_, Verdict::Executed(Ok(Answer::MultiFailed { error, .. }))) => format!("multi: {error}"),
+                (_, Verdict::Repeated { result, .. }) => format!("repeated, kept: {}", result.is_some()),
+                (_, verdict) => format!("{verdict:?}").split(['(', '{']).next().unwrap().trim().to_owned(),
+            };
+            *reached.entry(what).or_insert(0) += 1;
+        }
+    }
+    for what in [
+        "Executed",
+        "Attached",
+        "Expired",
+        "IdTaken",
+        "Internal",
+        "Moved",
+        "OutOfOrder",
+        "repeated, kept: true",
+        "repeated, kept: false",
+        "reaped 0",
+        "reaped 1",
+        "ACL is not valid",
+        "bad arguments",
+        "ephemeral nodes cannot have children",
+        "insufficient permission",
+        "node already exists",
+        "node does not exist",
+        "node has children",
+        "quota exceeded",
+        "session expired",
+        "version does not match",
+        "multi: ACL is not valid",
+        "multi: bad arguments",
+        "multi: insufficient permission",
+        "multi: node already exists",
+        "multi: node does not exist",
+        "multi: node has children",
+        "multi: ephemeral nodes cannot have children",
+        "multi: version does not match",
+    ] {
+        assert!(reached.get(what).is_some_and(|times| *times >= 3), "{what} is missing in {reached:#?}");
     }
 }
 

@@ -1,0 +1,198 @@
+//! The omniscient observer: what must hold of all servers together (zab.md section 2). Nothing here is known to the
+//! servers. One file a property, with the paper's names; [`Checks`] is told what happens and asks each of them.
+
+mod ack_honesty;
+mod apply_discipline;
+mod commit_honesty;
+mod committed_never_lost;
+mod ghost;
+mod integrity;
+mod no_ghost_message;
+mod primary_integrity;
+mod primary_order;
+mod promise;
+mod recovery;
+mod snapshot;
+mod total_order;
+mod truncation_safety;
+mod unique_establishment;
+mod watermark;
+
+use bytes::Bytes;
+use corral_core::zab::io::{Entry, LogOp, Membership, Position, Promise, Recovered, Status};
+use corral_core::zab::message::Message;
+use corral_proto::{ServerId, Zxid};
+
+pub use ghost::{Ghost, LogImage, Proposal, ServerGhost};
+
+/// A property that does not hold.
+#[derive(Clone, Debug)]
+pub struct Violation {
+    /// Number and name, as in zab.md section 2.
+    pub invariant: &'static str,
+    /// What was seen.
+    pub text: String,
+}
+
+/// Whether a property holds.
+pub type Check = Result<(), Violation>;
+
+/// Ends a check with a violation unless a condition holds.
+macro_rules! ensure {
+    ($condition:expr, $invariant:expr, $($text:tt)+) => {
+        if !$condition {
+            return Err($crate::checks::Violation { invariant: $invariant, text: format!($($text)+) });
+        }
+    };
+}
+pub(crate) use ensure;
+
+/// All checks, and what they remember.
+pub struct Checks {
+    /// The true state of the ensemble.
+    pub ghost: Ghost,
+}
+
+impl Checks {
+    /// Nothing has happened. Servers 1 to `voters` vote, `observers` more only learn.
+    pub fn new(voters: u64, observers: u64) -> Checks {
+        Checks { ghost: Ghost::new(voters, observers) }
+    }
+
+    /// A process began with what it found on disk.
+    pub fn on_recovered(&mut self, server: ServerId, recovered: &Recovered) -> Check {
+        recovery::on_recovered(&mut self.ghost, server, recovered)?;
+        apply_discipline::on_recovered(&mut self.ghost, server, recovered)?;
+        committed_never_lost::check(&self.ghost)
+    }
+
+    /// A process ended without warning.
+    pub fn on_crash(&mut self, server: ServerId) {
+        self.ghost.server_mut(server).on_crash();
+    }
+
+    /// A data folder was lost: nothing is on that disk any more.
+    pub fn on_wiped(&mut self, server: ServerId) -> Check {
+        self.ghost.server_mut(server).on_wiped();
+        committed_never_lost::check(&self.ghost)
+    }
+
+    /// A step gave an operation to the log writer. `status` is the machine's after the step.
+    pub fn on_submit(&mut self, server: ServerId, process: u64, seq: u64, op: &LogOp, status: &Status) -> Check {
+        let ghost = &mut self.ghost;
+        match op {
+            LogOp::Append(entries) => {
+                for entry in entries {
+                    self::primary_order::on_append(ghost, server, entry)?;
+                    if ghost.is_proposal(status, entry) {
+                        unique_establishment::on_propose(ghost, server, process, entry)?;
+                        primary_integrity::on_propose(ghost, server, entry)?;
+                    }
+                    integrity::on_append(ghost, server, entry, status)?;
+                    ghost.server_mut(server).mem.append(Position { zxid: entry.zxid, hash: entry.hash });
+                }
+            }
+            LogOp::Truncate { to } => {
+                truncation_safety::on_truncate(ghost, server, *to)?;
+                ghost.server_mut(server).mem.truncate(to.zxid);
+            }
+            LogOp::SetPromise(promise) => promise::on_submit(ghost, server, promise)?,
+            LogOp::SetIdentity(_) => {}
+            LogOp::InstallSnapshot(meta) => {
+                snapshot::on_install(ghost, server, meta)?;
+                ghost.server_mut(server).mem = LogImage::from_base(meta.position);
+            }
+        }
+        ghost.server_mut(server).pending.push_back((seq, op.clone()));
+        Ok(())
+    }
+
+    /// Operations up to `seq` are durable (whether or not the machine knows).
+    pub fn on_durable(&mut self, server: ServerId, seq: u64) -> Check {
+        let mut shrunk = false;
+        while let Some((_, op)) = self.ghost.server_mut(server).pending.pop_front_if(|(s, _)| *s <= seq) {
+            shrunk |= !matches!(op, LogOp::Append(_) | LogOp::SetPromise(_));
+            promise::on_durable(&self.ghost, server, &op)?;
+            self.ghost.server_mut(server).make_durable(&op);
+        }
+        if shrunk { committed_never_lost::check(&self.ghost) } else { Ok(()) }
+    }
+
+    /// The log writer begins to drop what is at or below `upto`.
+    pub fn on_trim_begins(&mut self, server: ServerId, upto: Zxid) {
+        let ghost = self.ghost.server_mut(server);
+        ghost.trimming = ghost.trimming.max(upto);
+    }
+
+    /// The log dropped what is at or below `base`.
+    pub fn on_trimmed(&mut self, server: ServerId, base: Position) -> Check {
+        truncation_safety::on_trim(&self.ghost, server, base)?;
+        let ghost = self.ghost.server_mut(server);
+        ghost.disk.trim(base);
+        ghost.mem.trim(base);
+        committed_never_lost::check(&self.ghost)
+    }
+
+    /// A message leaves. `before` and `after` are the machine's status around the step.
+    pub fn on_send(
+        &mut self,
+        server: ServerId,
+        peer: ServerId,
+        message: &Message,
+        before: &Status,
+        after: &Status,
+    ) -> Check {
+        no_ghost_message::on_send(server, message, before, after)?;
+        ack_honesty::on_send(&self.ghost, server, message)?;
+        promise::on_send(&mut self.ghost, server, peer, message)
+    }
+
+    /// A step is over.
+    pub fn on_status(&mut self, server: ServerId, status: &Status) -> Check {
+        commit_honesty::on_status(&mut self.ghost, server, status)?;
+        watermark::on_status(&mut self.ghost, server, status)
+    }
+
+    /// Entries are handed out for execution.
+    pub fn on_apply(&mut self, server: ServerId, entries: &[Entry], status: &Status) -> Check {
+        for entry in entries {
+            apply_discipline::on_apply(&mut self.ghost, server, entry, status)?;
+            total_order::on_apply(&self.ghost, server, entry)?;
+        }
+        Ok(())
+    }
+
+    /// A store contains everything up to `position`, and would contain `persisted` after a crash.
+    pub fn on_executed(&mut self, server: ServerId, position: Position, persisted: Zxid) -> Check {
+        apply_discipline::on_executed(&mut self.ghost, server, position, persisted)
+    }
+
+    /// A store was replaced by a snapshot.
+    pub fn on_opened(&mut self, server: ServerId, position: Position) -> Check {
+        snapshot::on_opened(&mut self.ghost, server, position)
+    }
+
+    /// A snapshot was made of a store.
+    pub fn on_snapshot(&mut self, server: ServerId, position: Position) -> Check {
+        snapshot::on_made(&self.ghost, server, position)
+    }
+}
+
+/// What one committed entry is, for those who replay the log.
+#[derive(Clone, Debug)]
+pub struct CommittedEntry {
+    /// Its place.
+    pub position: Position,
+    /// The leader's clock, ms.
+    pub stamp_ms: i64,
+    /// What it carries.
+    pub payload: Bytes,
+}
+
+/// What a server's folder is worth after a crash now.
+pub fn votes(membership: Membership) -> bool {
+    membership == Membership::Member
+}
+
+/// A promise that was never given.
+pub const NO_PROMISE: Promise = Promise { epoch: 0, leader: ServerId(0), instance: 0, start_count: 0 };

@@ -1,0 +1,487 @@
+//! Clients and the connections they have, on both sides: what the front ends of a real server do, without bytes.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use corral_core::member::MemberInput;
+use corral_core::session::lane::{Handshake, Lane, Step};
+use corral_core::session::outbox::Key;
+use corral_core::session::{ClientRequest, CloseReason, Consistency, Outgoing, Protocol};
+use corral_core::tree::entry::{Command, Txn};
+use corral_core::tree::op::{Answer, ReadOp};
+use corral_core::watch::WatcherId;
+use corral_core::zab::io::Input;
+use corral_proto::{ErrorCode, ServerId, SessionId, Zxid};
+
+use crate::checks::{Check, Violation, ensure};
+use crate::client::{Call, ClientConnection, Pending, Unanswered};
+use crate::history::{Seen, client_ids};
+use crate::schedule::{MS, Micros};
+use crate::server::Connection;
+use crate::world::{Event, ProcessRef, World};
+
+/// From a client to a server.
+pub enum ToServer {
+    /// Begins or takes up a session.
+    Open {
+        /// Which.
+        session: Option<SessionId>,
+        /// Highest zxid seen.
+        seen: Zxid,
+        /// Speaks ZooKeeper's protocol.
+        wire: bool,
+    },
+    /// A request, with the client's mark.
+    Request(u64, ClientRequest),
+    /// The client is gone, or the connection broke.
+    Gone,
+}
+
+/// From a server to a client.
+pub enum ToClient {
+    /// The handshake ended.
+    Handshake(SessionId, Handshake),
+    /// A reply, an event, the end.
+    Out(Outgoing),
+    /// The connection broke.
+    Broken,
+}
+
+impl World {
+    /// A client does something, if it wants to.
+    pub(crate) fn client_acts(&mut self, index: usize) -> Check {
+        let now = self.schedule.now();
+        let load = self.options.load.clone();
+        let client = &mut self.clients[index];
+        let pause = MS + client.rng.below(2 * load.think_ms * MS);
+        if now < client.silent_until {
+            let wait = client.silent_until - now;
+            self.schedule.after(wait, Event::ClientActs(index));
+            return Ok(());
+        }
+        self.schedule.after(pause, Event::ClientActs(index));
+        let client = &mut self.clients[index];
+        let Some(connection) = &client.connection else {
+            if !client.stopped || !client.is_idle() || client.session.is_some() {
+                self.client_connects(index);
+            }
+            return Ok(());
+        };
+        let timeout = load.session_timeout_ms * MS;
+        if now > connection.heard + timeout * 2 / 3 {
+            self.trace.reached("client gave up on a silent server");
+            self.client_cuts(index);
+            return Ok(());
+        }
+        if connection.attach.is_none() {
+            return Ok(());
+        }
+        if now > connection.heard + timeout / 4 && client.pending.is_empty() {
+            self.client_sends(index, ClientRequest::Ping, Call::Ping, Zxid::ZERO);
+            return Ok(());
+        }
+        if client.stopped || client.pending.len() as u64 >= load.pipeline {
+            return Ok(());
+        }
+        let floor = self.history.floor();
+        let client = &mut self.clients[index];
+        let burst = if client.rng.chance(100) { 1 + client.rng.below(load.pipeline) } else { 1 };
+        for _ in 0..burst {
+            let client = &mut self.clients[index];
+            match client.rng.below(100) {
+                0..55 => {
+                    let op = client.draw_write(&load);
+                    let write = Unanswered { n: client.next_n, op, floor };
+                    client.next_n += 1;
+                    client.unanswered.push_back(write.clone());
+                    let request = client.write_request(&write);
+                    self.client_sends(index, request, Call::Write(write.n), floor);
+                    if write.op.is_none() {
+                        self.trace.reached("client closed its session");
+                        break;
+                    }
+                }
+                55..95 => {
+                    let (op, watch, consistency) = client.draw_read(&load);
+                    let request = ClientRequest::Read { op: op.clone(), watch, consistency };
+                    self.client_sends(index, request, Call::Read { op, watch, consistency }, floor);
+                }
+                _ => self.client_sends(index, ClientRequest::Sync, Call::Sync, floor),
+            }
+        }
+        Ok(())
+    }
+
+    fn client_connects(&mut self, index: usize) {
+        let servers = self.options.servers();
+        let client = &mut self.clients[index];
+        let server = ServerId(1 + client.rng.below(servers));
+        let Some(process) = self.servers[&server].process.as_ref().map(|p| p.number) else { return };
+        self.next_connection += 1;
+        let now = self.schedule.now();
+        let client = &mut self.clients[index];
+        client.connection = Some(ClientConnection {
+            id: self.next_connection,
+            server,
+            process,
+            attach: None,
+            arrives: now,
+            heard: now,
+        });
+        let open = ToServer::Open { session: client.session, seen: client.seen, wire: client.wire };
+        self.to_server(index, open);
+    }
+
+    /// The client leaves its connection; the server hears of it later, after what is on its way.
+    pub(crate) fn client_cuts(&mut self, index: usize) {
+        if self.clients[index].connection.is_some() {
+            self.to_server(index, ToServer::Gone);
+            self.clients[index].forget_connection();
+        }
+    }
+
+    fn client_sends(&mut self, index: usize, request: ClientRequest, call: Call, floor: Zxid) {
+        let client = &mut self.clients[index];
+        let cookie = client.next_cookie;
+        client.next_cookie += 1;
+        client.pending.push_back(Pending { cookie, call, floor });
+        self.to_server(index, ToServer::Request(cookie, request));
+    }
+
+    fn to_server(&mut self, index: usize, message: ToServer) {
+        let now = self.schedule.now();
+        let delay = self.network.delay();
+        let Some(connection) = &mut self.clients[index].connection else { return };
+        connection.arrives = connection.arrives.max(now + delay);
+        let to = ProcessRef { server: connection.server, process: connection.process };
+        let event = Event::ToServer { to, connection: connection.id, client: index, message };
+        self.schedule.at(connection.arrives, event);
+    }
+
+    /// Something of a client reached a server.
+    pub(crate) fn on_to_server(&mut self, to: ProcessRef, id: u64, client: usize, message: ToServer) -> Check {
+        let now = self.schedule.now();
+        let server = self.servers.get_mut(&to.server).expect("servers are fixed");
+        let Some(process) = server.process.as_mut().filter(|p| p.number == to.process) else {
+            self.schedule.after(MS, Event::ToClient { client, connection: id, message: ToClient::Broken });
+            return Ok(());
+        };
+        match message {
+            ToServer::Open { session, seen, wire } => {
+                self.next_session += 1;
+                let nonce = self.next_session;
+                let new = session.is_none();
+                let session = session.unwrap_or(SessionId(((to.server.0 as i64) << 48) | nonce as i64));
+                let woken = process.woken.clone();
+                let wake = Box::new(move || {
+                    woken.lock().expect("one thread").insert(id);
+                });
+                let protocol = if wire { Protocol::Wire } else { Protocol::Grpc };
+                let lane = Arc::new(Lane::new(WatcherId(id), session, protocol, client_ids(), seen, wake));
+                let lanes = &process.apply.shared();
+                if !lanes.lanes.join(session, nonce, lane.clone()) {
+                    self.schedule.after(MS, Event::ToClient { client, connection: id, message: ToClient::Broken });
+                    return Ok(());
+                }
+                process.connections.insert(
+                    id,
+                    Connection {
+                        client,
+                        lane,
+                        nonce,
+                        next_n: wire.then_some(1),
+                        answered: false,
+                        arrives: now,
+                    },
+                );
+                let timeout_ms = self.options.load.session_timeout_ms as i32;
+                let command = if new {
+                    Command::CreateSession { timeout_ms, server: to.server, nonce, keeps_results: !wire }
+                } else {
+                    Command::Attach { timeout_ms, server: to.server, nonce }
+                };
+                self.history.timeouts.insert(session, timeout_ms as u64);
+                if new && !wire {
+                    self.history.keeps_results.insert(session);
+                }
+                let txn = Txn { session, attach: Zxid::ZERO, n: 0, answered_through: 0, ids: client_ids(), command };
+                self.submit(to, &txn);
+            }
+            ToServer::Gone => {
+                if let Some(connection) = process.connections.remove(&id) {
+                    let shared = process.apply.shared();
+                    shared.lanes.abandon(connection.lane.session, connection.nonce);
+                    shared.detach(&connection.lane);
+                }
+            }
+            ToServer::Request(cookie, request) => {
+                let Some(connection) = process.connections.get_mut(&id) else { return Ok(()) };
+                if connection.lane.is_closed() {
+                    return Ok(());
+                }
+                let session = connection.lane.session;
+                self.push_input(to, MemberInput::Touched(vec![session]));
+                self.on_request(to, id, cookie, request);
+                self.advance_lane(to, id);
+            }
+        }
+        Ok(())
+    }
+
+    fn submit(&mut self, to: ProcessRef, txn: &Txn) {
+        let key = Key::of(txn).expect("transactions of clients have keys");
+        let payload: Bytes = txn.encode();
+        self.push_input(to, MemberInput::Submit(vec![(key, payload)]));
+    }
+
+    fn on_request(&mut self, to: ProcessRef, id: u64, cookie: u64, request: ClientRequest) {
+        let process = self.process_mut(to).expect("the caller found it");
+        let connection = process.connections.get_mut(&id).expect("the caller found it");
+        let lane = connection.lane.clone();
+        let (n, answered_through, command) = match request {
+            ClientRequest::Write { op, n, answered_through } => (n, answered_through, Command::Write(op)),
+            ClientRequest::CloseSession { n } => (n, 0, Command::CloseSession { expired: false }),
+            ClientRequest::Read { op, watch, consistency } => {
+                let step = Step::Read { op, watch };
+                let tag = (consistency == Consistency::Linearizable).then(|| self.read_point(to, id));
+                lane.push(cookie, step, consistency, tag);
+                return;
+            }
+            ClientRequest::Sync => {
+                let tag = self.read_point(to, id);
+                lane.push(cookie, Step::Answer(Ok(Answer::Done)), Consistency::Linearizable, Some(tag));
+                return;
+            }
+            _ => {
+                lane.push(cookie, Step::Answer(Ok(Answer::Done)), Consistency::Local, None);
+                return;
+            }
+        };
+        let n = n.unwrap_or_else(|| {
+            let next = connection.next_n.as_mut().expect("only ZooKeeper's protocol leaves numbers to the server");
+            *next += 1;
+            *next - 1
+        });
+        lane.push(cookie, Step::Write { n }, Consistency::Local, None);
+        let txn = Txn { session: lane.session, attach: lane.attach(), n, answered_through, ids: client_ids(), command };
+        self.submit(to, &txn);
+    }
+
+    fn read_point(&mut self, to: ProcessRef, connection: u64) -> u64 {
+        let process = self.process_mut(to).expect("the caller found it");
+        process.last_tag += 1;
+        let tag = process.last_tag;
+        process.read_points.insert(tag, connection);
+        self.push_input(to, MemberInput::Zab(Input::ReadIndex { tag }));
+        tag
+    }
+
+    /// The leader named a read point.
+    pub(crate) fn on_read_point(&mut self, to: ProcessRef, tag: u64, zxid: Zxid) {
+        let Some(process) = self.process_mut(to) else { return };
+        let Some(id) = process.read_points.remove(&tag) else { return };
+        if let Some(connection) = process.connections.get(&id) {
+            connection.lane.clone().on_read_point(tag, zxid);
+        }
+        self.serve_woken(to);
+    }
+
+    /// Lets every connection that was woken do what it can.
+    pub(crate) fn serve_woken(&mut self, to: ProcessRef) {
+        loop {
+            let Some(process) = self.process_mut(to) else { return };
+            let woken = std::mem::take(&mut *process.woken.lock().expect("one thread"));
+            if woken.is_empty() {
+                return;
+            }
+            for id in woken {
+                self.advance_lane(to, id);
+            }
+        }
+    }
+
+    fn advance_lane(&mut self, to: ProcessRef, id: u64) {
+        let Some(process) = self.process_mut(to) else { return };
+        let Some(connection) = process.connections.get_mut(&id) else { return };
+        let lane = connection.lane.clone();
+        let mut messages = Vec::new();
+        if !connection.answered
+            && let Some(handshake) = lane.handshake()
+        {
+            connection.answered = true;
+            messages.push(ToClient::Handshake(lane.session, handshake));
+        }
+        if connection.answered {
+            process.apply.shared().advance(&lane);
+        }
+        let mut out = Vec::new();
+        lane.take_outgoing(&mut out);
+        let closes = out.iter().any(|o| matches!(o, Outgoing::Close(_)));
+        messages.extend(out.into_iter().map(ToClient::Out));
+        if messages.is_empty() {
+            return;
+        }
+        let process = self.process_mut(to).expect("found above");
+        let connection = process.connections.get_mut(&id).expect("found above");
+        let (client, mut arrives) = (connection.client, connection.arrives);
+        if closes {
+            process.apply.shared().detach(&lane);
+            process.connections.remove(&id);
+        }
+        let now = self.schedule.now();
+        for message in messages {
+            arrives = arrives.max(now + self.network.delay());
+            self.schedule.at(arrives, Event::ToClient { client, connection: id, message });
+        }
+        if let Some(connection) = self.process_mut(to).and_then(|p| p.connections.get_mut(&id)) {
+            connection.arrives = arrives;
+        }
+    }
+
+    /// Something of a server reached a client.
+    pub(crate) fn on_to_client(&mut self, index: usize, id: u64, message: ToClient) -> Check {
+        let now = self.schedule.now();
+        let client = &mut self.clients[index];
+        let Some(connection) = client.connection.as_mut().filter(|c| c.id == id) else { return Ok(()) };
+        connection.heard = now;
+        match message {
+            ToClient::Broken => client.forget_connection(),
+            ToClient::Handshake(session, Handshake::Attached { attach, .. }) => {
+                connection.attach = Some(attach);
+                if client.session.is_some() {
+                    self.trace.reached("session moved");
+                }
+                let client = &mut self.clients[index];
+                client.session = Some(session);
+                client.seen = client.seen.max(attach);
+                for write in client.unanswered.clone() {
+                    self.trace.reached("write sent again");
+                    let request = self.clients[index].write_request(&write);
+                    self.client_sends(index, request, Call::Write(write.n), write.floor);
+                }
+            }
+            ToClient::Handshake(session, Handshake::Expired) => {
+                self.trace.reached("session found expired");
+                self.history.told_expired.insert(session);
+                self.clients[index].forget_session();
+            }
+            ToClient::Handshake(_, Handshake::IdTaken) => client.forget_connection(),
+            ToClient::Out(Outgoing::Reply { cookie, zxid, result }) => {
+                self.on_reply(index, id, cookie, zxid, result)?;
+            }
+            ToClient::Out(Outgoing::Event(event)) => {
+                let event = &event.event;
+                let zxid = event.zxid.unwrap_or_default();
+                ensure!(
+                    zxid >= client.seen,
+                    "I23 session order",
+                    "client {index} got {event:?} after it had seen {:?}",
+                    client.seen
+                );
+                client.seen = zxid;
+                self.trace.reached("watch fired");
+                self.history.on_seen(id, Seen::Event { kind: event.kind, path: event.path.clone(), zxid });
+            }
+            ToClient::Out(Outgoing::Close(reason)) => {
+                self.trace.reached(match reason {
+                    CloseReason::Expired => "connection closed: expired",
+                    CloseReason::ClosedByClient => "connection closed: by client",
+                    CloseReason::Moved => "connection closed: moved",
+                    CloseReason::NoQuorum => "connection closed: no quorum",
+                    CloseReason::SlowReader => "connection closed: slow reader",
+                    CloseReason::OutOfOrder => "connection closed: out of order",
+                    CloseReason::ShuttingDown => "connection closed: state replaced",
+                });
+                let client = &mut self.clients[index];
+                match reason {
+                    CloseReason::Expired | CloseReason::ClosedByClient => {
+                        if let Some(session) = client.session {
+                            self.history.told_expired.insert(session);
+                        }
+                        client.forget_session();
+                    }
+                    CloseReason::OutOfOrder => {
+                        return Err(Violation {
+                            invariant: "I23 session order",
+                            text: format!("client {index} was told that its numbers are out of order"),
+                        });
+                    }
+                    _ => client.forget_connection(),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn on_reply(
+        &mut self,
+        index: usize,
+        id: u64,
+        cookie: u64,
+        zxid: Zxid,
+        result: Result<Answer, ErrorCode>,
+    ) -> Check {
+        const NAME: &str = "I23 session order";
+        let client = &mut self.clients[index];
+        let session = client.session.expect("replies come after the handshake");
+        let attach = client.connection.as_ref().and_then(|c| c.attach).unwrap_or_default();
+        let pending = client.pending.pop_front();
+        let Some(Pending { call, floor, .. }) = pending.filter(|p| p.cookie == cookie) else {
+            ensure!(false, NAME, "client {index} got reply {cookie}, which is not the next");
+            return Ok(());
+        };
+        if !matches!(call, Call::Write(_)) {
+            ensure!(
+                zxid >= client.seen,
+                NAME,
+                "client {index} was answered {call:?} from {zxid:?} after it had seen {:?}",
+                client.seen
+            );
+        }
+        client.seen = client.seen.max(zxid);
+        match call {
+            Call::Write(n) => {
+                // The end of a session that is gone already, and refusals without an entry, have no place in the log.
+                if result == Err(ErrorCode::SessionExpired) {
+                    return Ok(());
+                }
+                if client.unanswered.front().is_some_and(|u| u.n == n) {
+                    client.unanswered.pop_front();
+                }
+                let key = (session, if client.wire { attach } else { Zxid::ZERO }, n);
+                self.history.on_write(&self.checks.ghost, key, zxid, &result, floor)?;
+            }
+            Call::Read { op, watch, consistency } => {
+                self.history.on_read(session, &op, consistency, zxid, &result, floor)?;
+                let armed = match &op {
+                    ReadOp::Exists { path } if matches!(result, Ok(_) | Err(ErrorCode::NoNode)) => Some((path, false)),
+                    ReadOp::GetData { path } if result.is_ok() => Some((path, false)),
+                    ReadOp::GetChildren { path } if result.is_ok() => Some((path, true)),
+                    _ => None,
+                };
+                self.history.on_seen(id, Seen::Reply(zxid));
+                if let Some((path, child)) = armed.filter(|_| watch) {
+                    self.trace.reached("watch armed");
+                    self.history.on_seen(id, Seen::Armed { path: path.clone(), child, zxid });
+                }
+                return Ok(());
+            }
+            Call::Sync => {
+                ensure!(
+                    zxid >= floor,
+                    "I24 sync read",
+                    "client {index} synced at {zxid:?}; {floor:?} was answered before it asked"
+                );
+                self.trace.reached("sync answered");
+            }
+            Call::Ping => {}
+        }
+        self.history.on_seen(id, Seen::Reply(zxid));
+        Ok(())
+    }
+
+    /// How long a client keeps silent to outlast its session.
+    pub(crate) fn silence(&self) -> Micros {
+        self.options.load.session_timeout_ms * MS * 3
+    }
+}

@@ -1,0 +1,75 @@
+//! Many seeds on all cores.
+
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use crate::trace::Verbosity;
+use crate::{Report, simulate};
+
+/// What many runs together did.
+#[derive(Clone, Debug, Default)]
+pub struct Summary {
+    /// Runs.
+    pub seeds: u64,
+    /// Events of all runs.
+    pub events: u64,
+    /// Entries committed in all runs.
+    pub committed: u64,
+    /// Answered calls of all runs.
+    pub answered: u64,
+    /// Virtual time of all runs, ms.
+    pub virtual_ms: u64,
+    /// What was reached: in how many runs, how often.
+    pub coverage: BTreeMap<&'static str, (u64, u64)>,
+    /// Seeds that failed, with what did not hold.
+    pub failures: Vec<(u64, &'static str, String)>,
+}
+
+impl Summary {
+    fn add(&mut self, report: &Report) {
+        self.seeds += 1;
+        self.events += report.events;
+        self.committed += report.committed as u64;
+        self.answered += report.answered;
+        self.virtual_ms += report.virtual_ms;
+        for (what, times) in &report.coverage {
+            let (runs, total) = self.coverage.entry(what).or_default();
+            *runs += 1;
+            *total += times;
+        }
+        if let Some(violation) = &report.violation {
+            self.failures.push((report.seed, violation.invariant, violation.text.clone()));
+        }
+    }
+}
+
+/// Runs `count` seeds from `from` on, on `threads` threads; `progress` is told after each. Stops early after
+/// `failures_max` failures.
+pub fn swarm(from: u64, count: u64, threads: usize, failures_max: usize, progress: impl Fn(&Summary) + Sync) -> Summary {
+    let next = AtomicU64::new(from);
+    let enough = AtomicBool::new(false);
+    let summary = Mutex::new(Summary::default());
+    std::thread::scope(|scope| {
+        for _ in 0..threads.max(1) {
+            scope.spawn(|| {
+                while !enough.load(Ordering::Relaxed) {
+                    let seed = next.fetch_add(1, Ordering::Relaxed);
+                    if seed >= from + count {
+                        break;
+                    }
+                    let report = simulate(seed, Verbosity::Quiet);
+                    let mut summary = summary.lock().expect("no thread panics while it holds the summary");
+                    summary.add(&report);
+                    if summary.failures.len() >= failures_max {
+                        enough.store(true, Ordering::Relaxed);
+                    }
+                    progress(&summary);
+                }
+            });
+        }
+    });
+    let mut summary = summary.into_inner().expect("no thread panics while it holds the summary");
+    summary.failures.sort();
+    summary
+}

@@ -1,0 +1,1200 @@
+//! The world: virtual time, what happens next, and the servers, clients, network and checks it happens to.
+//!
+//! A server's threads are actors here: the core takes what is in its inbox, the log writer what is queued for it, the
+//! apply room what it was handed; each when its event comes, each with its own delays. So every interleaving of the
+//! real threads can occur, and the same seed makes the same one.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+
+use corral_core::apply::Apply;
+use corral_core::member::{Member, MemberInput, MemberOptions, MemberOutput, REAP_BATCH_MAX};
+use corral_core::session::CloseReason;
+use corral_core::tree::entry::{Command, Settings, Txn};
+use corral_core::tree::read;
+use corral_core::zab::io::{
+    Entry, Input, LogOp, Membership, Output, Phase, Position, Role, SnapshotMeta, Status,
+};
+use corral_core::zab::codec;
+use corral_core::zab::message::{Message, SyncPlan};
+use corral_proto::{ServerId, Zxid};
+
+use crate::checks::{Check, Checks, Violation};
+use crate::client::Client;
+use crate::disk::{Disk, StartError};
+use crate::frontend::{ToClient, ToServer};
+use crate::history::History;
+use crate::network::{Due, End, Network, Side, StreamId};
+use crate::options::SimOptions;
+use crate::rng::Rng;
+use crate::schedule::{MS, Micros, Schedule};
+use crate::server::{ApplyWork, Connection, Process, Server};
+use crate::trace::{Trace, Verbosity};
+
+/// Between two ticks of a machine.
+const TICK: Micros = 20 * MS;
+/// Between two attempts to connect a pair of servers.
+const REDIAL: Micros = 50 * MS;
+/// Entries the apply room takes at once, at most.
+const APPLY_BATCH_MAX: usize = 50;
+/// A run that schedules more than this is stuck in a loop.
+const EVENTS_MAX: u64 = 3_000_000;
+
+/// A process of a server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ProcessRef {
+    /// Which server.
+    pub server: ServerId,
+    /// Which of its processes.
+    pub process: u64,
+}
+
+/// Something that happens.
+pub(crate) enum Event {
+    /// Time passes for a machine.
+    Tick(ProcessRef),
+    /// The core takes inputs.
+    CoreTurn(ProcessRef),
+    /// The log writer takes operations.
+    LogTurn(ProcessRef),
+    /// An input arrives at the core.
+    Input(ProcessRef, Box<MemberInput>),
+    /// Entries are read from the log.
+    ReadLog(ProcessRef, u64, Zxid, usize),
+    /// The log is trimmed.
+    TrimLog(ProcessRef, Zxid),
+    /// The apply room works.
+    ApplyTurn(ProcessRef),
+    /// The store persists itself.
+    Flush(ProcessRef),
+    /// A snapshot was transferred, or not.
+    Fetched(ProcessRef, ServerId, SnapshotMeta),
+    /// Two servers try to connect.
+    Dial(ServerId, ServerId),
+    /// A side learns that a stream is up.
+    StreamUp(StreamId, Side),
+    /// A side learns that a stream broke.
+    StreamDown(StreamId, Side),
+    /// A message arrives at a side.
+    Deliver(StreamId, Side),
+    /// A server starts.
+    Start(ServerId),
+    /// A fault strikes.
+    Fault(crate::faults::Fault),
+    /// A partition ends.
+    Heal(Vec<(ServerId, ServerId)>),
+    /// A client does something.
+    ClientActs(usize),
+    /// A client's connection is cut.
+    ClientCut(usize),
+    /// A client falls silent.
+    ClientSilence(usize),
+    /// Something of a client reaches a server.
+    ToServer {
+        /// Which process.
+        to: ProcessRef,
+        /// Which connection.
+        connection: u64,
+        /// Which client.
+        client: usize,
+        /// What.
+        message: ToServer,
+    },
+    /// Something of a server reaches a client.
+    ToClient {
+        /// Which client.
+        client: usize,
+        /// Which connection.
+        connection: u64,
+        /// What.
+        message: ToClient,
+    },
+    /// Faults end.
+    Calm,
+    /// Is everything as it should be after the faults?
+    Probe,
+}
+
+/// Where a run is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Stage {
+    /// Faults happen.
+    Safety,
+    /// They are over: progress is required.
+    Progress {
+        /// What was committed when they ended.
+        since: Zxid,
+    },
+    /// Clients ask for nothing new: everything must come to rest.
+    Rest,
+    /// Done.
+    Over,
+}
+
+/// See the module.
+pub struct World {
+    pub(crate) options: SimOptions,
+    pub(crate) schedule: Schedule<Event>,
+    pub(crate) trace: Trace,
+    /// Chance of threads and disks.
+    pub(crate) rng: Rng,
+    /// Chance of faults.
+    pub(crate) fault_rng: Rng,
+    pub(crate) network: Network,
+    pub(crate) servers: BTreeMap<ServerId, Server>,
+    pub(crate) clients: Vec<Client>,
+    pub(crate) checks: Checks,
+    pub(crate) history: History,
+    pub(crate) stage: Stage,
+    pub(crate) deadline: Micros,
+    pub(crate) next_process: u64,
+    pub(crate) next_connection: u64,
+    pub(crate) next_session: u64,
+}
+
+impl World {
+    /// The world of a seed before anything happened.
+    pub fn new(options: SimOptions, verbosity: Verbosity) -> World {
+        let mut rng = Rng::stream(options.seed, "threads");
+        let servers = (1..=options.servers())
+            .map(ServerId)
+            .map(|id| {
+                let server = Server {
+                    id,
+                    disk: Disk::new(id, &options, rng.next()),
+                    process: None,
+                    paused_until: 0,
+                    slow_disk_until: 0,
+                    starting: false,
+                    retired: false,
+                    mono_offset_ms: rng.below(1_000_000),
+                    wall_skew_ms: rng.below(4_000) as i64 - 2_000,
+                };
+                (id, server)
+            })
+            .collect();
+        let clients = (0..options.load.clients).map(|i| Client::new(options.seed, i, &options.load)).collect();
+        let mut world = World {
+            schedule: Schedule::default(),
+            trace: Trace::new(verbosity),
+            fault_rng: Rng::stream(options.seed, "faults"),
+            network: Network::new(&options),
+            servers,
+            clients,
+            checks: Checks::new(options.voters, options.observers),
+            history: History::default(),
+            stage: Stage::Safety,
+            deadline: 0,
+            next_process: 0,
+            next_connection: 0,
+            next_session: 0,
+            rng,
+            options,
+        };
+        for id in world.server_ids() {
+            let delay = world.rng.below(200 * MS);
+            world.start_after(id, delay);
+        }
+        for index in 0..world.clients.len() {
+            world.schedule.after(world.options.sync_timeout_ms * MS, Event::ClientActs(index));
+            world.schedule_client_faults(index);
+        }
+        world.schedule_faults();
+        world.schedule.after(world.options.safety_ms * MS, Event::Calm);
+        world
+    }
+
+    /// Lets everything happen.
+    ///
+    /// # Errors
+    /// The first property that does not hold.
+    pub fn run(&mut self) -> Check {
+        while self.stage != Stage::Over {
+            let Some(event) = self.schedule.next() else { break };
+            self.handle(event)?;
+            if self.trace.events() > EVENTS_MAX {
+                return Err(Violation { invariant: "I28 liveness", text: "events without end".to_owned() });
+            }
+        }
+        self.history.replay(&self.checks.ghost)
+    }
+
+    /// What was recorded.
+    pub fn trace(&self) -> &Trace {
+        &self.trace
+    }
+
+    /// Virtual time, ms.
+    pub fn now_ms(&self) -> u64 {
+        self.schedule.now() / MS
+    }
+
+    /// Entries committed.
+    pub fn committed(&self) -> usize {
+        self.checks.ghost.committed.len()
+    }
+
+    /// Calls of clients that were answered.
+    pub fn answered(&self) -> u64 {
+        self.history.answered
+    }
+
+    pub(crate) fn server_ids(&self) -> Vec<ServerId> {
+        self.servers.keys().copied().collect()
+    }
+
+    pub(crate) fn process_mut(&mut self, at: ProcessRef) -> Option<&mut Process> {
+        let server = self.servers.get_mut(&at.server)?;
+        server.process.as_mut().filter(|p| p.number == at.process)
+    }
+
+    pub(crate) fn process_of(&self, server: ServerId) -> Option<ProcessRef> {
+        self.servers[&server].process.as_ref().map(|p| ProcessRef { server, process: p.number })
+    }
+
+    /// Servers that run.
+    pub(crate) fn running(&self) -> Vec<ServerId> {
+        self.servers.values().filter(|s| s.process.is_some()).map(|s| s.id).collect()
+    }
+
+    /// Who leads, if anybody believes so; the highest epoch wins.
+    pub(crate) fn leader(&self) -> Option<ServerId> {
+        self.servers
+            .values()
+            .filter_map(|s| Some((s.id, &s.process.as_ref()?.status)))
+            .filter(|(_, status)| status.role == Role::Leading)
+            .max_by_key(|(_, status)| status.epoch)
+            .map(|(id, _)| id)
+    }
+
+    pub(crate) fn say(&mut self, text: impl FnOnce() -> String) {
+        self.trace.line(self.schedule.now(), text);
+    }
+
+    fn handle(&mut self, event: Event) -> Check {
+        if let Some(at) = event.process() {
+            let server = &self.servers[&at.server];
+            if server.process.as_ref().is_none_or(|p| p.number != at.process) {
+                return match event {
+                    Event::ToServer { connection, client, .. } => {
+                        let message = ToClient::Broken;
+                        self.schedule.after(MS, Event::ToClient { client, connection, message });
+                        Ok(())
+                    }
+                    _ => Ok(()),
+                };
+            }
+            if server.paused_until > self.schedule.now() {
+                self.schedule.at(server.paused_until, event);
+                return Ok(());
+            }
+        }
+        self.trace.event(self.schedule.now(), &event.words());
+        match event {
+            Event::Tick(at) => {
+                self.schedule.after(TICK, Event::Tick(at));
+                self.push_input(at, MemberInput::Zab(Input::Tick));
+                Ok(())
+            }
+            Event::CoreTurn(at) => self.core_turn(at),
+            Event::LogTurn(at) => self.log_turn(at),
+            Event::Input(at, input) => {
+                self.push_input(at, *input);
+                Ok(())
+            }
+            Event::ReadLog(at, request, after, max_bytes) => self.read_log(at, request, after, max_bytes),
+            Event::TrimLog(at, upto) => self.trim_log(at, upto),
+            Event::ApplyTurn(at) => self.apply_turn(at),
+            Event::Flush(at) => self.flush(at),
+            Event::Fetched(at, leader, snapshot) => {
+                self.fetched(at, leader, snapshot);
+                Ok(())
+            }
+            Event::Dial(a, b) => {
+                self.dial(a, b);
+                Ok(())
+            }
+            Event::StreamUp(stream, side) => {
+                self.stream_up(stream, side);
+                Ok(())
+            }
+            Event::StreamDown(stream, side) => {
+                self.stream_down(stream, side);
+                Ok(())
+            }
+            Event::Deliver(stream, side) => self.deliver(stream, side),
+            Event::Start(id) => self.start(id),
+            Event::Fault(fault) => self.strike(fault),
+            Event::Heal(blocked) => {
+                // At the end of the faults everything was healed at once.
+                if self.stage == Stage::Safety {
+                    self.heal(blocked);
+                }
+                Ok(())
+            }
+            Event::ClientActs(index) => self.client_acts(index),
+            Event::ClientCut(index) => {
+                self.client_cut_strikes(index);
+                Ok(())
+            }
+            Event::ClientSilence(index) => {
+                self.client_silence_strikes(index);
+                Ok(())
+            }
+            Event::ToServer { to, connection, client, message } => self.on_to_server(to, connection, client, message),
+            Event::ToClient { client, connection, message } => self.on_to_client(client, connection, message),
+            Event::Calm => self.calm(),
+            Event::Probe => self.probe(),
+        }
+    }
+
+    // ---- the core ----
+
+    /// Puts an input into a core's inbox.
+    pub(crate) fn push_input(&mut self, at: ProcessRef, input: MemberInput) {
+        let delay = self.rng.below(self.options.thread_delay);
+        let Some(process) = self.process_mut(at) else { return };
+        process.inbox.push_back(input);
+        if !process.turn {
+            process.turn = true;
+            self.schedule.after(delay, Event::CoreTurn(at));
+        }
+    }
+
+    fn core_turn(&mut self, at: ProcessRef) -> Check {
+        let now = self.servers[&at.server].now(self.schedule.now());
+        let some = self.rng.chance(300);
+        let bound = self.rng.next();
+        let process = self.process_mut(at).expect("checked by handle");
+        process.turn = false;
+        let waiting = process.inbox.len();
+        let count = if some { 1 + (bound % waiting.max(1) as u64) as usize } else { waiting };
+        for _ in 0..count {
+            let Some(process) = self.process_mut(at) else { return Ok(()) };
+            let Some(input) = process.inbox.pop_front() else { break };
+            self.note_touches(at, &input);
+            let process = self.process_mut(at).expect("found above");
+            let before = process.status.clone();
+            let mut out = Vec::new();
+            process.member.step(now, input, &mut out);
+            let status = process.member.status();
+            process.status = status.clone();
+            self.trace.mix(status.last.hash ^ status.committed.0 ^ u64::from(status.epoch) ^ out.len() as u64);
+            for output in &out {
+                if let MemberOutput::Zab(Output::Log { seq, op }) = output {
+                    self.note_expiries(at, op)?;
+                    self.checks.on_submit(at.server, at.process, *seq, op, &status)?;
+                }
+            }
+            self.checks.on_status(at.server, &status)?;
+            self.note_role(at.server, &before, &status);
+            for output in out {
+                if self.output_crash_strikes(at) {
+                    return self.crash(at.server, "between two outputs");
+                }
+                self.perform(at, output, &before, &status)?;
+            }
+        }
+        let delay = self.rng.below(self.options.thread_delay);
+        if let Some(process) = self.process_mut(at)
+            && !process.inbox.is_empty()
+            && !process.turn
+        {
+            process.turn = true;
+            self.schedule.after(delay, Event::CoreTurn(at));
+        }
+        Ok(())
+    }
+
+    fn note_role(&mut self, server: ServerId, before: &Status, status: &Status) {
+        if (before.role, before.phase, before.epoch, before.leader)
+            != (status.role, status.phase, status.epoch, status.leader)
+        {
+            if before.role == Role::Leading && status.role != Role::Leading {
+                self.trace.reached("leader stepped down");
+            }
+            if status.role == Role::Leading && status.phase == Phase::Broadcast {
+                self.trace.reached("leader established");
+            }
+            self.say(|| {
+                format!(
+                    "{server:?} is {:?}/{:?} of epoch {}, leader {:?}, log {:?}, durable {:?}, committed {:?}",
+                    status.role,
+                    status.phase,
+                    status.epoch,
+                    status.leader,
+                    status.last.zxid,
+                    status.durable,
+                    status.committed
+                )
+            });
+        }
+        if before.identity.membership == Membership::Amnesiac && status.identity.membership == Membership::Member {
+            self.trace.reached("amnesiac became a member again");
+        }
+    }
+
+    /// For I19: what a leader has heard of sessions.
+    fn note_touches(&mut self, at: ProcessRef, input: &MemberInput) {
+        let now = self.schedule.now();
+        match input {
+            MemberInput::Touched(sessions) => {
+                for session in sessions {
+                    self.history.on_touch(at.process, *session, now);
+                }
+            }
+            MemberInput::Zab(Input::PeerMessage { peer, link, message: Message::Pong { epoch, touched, .. } }) => {
+                let process = self.process_mut(at).expect("the caller found it");
+                let current = process.links.get(peer).is_some_and(|(l, _, _)| l == link);
+                if current && process.status.role == Role::Leading && process.status.epoch == *epoch {
+                    for session in touched.clone() {
+                        self.history.on_touch(at.process, session, now);
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn note_expiries(&mut self, at: ProcessRef, op: &LogOp) -> Check {
+        let status = &self.servers[&at.server].process.as_ref().expect("the caller found it").status;
+        let LogOp::Append(entries) = op else { return Ok(()) };
+        if status.role != Role::Leading {
+            return Ok(());
+        }
+        for entry in entries {
+            if self.checks.ghost.is_proposal(status, entry)
+                && !entry.payload.is_empty()
+                && let Ok(Txn { session, command: Command::CloseSession { expired: true }, .. }) =
+                    Txn::decode(&entry.payload)
+            {
+                self.trace.reached("expiry proposed");
+                self.history.on_expiry(at.process, session, self.schedule.now())?;
+            }
+        }
+        Ok(())
+    }
+
+    fn perform(&mut self, at: ProcessRef, output: MemberOutput, before: &Status, status: &Status) -> Check {
+        match output {
+            MemberOutput::Zab(output) => self.perform_zab(at, output, before, status),
+            MemberOutput::Relation(relation) => {
+                let now = self.schedule.now();
+                self.say(|| format!("{:?} has relation {relation:?}", at.server));
+                let process = self.process_mut(at).expect("the caller found it");
+                if relation.is_none() && process.relation.is_some() {
+                    process.alone_since = now;
+                }
+                process.relation = relation;
+                // A new leader hears of every session that has a connection here (P32).
+                if relation.is_some() {
+                    let sessions = process.apply.shared().lanes.sessions();
+                    if !sessions.is_empty() {
+                        self.push_input(at, MemberInput::Touched(sessions));
+                    }
+                }
+                Ok(())
+            }
+            MemberOutput::LoadSessions => self.give_apply(at, ApplyWork::LoadSessions),
+            MemberOutput::ScanReapable { wall_ms } => self.give_apply(at, ApplyWork::ScanReapable(wall_ms)),
+        }
+    }
+
+    fn perform_zab(&mut self, at: ProcessRef, output: Output, before: &Status, status: &Status) -> Check {
+        match output {
+            Output::Log { seq, op } => {
+                self.say(|| format!("{:?} log {seq}: {}", at.server, brief_op(&op)));
+                let delay = self.write_delay(at.server);
+                let process = self.process_mut(at).expect("the caller found it");
+                process.log_queue.push_back((seq, op));
+                if !process.log_busy {
+                    process.log_busy = true;
+                    self.schedule.after(delay, Event::LogTurn(at));
+                }
+                Ok(())
+            }
+            Output::Send { peer, link, message } => {
+                self.say(|| format!("{:?} -> {peer:?} [{link}] {}", at.server, brief(&message)));
+                self.checks.on_send(at.server, peer, &message, before, status)?;
+                self.note_message(&message);
+                self.send(at, peer, link, message)
+            }
+            Output::Apply(entries) => {
+                self.checks.on_apply(at.server, &entries, status)?;
+                self.give_apply(at, ApplyWork::Entries(entries))
+            }
+            Output::ReadLog { request, after, max_bytes } => {
+                self.trace.reached("log read for a learner");
+                let delay = self.rng.below(self.options.write_time);
+                self.schedule.after(delay, Event::ReadLog(at, request, after, max_bytes));
+                Ok(())
+            }
+            Output::ReadPoint { tag, zxid } => {
+                self.on_read_point(at, tag, zxid);
+                Ok(())
+            }
+            Output::MakeSnapshot { request, at_least } => {
+                self.give_apply(at, ApplyWork::MakeSnapshot(request, at_least))
+            }
+            Output::DropSnapshot { id } => {
+                self.process_mut(at).expect("the caller found it").snapshots.remove(&id);
+                Ok(())
+            }
+            Output::FetchSnapshot { leader, snapshot } => {
+                self.say(|| format!("{:?} fetches {snapshot:?} from {leader:?}", at.server));
+                let process = self.process_mut(at).expect("the caller found it");
+                process.apply.reset_clients(CloseReason::ShuttingDown);
+                self.serve_woken(at);
+                let delay = 2 * self.network.delay() + self.rng.below(self.options.write_time);
+                self.schedule.after(delay, Event::Fetched(at, leader, snapshot));
+                Ok(())
+            }
+            Output::OpenSnapshot(snapshot) => self.give_apply(at, ApplyWork::Open(snapshot)),
+            Output::TrimLog { upto } => {
+                let delay = self.rng.below(self.options.write_time);
+                self.schedule.after(delay, Event::TrimLog(at, upto));
+                Ok(())
+            }
+            Output::Fatal(text) => Err(Violation {
+                invariant: "no server gives up",
+                text: format!("{:?} stops itself: {text}", at.server),
+            }),
+            Output::Note(text) => {
+                self.say(|| format!("{:?} says: {text}", at.server));
+                Ok(())
+            }
+            Output::Relation(_) | Output::Leading(_) | Output::Touches { .. } | Output::RoundConfirmed { .. } => {
+                Err(Violation {
+                    invariant: "contract",
+                    text: format!("{:?}: the member handed out what it should deal with itself", at.server),
+                })
+            }
+        }
+    }
+
+    fn note_message(&mut self, message: &Message) {
+        match message {
+            Message::SyncPlan { plan: SyncPlan::Diff, .. } => self.trace.reached("sync plan: diff"),
+            Message::SyncPlan { plan: SyncPlan::Trunc, .. } => self.trace.reached("sync plan: truncate"),
+            Message::SyncPlan { plan: SyncPlan::Snap(_), .. } => self.trace.reached("sync plan: snapshot"),
+            Message::Reject { .. } => self.trace.reached("promise rejected"),
+            Message::AckEpoch { counts: false, .. } => self.trace.reached("promise that does not count"),
+            Message::Handover { .. } => self.trace.reached("leadership handed over"),
+            _ => {}
+        }
+    }
+
+    // ---- the log ----
+
+    fn write_delay(&mut self, server: ServerId) -> Micros {
+        let slow = self.servers[&server].slow_disk_until > self.schedule.now();
+        let usual = 20 + self.rng.below(self.options.write_time);
+        if slow { usual + self.rng.below(self.options.sync_timeout_ms * MS) } else { usual }
+    }
+
+    fn log_turn(&mut self, at: ProcessRef) -> Check {
+        let some = self.rng.chance(300);
+        let bound = self.rng.next();
+        let process = self.process_mut(at).expect("checked by handle");
+        let waiting = process.log_queue.len();
+        let count = if some { 1 + (bound % waiting.max(1) as u64) as usize } else { waiting };
+        let ops: Vec<(u64, LogOp)> = process.log_queue.drain(..count.min(waiting)).collect();
+        let Some((last, _)) = ops.last() else {
+            process.log_busy = false;
+            return Ok(());
+        };
+        let last = *last;
+        let written = process.log.write(&ops);
+        match written {
+            Ok(seq) if seq == last => {}
+            Ok(seq) => {
+                return Err(Violation {
+                    invariant: "contract",
+                    text: format!("{:?}: the log wrote up to {seq} of {last}", at.server),
+                });
+            }
+            Err(error) => return self.disk_failed(at, &error.to_string()),
+        }
+        self.checks.on_durable(at.server, last)?;
+        for (_, op) in &ops {
+            match op {
+                LogOp::Truncate { to } => {
+                    self.trace.reached("log truncated");
+                    self.say(|| format!("{:?} truncated its log to {to:?}", at.server));
+                }
+                LogOp::InstallSnapshot(_) => self.trace.reached("snapshot installed"),
+                _ => {}
+            }
+        }
+        let delay = self.rng.below(self.options.thread_delay);
+        let next = self.write_delay(at.server);
+        let now = self.schedule.now();
+        let process = self.process_mut(at).expect("checked by handle");
+        process.log_answer = process.log_answer.max(now + delay);
+        let answer = process.log_answer;
+        process.log_busy = !process.log_queue.is_empty();
+        if process.log_busy {
+            self.schedule.after(next, Event::LogTurn(at));
+        }
+        let input = MemberInput::Zab(Input::LogDone { seq: last });
+        self.schedule.at(answer, Event::Input(at, Box::new(input)));
+        Ok(())
+    }
+
+    /// The log writer met an error: expected if a fault was planned, and then the end of the process.
+    fn disk_failed(&mut self, at: ProcessRef, error: &str) -> Check {
+        if !self.servers[&at.server].disk.is_off() {
+            return Err(Violation {
+                invariant: "the log does not fail by itself",
+                text: format!("{:?}: {error}", at.server),
+            });
+        }
+        self.trace.reached("power cut in a disk operation");
+        self.crash(at.server, "power cut in a disk operation")
+    }
+
+    fn read_log(&mut self, at: ProcessRef, request: u64, after: Zxid, max_bytes: usize) -> Check {
+        let delay = self.rng.below(self.options.thread_delay);
+        let process = self.process_mut(at).expect("checked by handle");
+        match process.log.reader().read(after, max_bytes) {
+            Ok(entries) => {
+                let input = MemberInput::Zab(Input::LogRead { request, entries });
+                self.schedule.after(delay, Event::Input(at, Box::new(input)));
+                Ok(())
+            }
+            Err(error) => self.disk_failed(at, &error.to_string()),
+        }
+    }
+
+    fn trim_log(&mut self, at: ProcessRef, upto: Zxid) -> Check {
+        self.checks.on_trim_begins(at.server, upto);
+        let process = self.process_mut(at).expect("checked by handle");
+        match process.log.trim(upto) {
+            Ok(None) => {}
+            Ok(Some(base)) => {
+                self.trace.reached("log trimmed");
+                self.say(|| format!("{:?} trimmed its log to {base:?}", at.server));
+                self.checks.on_trimmed(at.server, base)?;
+                self.push_input(at, MemberInput::Zab(Input::LogTrimmed { base }));
+            }
+            Err(error) => return self.disk_failed(at, &error.to_string()),
+        }
+        Ok(())
+    }
+
+    // ---- the apply room ----
+
+    pub(crate) fn give_apply(&mut self, at: ProcessRef, work: ApplyWork) -> Check {
+        let delay = self.rng.below(self.options.thread_delay);
+        let process = self.process_mut(at).expect("the caller found it");
+        process.apply_queue.push_back(work);
+        if !process.apply_busy {
+            process.apply_busy = true;
+            self.schedule.after(delay, Event::ApplyTurn(at));
+        }
+        Ok(())
+    }
+
+    /// Sends an answer of the apply room to the core, after all former ones.
+    fn apply_answers(&mut self, at: ProcessRef, input: MemberInput) {
+        let delay = self.rng.below(self.options.thread_delay);
+        let now = self.schedule.now();
+        let process = self.process_mut(at).expect("the caller found it");
+        process.apply_answer = process.apply_answer.max(now + delay);
+        let answer = process.apply_answer;
+        self.schedule.at(answer, Event::Input(at, Box::new(input)));
+    }
+
+    fn apply_turn(&mut self, at: ProcessRef) -> Check {
+        let batch = 1 + self.rng.below(APPLY_BATCH_MAX as u64) as usize;
+        let process = self.process_mut(at).expect("checked by handle");
+        match process.apply_queue.pop_front() {
+            None => {}
+            Some(ApplyWork::Entries(mut entries)) => {
+                while entries.len() < batch
+                    && let Some(ApplyWork::Entries(more)) = process.apply_queue.front_mut()
+                {
+                    entries.append(more);
+                    process.apply_queue.pop_front();
+                }
+                if entries.len() > batch {
+                    process.apply_queue.push_front(ApplyWork::Entries(entries.split_off(batch)));
+                }
+                self.execute(at, &entries)?;
+            }
+            Some(ApplyWork::LoadSessions) => {
+                let published = process.apply.shared().published();
+                let sessions = read::sessions(&published.view)
+                    .into_iter()
+                    .map(|(id, row)| (id, row.timeout_ms, row.attach, row.server))
+                    .collect();
+                let settings = read::settings(&published.view);
+                self.trace.reached("session table loaded");
+                self.apply_answers(at, MemberInput::SessionTable { sessions, settings });
+            }
+            Some(ApplyWork::ScanReapable(wall_ms)) => {
+                let published = process.apply.shared().published();
+                let never_used_ms = read::settings(&published.view).container_never_used_ms;
+                let due: Vec<(String, Zxid)> = read::reapables(&published.view)
+                    .into_iter()
+                    .filter(|r| r.is_due(wall_ms, never_used_ms))
+                    .map(|r| (r.path, r.czxid))
+                    .take(REAP_BATCH_MAX)
+                    .collect();
+                if !due.is_empty() {
+                    self.trace.reached("reapable znodes found");
+                    self.apply_answers(at, MemberInput::Reapable(due));
+                }
+            }
+            Some(ApplyWork::MakeSnapshot(request, at_least)) => {
+                process.snapshots_wanted.push((request, at_least));
+                self.make_snapshots(at)?;
+            }
+            Some(ApplyWork::Open(snapshot)) => self.open_snapshot(at, snapshot)?,
+        }
+        let delay = self.rng.below(self.options.thread_delay);
+        if let Some(process) = self.process_mut(at) {
+            process.apply_busy = !process.apply_queue.is_empty();
+            if process.apply_busy {
+                self.schedule.after(delay, Event::ApplyTurn(at));
+            }
+        }
+        self.serve_woken(at);
+        Ok(())
+    }
+
+    fn execute(&mut self, at: ProcessRef, entries: &[Entry]) -> Check {
+        let flush_entries = self.options.flush_entries;
+        let sample = self.rng.chance(20);
+        let chance = self.rng.below(flush_entries.max(1)) == 0;
+        let process = self.process_mut(at).expect("the caller found it");
+        process.unflushed += entries.len() as u64;
+        let flush = chance || process.unflushed > 2 * flush_entries;
+        let mut applied = process.apply.apply(entries);
+        if flush {
+            process.unflushed = 0;
+            process.apply.store().flush();
+            applied.persisted = applied.zxid;
+        }
+        let position = process.apply.position();
+        let meta = process.apply.meta().clone();
+        let full = sample.then(|| process.apply.store().digest());
+        let persisted = applied.persisted;
+        self.history.on_digest(&meta, full)?;
+        self.trace.mix(meta.digest);
+        self.checks.on_executed(at.server, position, persisted)?;
+        self.say(|| format!("{:?} executed up to {:?}, persisted {persisted:?}", at.server, position.zxid));
+        self.apply_answers(at, MemberInput::Applied(applied));
+        self.make_snapshots(at)
+    }
+
+    fn flush(&mut self, at: ProcessRef) -> Check {
+        let next = self.rng.between(1, 2 * self.options.sync_timeout_ms) * MS;
+        self.schedule.after(next, Event::Flush(at));
+        let process = self.process_mut(at).expect("checked by handle");
+        process.apply.store().flush();
+        process.unflushed = 0;
+        let position = process.apply.position();
+        self.checks.on_executed(at.server, position, position.zxid)?;
+        let applied = corral_core::apply::Applied { zxid: position.zxid, persisted: position.zxid, ..Default::default() };
+        self.apply_answers(at, MemberInput::Applied(applied));
+        Ok(())
+    }
+
+    fn make_snapshots(&mut self, at: ProcessRef) -> Check {
+        let process = self.process_mut(at).expect("the caller found it");
+        let position = process.apply.position();
+        let mut ready = Vec::new();
+        process.snapshots_wanted.retain(|(request, at_least)| {
+            if *at_least <= position.zxid {
+                ready.push(*request);
+            }
+            *at_least > position.zxid
+        });
+        for request in ready {
+            let process = self.process_mut(at).expect("found above");
+            process.last_snapshot += 1;
+            let view = process.apply.store().snapshot();
+            let meta = SnapshotMeta {
+                id: process.last_snapshot,
+                position,
+                stamp_ms: process.apply.meta().stamp_ms,
+                bytes: 100 * view.rows() as u64,
+            };
+            process.snapshots.insert(meta.id, (meta, view));
+            self.trace.reached("snapshot made");
+            self.checks.on_snapshot(at.server, position)?;
+            self.apply_answers(at, MemberInput::Zab(Input::SnapshotReady { request, snapshot: Some(meta) }));
+        }
+        Ok(())
+    }
+
+    fn fetched(&mut self, at: ProcessRef, leader: ServerId, snapshot: SnapshotMeta) {
+        let reachable = !self.network.is_blocked(leader, at.server) && !self.network.is_blocked(at.server, leader);
+        let lucky = !self.rng.chance(50);
+        let view = self.servers[&leader]
+            .process
+            .as_ref()
+            .and_then(|p| p.snapshots.get(&snapshot.id))
+            .filter(|(meta, _)| *meta == snapshot && reachable && lucky)
+            .map(|(_, view)| view.clone());
+        let server = self.servers.get_mut(&at.server).expect("servers are fixed");
+        let ok = view.is_some_and(|view| server.disk.receive(view));
+        if !ok {
+            self.trace.reached("snapshot transfer failed");
+        }
+        self.push_input(at, MemberInput::Zab(Input::SnapshotFetched { id: snapshot.id, ok }));
+    }
+
+    fn open_snapshot(&mut self, at: ProcessRef, snapshot: SnapshotMeta) -> Check {
+        let server = self.servers.get_mut(&at.server).expect("servers are fixed");
+        let Some(store) = server.disk.open_installed(&snapshot) else {
+            return Err(Violation {
+                invariant: "I18 snapshot",
+                text: format!("{:?}: {snapshot:?} is not where it should be", at.server),
+            });
+        };
+        let process = self.process_mut(at).expect("the caller found it");
+        process.apply.replace_store(store);
+        let position: Position = process.apply.position();
+        if position != snapshot.position {
+            return Err(Violation {
+                invariant: "I18 snapshot",
+                text: format!("{:?} opened {position:?} for {snapshot:?}", at.server),
+            });
+        }
+        self.checks.on_opened(at.server, position)?;
+        self.apply_answers(at, MemberInput::Zab(Input::SnapshotOpened { position }));
+        Ok(())
+    }
+
+    // ---- streams ----
+
+    fn send(&mut self, at: ProcessRef, peer: ServerId, link: u64, message: Message) -> Check {
+        let now = self.schedule.now();
+        let message = if self.rng.chance(self.options.codec_per_mille) { through_codec(message)? } else { message };
+        let process = self.process_mut(at).expect("the caller found it");
+        let Some((_, stream, side)) = process.links.get(&peer).filter(|(l, _, _)| *l == link).copied() else {
+            self.trace.reached("message for a stream that is gone");
+            return Ok(());
+        };
+        if let Some(due) = self.network.send(stream, side, message, now) {
+            self.schedule.at(due, Event::Deliver(stream, 1 - side));
+        }
+        Ok(())
+    }
+
+    fn deliver(&mut self, stream: StreamId, side: Side) -> Check {
+        let Due::Message { to, from, message, late } = self.network.due(stream, side) else { return Ok(()) };
+        if late {
+            self.trace.reached("message of a broken stream arrived");
+        }
+        let at = ProcessRef { server: to.server, process: to.process };
+        self.trace.mix(to.server.0 << 8 | from.server.0);
+        let input = Input::PeerMessage { peer: from.server, link: to.link, message };
+        self.push_input(at, MemberInput::Zab(input));
+        Ok(())
+    }
+
+    fn dial(&mut self, a: ServerId, b: ServerId) {
+        if self.network.is_connected(a, b) {
+            return;
+        }
+        let now = self.schedule.now();
+        let (low, high) = (a.min(b), a.max(b));
+        let (Some(first), Some(second)) = (self.process_of(low), self.process_of(high)) else {
+            // The start of the one that is missing dials again.
+            return;
+        };
+        let stands = |id: &ServerId| self.servers[id].paused_until > now;
+        if stands(&low) || stands(&high) || self.network.is_blocked(a, b) || self.network.is_blocked(b, a) {
+            let delay = REDIAL + self.rng.below(REDIAL);
+            self.schedule.after(delay, Event::Dial(low, high));
+            return;
+        }
+        let mut end = |at: ProcessRef| {
+            let process = self.process_mut(at).expect("found above");
+            process.last_link += 1;
+            End {
+                server: at.server,
+                process: at.process,
+                link: process.last_link,
+                instance: process.identity.instance,
+                start_count: process.identity.start_count,
+            }
+        };
+        let ends = [end(first), end(second)];
+        let up = [now + self.network.delay(), now + self.network.delay()];
+        let stream = self.network.connect(ends[0], ends[1], up);
+        for (side, at) in up.into_iter().enumerate() {
+            self.schedule.at(at, Event::StreamUp(stream, side));
+        }
+    }
+
+    fn stream_up(&mut self, stream: StreamId, side: Side) {
+        let (end, peer) = (self.network.end(stream, side), self.network.end(stream, 1 - side));
+        let at = ProcessRef { server: end.server, process: end.process };
+        let Some(process) = self.process_mut(at) else { return };
+        // A younger stream may have come up first.
+        if process.links.get(&peer.server).is_some_and(|(link, _, _)| *link > end.link) {
+            return;
+        }
+        process.links.insert(peer.server, (end.link, stream, side));
+        self.say(|| format!("{:?} has stream {} to {:?}", end.server, end.link, peer.server));
+        let input = Input::PeerUp {
+            peer: peer.server,
+            link: end.link,
+            instance: peer.instance,
+            start_count: peer.start_count,
+        };
+        self.push_input(at, MemberInput::Zab(input));
+    }
+
+    fn stream_down(&mut self, stream: StreamId, side: Side) {
+        let (end, peer) = (self.network.end(stream, side), self.network.end(stream, 1 - side));
+        let at = ProcessRef { server: end.server, process: end.process };
+        let Some(process) = self.process_mut(at) else { return };
+        if process.links.get(&peer.server).is_some_and(|(link, _, _)| *link == end.link) {
+            process.links.remove(&peer.server);
+        }
+        self.say(|| format!("{:?} lost stream {} to {:?}", end.server, end.link, peer.server));
+        self.push_input(at, MemberInput::Zab(Input::PeerDown { peer: peer.server, link: end.link }));
+    }
+
+    /// Breaks a stream and lets both sides find out, and dial again.
+    pub(crate) fn break_stream(&mut self, stream: StreamId, dead: Option<ServerId>) {
+        if !self.network.break_stream(stream, dead) {
+            return;
+        }
+        let patience = self.options.sync_timeout_ms * MS;
+        for side in 0..2 {
+            let delay = self.rng.magnitude(10, patience);
+            self.schedule.after(delay, Event::StreamDown(stream, side));
+        }
+        let (low, high) = (self.network.end(stream, 0).server, self.network.end(stream, 1).server);
+        let delay = self.rng.magnitude(MS, 2 * REDIAL);
+        self.schedule.after(delay, Event::Dial(low, high));
+    }
+
+    // ---- life and death ----
+
+    pub(crate) fn start_after(&mut self, id: ServerId, delay: Micros) {
+        let server = self.servers.get_mut(&id).expect("servers are fixed");
+        if !server.starting && !server.retired {
+            server.starting = true;
+            self.schedule.after(delay, Event::Start(id));
+        }
+    }
+
+    fn start(&mut self, id: ServerId) -> Check {
+        let now = self.schedule.now();
+        let unlucky = self.stage == Stage::Safety && self.fault_rng.chance(self.options.faults.recovery_crash_per_mille);
+        let cut_after = unlucky.then(|| self.fault_rng.below(30));
+        let machine_seed = self.rng.next();
+        let server = self.servers.get_mut(&id).expect("servers are fixed");
+        server.starting = false;
+        if server.process.is_some() || server.retired {
+            return Ok(());
+        }
+        let started = match server.disk.start(cut_after) {
+            Ok(started) => started,
+            Err(StartError::PowerCut) => {
+                self.trace.reached("power cut during recovery");
+                let seed = self.fault_rng.next();
+                self.servers.get_mut(&id).expect("servers are fixed").disk.after_power_cut(seed);
+                let delay = self.fault_rng.below(self.options.faults.restart_ms * MS);
+                self.start_after(id, delay);
+                return Ok(());
+            }
+            Err(StartError::Refused(text)) => {
+                return Err(Violation { invariant: "recovery is exact", text: format!("{id:?} cannot start: {text}") });
+            }
+        };
+        self.next_process += 1;
+        let at = ProcessRef { server: id, process: self.next_process };
+        let recovered = started.recovered;
+        self.say(|| {
+            format!(
+                "{id:?} starts: log {:?}..{:?}, promise {}, store {:?}, {:?}",
+                recovered.base.zxid,
+                recovered.end.zxid,
+                recovered.promise.epoch,
+                recovered.applied.zxid,
+                recovered.identity.membership
+            )
+        });
+        if recovered.identity.membership == Membership::Amnesiac {
+            self.trace.reached("amnesiac started");
+        }
+        self.checks.on_recovered(id, &recovered)?;
+        let identity = recovered.identity;
+        let member = Member::new(
+            self.options.zab(id, machine_seed),
+            recovered,
+            MemberOptions {
+                settings: Settings { container_never_used_ms: 2_000, ..Settings::default() },
+                reap_interval_ms: self.options.sync_timeout_ms * 3,
+            },
+        );
+        let apply = Apply::new(id, started.store, Vec::new());
+        let meta = apply.meta().clone();
+        let server = self.servers.get_mut(&id).expect("servers are fixed");
+        server.paused_until = now;
+        server.process = Some(Process {
+            number: at.process,
+            identity,
+            status: member.status(),
+            member,
+            inbox: Default::default(),
+            turn: false,
+            crash_after: None,
+            log: started.log,
+            log_queue: Default::default(),
+            log_busy: false,
+            log_answer: now,
+            apply,
+            apply_queue: Default::default(),
+            apply_busy: false,
+            apply_answer: now,
+            unflushed: 0,
+            relation: None,
+            alone_since: now,
+            links: BTreeMap::new(),
+            last_link: 0,
+            snapshots: BTreeMap::new(),
+            last_snapshot: at.process << 16,
+            snapshots_wanted: Vec::new(),
+            connections: BTreeMap::new(),
+            woken: Arc::new(Mutex::default()),
+            read_points: BTreeMap::new(),
+            last_tag: 0,
+        });
+        let full = self.process_mut(at).expect("just made").apply.store().digest();
+        self.history.on_digest(&meta, Some(full))?;
+        self.schedule.after(self.rng.below(TICK), Event::Tick(at));
+        let flush = self.rng.between(1, 2 * self.options.sync_timeout_ms) * MS;
+        self.schedule.after(flush, Event::Flush(at));
+        for peer in self.server_ids() {
+            if peer != id {
+                let delay = MS + self.rng.below(REDIAL);
+                self.schedule.after(delay, Event::Dial(peer.min(id), peer.max(id)));
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends a process without warning. Sometimes only the process dies; sometimes, and always if the device is off, the
+    /// machine loses power with it.
+    pub(crate) fn crash(&mut self, id: ServerId, why: &str) -> Check {
+        let power = self.fault_rng.chance(500) || self.servers[&id].disk.is_off();
+        let seed = self.fault_rng.next();
+        let server = self.servers.get_mut(&id).expect("servers are fixed");
+        let Some(mut process) = server.process.take() else { return Ok(()) };
+        let store = process.apply.store().clone();
+        for (connection, Connection { client, .. }) in std::mem::take(&mut process.connections) {
+            let delay = self.network.delay();
+            self.schedule.after(delay, Event::ToClient { client, connection, message: ToClient::Broken });
+        }
+        drop(process);
+        server.disk.process_died(store);
+        if power {
+            server.disk.after_power_cut(seed);
+        }
+        let why = why.to_owned();
+        self.say(|| format!("{id:?} crashes ({}{why})", if power { "power: " } else { "" }));
+        self.trace.reached(if power { "power lost" } else { "process killed" });
+        self.checks.on_crash(id);
+        for peer in self.server_ids() {
+            if let Some(stream) = self.network.stream(id, peer) {
+                self.break_stream(stream, Some(id));
+            }
+        }
+        let delay = self.fault_rng.below(self.options.faults.restart_ms * MS);
+        self.start_after(id, delay);
+        Ok(())
+    }
+}
+
+impl Event {
+    /// The process it happens to, if it does not happen without that.
+    fn process(&self) -> Option<ProcessRef> {
+        match self {
+            Event::Tick(at)
+            | Event::CoreTurn(at)
+            | Event::LogTurn(at)
+            | Event::Input(at, _)
+            | Event::ReadLog(at, ..)
+            | Event::TrimLog(at, _)
+            | Event::ApplyTurn(at)
+            | Event::Flush(at)
+            | Event::Fetched(at, ..) => Some(*at),
+            Event::ToServer { to, .. } => Some(*to),
+            _ => None,
+        }
+    }
+
+    /// What identifies it in the hash of a run.
+    fn words(&self) -> [u64; 2] {
+        match self {
+            Event::Tick(at) => [1, at.process],
+            Event::CoreTurn(at) => [2, at.process],
+            Event::LogTurn(at) => [3, at.process],
+            Event::Input(at, _) => [4, at.process],
+            Event::ReadLog(at, ..) => [5, at.process],
+            Event::TrimLog(at, zxid) => [6, at.process ^ zxid.0],
+            Event::ApplyTurn(at) => [7, at.process],
+            Event::Flush(at) => [8, at.process],
+            Event::Fetched(at, ..) => [9, at.process],
+            Event::Dial(a, b) => [10, a.0 << 8 | b.0],
+            Event::StreamUp(stream, side) => [11, stream << 1 | *side as u64],
+            Event::StreamDown(stream, side) => [12, stream << 1 | *side as u64],
+            Event::Deliver(stream, side) => [13, stream << 1 | *side as u64],
+            Event::Start(id) => [14, id.0],
+            Event::Fault(fault) => [15, *fault as u64],
+            Event::Heal(blocked) => [16, blocked.len() as u64],
+            Event::ClientActs(index) => [17, *index as u64],
+            Event::ClientCut(index) => [18, *index as u64],
+            Event::ClientSilence(index) => [19, *index as u64],
+            Event::ToServer { connection, .. } => [20, *connection],
+            Event::ToClient { connection, .. } => [21, *connection],
+            Event::Calm => [22, 0],
+            Event::Probe => [23, 0],
+        }
+    }
+}
+
+/// What a message is after it was made bytes and read back.
+fn through_codec(message: Message) -> Result<Message, Violation> {
+    let frame = codec::encode_frame(std::slice::from_ref(&message));
+    let read = codec::decode_frame(&frame);
+    if read.as_deref() == Ok(std::slice::from_ref(&message)) {
+        return Ok(message);
+    }
+    Err(Violation { invariant: "the codec changes nothing", text: format!("{message:?} became {read:?}") })
+}
+
+/// A log operation in a line of the trace.
+fn brief_op(op: &LogOp) -> String {
+    match op {
+        LogOp::Append(entries) => format!(
+            "append {:?}..{:?}",
+            entries.first().map(|e| e.zxid).unwrap_or_default(),
+            entries.last().map(|e| e.zxid).unwrap_or_default()
+        ),
+        op => format!("{op:?}"),
+    }
+}
+
+/// A message in a line of the trace.
+fn brief(message: &Message) -> String {
+    match message {
+        Message::Entries { epoch, prev, entries, commit } => format!(
+            "Entries epoch {epoch} after {:?}: {:?}..{:?}, commit {commit:?}",
+            prev.zxid,
+            entries.first().map(|e| e.zxid).unwrap_or_default(),
+            entries.last().map(|e| e.zxid).unwrap_or_default()
+        ),
+        Message::Forward { epoch, payloads } => format!("Forward epoch {epoch}: {} payloads", payloads.len()),
+        message => format!("{message:?}"),
+    }
+}
