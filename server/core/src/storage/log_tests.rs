@@ -10,9 +10,7 @@ use proptest::prelude::*;
 use super::folder::{Condemned, Current, Found, IdentityRecord};
 use super::frame::{BLOCK, FRAME_HEAD, FrameHead, put_entry};
 use super::log_device::{DeviceError, Fate, Fault, LogDevice, MemoryDevice, SECTOR};
-use super::recover::{
-    RecoverError, RecoverOptions, Recovery, StoreOpener, accept_data_loss, mark_damaged, recover,
-};
+use super::recover::{RecoverError, RecoverOptions, Recovery, StoreOpener, accept_data_loss, mark_damaged, recover};
 use super::scan::{Owner, ScanError, scan};
 use super::txn_log::{LogError, LogOptions};
 use crate::tree::record::Meta;
@@ -268,21 +266,39 @@ impl Machine {
 /// One step of a workload.
 #[derive(Clone, Debug)]
 enum Action {
-    Append { n: usize, size: usize, new_epoch: bool },
-    AppendAndPromise { n: usize },
-    Truncate { back: usize, then: usize },
+    Append {
+        n: usize,
+        size: usize,
+        new_epoch: bool,
+    },
+    AppendAndPromise {
+        n: usize,
+    },
+    Truncate {
+        back: usize,
+        then: usize,
+    },
     Promise,
     Identity,
     Install,
-    Trim { keep: usize },
+    Trim {
+        keep: usize,
+    },
     Seal,
     Prepare,
-    PowerCut { seed: u64 },
+    PowerCut {
+        seed: u64,
+    },
     Kill,
     /// Power goes at the given operation of whatever comes next.
-    CutAfter { operations: u64, seed: u64 },
+    CutAfter {
+        operations: u64,
+        seed: u64,
+    },
     /// A write or sync fails; the process ends, the machine goes on.
-    FailAfter { operations: u64 },
+    FailAfter {
+        operations: u64,
+    },
 }
 
 impl Machine {
@@ -321,8 +337,7 @@ impl Machine {
             }
             Action::Identity => {
                 let identity = self.log().record().identity;
-                let identity =
-                    Identity { cluster: self.model.cluster + 1, membership: Membership::Member, ..identity };
+                let identity = Identity { cluster: self.model.cluster + 1, membership: Membership::Member, ..identity };
                 self.write(vec![LogOp::SetIdentity(identity)])
             }
             Action::Install => {
@@ -955,10 +970,7 @@ fn accepting_data_loss_keeps_the_log_under_a_new_cluster() {
     assert_eq!(recovery.recovered.end, end_of(&made[19]));
     assert!(recovery.recovered.promise.epoch >= 4);
     let (empty, _, _) = fresh();
-    assert!(matches!(
-        accept_data_loss(&empty, ServerId(1), 99),
-        Err(RecoverError::NothingToRecover(_))
-    ));
+    assert!(matches!(accept_data_loss(&empty, ServerId(1), 99), Err(RecoverError::NothingToRecover(_))));
 }
 
 #[test]
