@@ -37,6 +37,8 @@ pub mod learner;
 pub mod message;
 pub mod quorum;
 pub mod sync;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
