@@ -43,6 +43,8 @@ pub(crate) fn reporter(node: Arc<NodeShared>, config: Arc<Config>) -> Reporter {
             ("epoch".to_owned(), status.epoch.to_string()),
             ("committed_zxid".to_owned(), status.committed.to_string()),
             ("log_end_zxid".to_owned(), status.last.zxid.to_string()),
+            ("digest".to_owned(), format!("{:#018x}", meta.digest)),
+            ("membership".to_owned(), format!("{:?}", status.identity.membership).to_lowercase()),
         ];
         if mode == ServerMode::Leader {
             let synced = status.learners.iter().filter(|(_, _, synced)| *synced).count();

@@ -185,14 +185,7 @@ impl World {
                 }
                 process.connections.insert(
                     id,
-                    Connection {
-                        client,
-                        lane,
-                        nonce,
-                        next_n: wire.then_some(1),
-                        answered: false,
-                        arrives: now,
-                    },
+                    Connection { client, lane, nonce, next_n: wire.then_some(1), answered: false, arrives: now },
                 );
                 let timeout_ms = self.options.load.session_timeout_ms as i32;
                 let command = if new {
@@ -413,14 +406,7 @@ impl World {
         Ok(())
     }
 
-    fn on_reply(
-        &mut self,
-        index: usize,
-        id: u64,
-        cookie: u64,
-        zxid: Zxid,
-        result: Result<Answer, ErrorCode>,
-    ) -> Check {
+    fn on_reply(&mut self, index: usize, id: u64, cookie: u64, zxid: Zxid, result: Result<Answer, ErrorCode>) -> Check {
         const NAME: &str = "I23 session order";
         let client = &mut self.clients[index];
         let session = client.session.expect("replies come after the handshake");
