@@ -6,7 +6,7 @@ use std::sync::Arc;
 use corral_core::storage::folder::{Current, Found};
 use corral_core::storage::log_device::{LogDevice, MemoryDevice};
 use corral_core::storage::memory::{MemoryStore, MemoryView};
-use corral_core::storage::recover::{RecoverOptions, StoreOpener, recover};
+use corral_core::storage::recover::{OpenError, RecoverOptions, StoreOpener, recover};
 use corral_core::storage::txn_log::{LogOptions, TxnLog};
 use corral_core::tree::TreeStore;
 use corral_core::tree::record::Meta;
@@ -53,7 +53,7 @@ struct Opener<'a> {
 }
 
 impl StoreOpener for Opener<'_> {
-    fn open(&mut self, folder: &str) -> Result<Option<Meta>, String> {
+    fn open(&mut self, folder: &str) -> Result<Option<Meta>, OpenError> {
         Ok(self.stores.entry(folder.to_owned()).or_default().persisted_meta())
     }
 
@@ -68,10 +68,7 @@ impl Disk {
             device: MemoryDevice::new(),
             stores: BTreeMap::new(),
             open: String::new(),
-            log: LogOptions {
-                segment_bytes: options.segment_bytes as u64,
-                retention_bytes: options.retention_bytes,
-            },
+            log: LogOptions { segment_bytes: options.segment_bytes as u64, retention_bytes: options.retention_bytes },
             tail_cache_bytes: options.tail_cache_bytes,
             rng: Rng::stream(seed, "disk"),
         }

@@ -12,10 +12,11 @@ use std::sync::Arc;
 use corral_proto::ServerId;
 
 use super::folder::{
-    Condemned, Current, FolderError, Found, IdentityRecord, InstallIntent, LOG_DIR, remove_leftovers, set_aside,
-    state_folders,
+    Condemned, Current, FolderError, Found, IdentityRecord, InstallIntent, LOG_DIR, STORE_DAMAGED, remove_leftovers,
+    set_aside, state_folders,
 };
-use super::log_device::{DeviceError, DeviceResult, LogDevice, list_or_empty};
+use super::frame::remove_if_there;
+use super::log_device::{DeviceError, DeviceResult, LogDevice, contains, list_or_empty};
 use super::scan::{Damage, FrameError, Owner, ScanError, Scanned, remains, scan};
 use super::txn_log::{LogError, LogOptions, TxnLog};
 use crate::tree::record::Meta;
@@ -39,14 +40,26 @@ pub struct RecoverOptions {
     pub tail_cache_bytes: usize,
 }
 
+/// Why a store could not be opened, in words.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum OpenError {
+    /// Its files are damaged or missing: it is set aside, and the server becomes amnesiac.
+    #[error("the store is damaged: {0}")]
+    Damaged(String),
+    /// Something else is in the way (permissions, space, another process): the server does not start, and nothing is
+    /// touched.
+    #[error("the store cannot be opened: {0}")]
+    Failed(String),
+}
+
 /// Opens the store. It keeps what it opened, for whoever recovers.
 pub trait StoreOpener {
     /// Opens the store in this folder of the data folder (which exists), an empty one if there is none, and returns
     /// its meta row. An earlier one is closed.
     ///
     /// # Errors
-    /// In words, if its files are damaged; then it is set aside.
-    fn open(&mut self, folder: &str) -> Result<Option<Meta>, String>;
+    /// See [`OpenError`].
+    fn open(&mut self, folder: &str) -> Result<Option<Meta>, OpenError>;
 
     /// Closes what is open: its folder is about to be moved.
     fn close(&mut self);
@@ -79,6 +92,9 @@ pub enum RecoverError {
     /// The log could not be written.
     #[error(transparent)]
     Log(#[from] LogError),
+    /// The store could not be opened, though nothing says that it is damaged.
+    #[error(transparent)]
+    Store(#[from] OpenError),
     /// The folder of another server.
     #[error("the data folder belongs to server {found}, this is server {expected}")]
     OtherServer {
@@ -135,6 +151,8 @@ pub fn recover(
     if record.condemned != Condemned::Nothing {
         let why = "files of the data folder were condemned".to_owned();
         condemn(device.as_ref(), &mut record, Condemned::Nothing, &why, &mut notes)?;
+        remove_if_there(device.as_ref(), STORE_DAMAGED)?;
+        device.sync_dir("")?;
     }
     let mut last = String::new();
     for _ in 0..ATTEMPTS {
@@ -188,6 +206,11 @@ fn start_identity(
         return Err(RecoverError::OtherCluster { found: identity.cluster, expected });
     }
     identity.start_count += 1;
+    if contains(device, "", STORE_DAMAGED)? {
+        record.identity.membership = Membership::Amnesiac;
+        record.condemned = Condemned::All;
+        notes.push("the store was found damaged while the server ran".into());
+    }
     record.write(device)?;
     Ok(record)
 }
@@ -238,10 +261,11 @@ fn attempt(
     let folder = current.folder();
     device.create_dir(&folder)?;
     device.sync_dir("")?;
-    let meta = store
-        .open(&folder)
-        .map_err(|why| Stop::Damage(Condemned::All, format!("the store is damaged: {why}")))?
-        .unwrap_or_default();
+    let meta = match store.open(&folder) {
+        Ok(meta) => meta.unwrap_or_default(),
+        Err(error @ OpenError::Damaged(_)) => return Err(Stop::Damage(Condemned::All, error.to_string())),
+        Err(error @ OpenError::Failed(_)) => return Err(Stop::Error(error.into())),
+    };
     let applied = Position { zxid: meta.applied, hash: meta.hash };
     let (log, epochs) = open_log(device, options, record, applied, meta.stamp_ms, notes)?;
     let end = log.end();

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use corral_proto::{ServerId, SessionId, Zxid};
 
 use super::election::Looking;
-use super::io::{Entry, Output, Outputs, Phase, Position, Promise, Relation, SnapshotMeta};
+use super::io::{Entry, Membership, Output, Outputs, Phase, Position, Promise, Relation, SnapshotMeta};
 use super::message::{Message, SyncPlan};
 use super::sync::{self, Choice, Table};
 use super::{State, Zab};
@@ -63,6 +63,23 @@ struct Learner {
     rejections: u32,
     heard_ms: u64,
     pong: u64,
+    /// See [`Welcome`].
+    welcome: Welcome,
+}
+
+/// How far an amnesiac voter is on its way back (P9).
+///
+/// It may have promised a higher epoch to somebody who is still gathering promises, and who will count that one although
+/// nobody remembers it. So it is welcomed only when *every* other voter answers a ping that left after its
+/// AckEpoch: whoever gathers promises has made his own first, and answers no ping of a lower epoch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Welcome {
+    /// Not asked for.
+    No,
+    /// Waits for pongs of this number or later.
+    Since(u64),
+    /// Said.
+    Done,
 }
 
 /// Who asked for a read point: this server's clients, or a learner.
@@ -343,11 +360,9 @@ impl Zab {
     pub(super) fn on_ack(&mut self, peer: ServerId, epoch: u32, zxid: Zxid, _applied: Zxid) {
         let Some(learner) = self.learner_in(peer, epoch) else { return };
         match &mut learner.progress {
-            Progress::Installing(meta) => {
-                if zxid == meta.position.zxid {
-                    learner.acked = zxid;
-                    learner.progress = Progress::streaming(meta.position);
-                }
+            Progress::Installing(meta) if zxid == meta.position.zxid => {
+                learner.acked = zxid;
+                learner.progress = Progress::streaming(meta.position);
             }
             Progress::Streaming { next, in_flight, in_flight_bytes, .. } => {
                 // An ack of what was never sent on this stream is a protocol error (P21): it counts for nothing.
@@ -369,7 +384,6 @@ impl Zab {
         peer: ServerId,
         epoch: u32,
         seq: u64,
-        _applied: Zxid,
         touched: Vec<SessionId>,
         digest: (Zxid, u64),
         out: &mut Outputs,
@@ -532,7 +546,12 @@ impl Zab {
         let id = self.options.id;
         let State::Leading(leading) = &mut self.state else { return };
         // P23: a leader that no majority answers leads no more.
-        let heard = |s: ServerId| s == id || leading.learners.get(&s).is_some_and(|l| now <= l.heard_ms + sync);
+        // Once the promises are counted, only those who count are a majority: others would keep a leader who can never
+        // commit.
+        let heard = |s: ServerId| {
+            let counts = |l: &Learner| l.counts || !leading.established;
+            s == id || leading.learners.get(&s).is_some_and(|l| counts(l) && now <= l.heard_ms + sync)
+        };
         let quorum = self.options.quorum.has_quorum(heard);
         if !quorum && now > leading.since_ms + sync {
             self.look("no majority was heard for syncTimeout", out);
@@ -608,7 +627,43 @@ impl Zab {
         // An ensemble of one may have nothing to wait for but its disk; for all others this sends what is new.
         self.replicate(out);
         self.advance_rounds(out);
+        self.advance_welcomes(out);
         self.advance_drain(out);
+    }
+
+    /// Amnesiacs become members again when nothing they forgot can matter any more: see [`Welcome`].
+    fn advance_welcomes(&mut self, out: &mut Outputs) {
+        let amnesiac = |peer: &ServerId| {
+            self.options.quorum.is_voter(*peer)
+                && self.peers.get(peer).and_then(|p| p.identity).is_some_and(|r| r.membership == Membership::Amnesiac)
+        };
+        let State::Leading(leading) = &self.state else { return };
+        let waiting: Vec<ServerId> = leading
+            .learners
+            .iter()
+            .filter(|(peer, l)| l.up_to_date && l.welcome != Welcome::Done && amnesiac(peer))
+            .map(|(peer, _)| *peer)
+            .collect();
+        let (id, voters, commit) = (self.options.id, self.options.quorum.voters(), self.committed);
+        for peer in waiting {
+            let State::Leading(leading) = &mut self.state else { return };
+            let (epoch, next_ping) = (leading.epoch, leading.ping_seq + 1);
+            let answered = |seq: u64| {
+                let mut others = voters.iter().filter(|s| **s != id && **s != peer);
+                others.all(|s| leading.learners.get(s).is_some_and(|l| l.pong >= seq))
+            };
+            let welcome = match leading.learners.get(&peer).map(|l| l.welcome) {
+                Some(Welcome::No) => Welcome::Since(next_ping),
+                Some(Welcome::Since(seq)) if answered(seq) => Welcome::Done,
+                _ => continue,
+            };
+            if let Some(learner) = leading.learners.get_mut(&peer) {
+                learner.welcome = welcome;
+            }
+            if welcome == Welcome::Done {
+                self.send(peer, Message::Welcome { epoch, commit }, out);
+            }
+        }
     }
 
     fn advance_discovery(&mut self, out: &mut Outputs) {
@@ -964,6 +1019,7 @@ impl Learner {
             rejections: 0,
             heard_ms: now_ms,
             pong: 0,
+            welcome: Welcome::No,
         }
     }
 }

@@ -37,6 +37,8 @@ pub mod learner;
 pub mod message;
 pub mod quorum;
 pub mod sync;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -345,10 +347,11 @@ impl Zab {
             Message::Ping { epoch, seq, commit } => self.on_ping(peer, epoch, seq, commit, out),
             Message::ReadPoint { epoch, tag, zxid } => self.on_read_point(peer, epoch, tag, zxid, out),
             Message::Handover { epoch } => self.on_handover(peer, epoch, out),
+            Message::Welcome { epoch, commit } => self.on_welcome(peer, epoch, commit),
             Message::DigestMismatch { epoch, zxid } => self.on_digest_mismatch(peer, epoch, zxid, out),
             Message::Ack { epoch, zxid, applied } => self.on_ack(peer, epoch, zxid, applied),
-            Message::Pong { epoch, seq, applied, touched, digest } => {
-                self.on_pong(peer, epoch, seq, applied, touched, digest, out);
+            Message::Pong { epoch, seq, applied: _, touched, digest } => {
+                self.on_pong(peer, epoch, seq, touched, digest, out);
             }
             Message::Forward { epoch, payloads } => self.on_forward(peer, epoch, payloads, out),
             Message::ReadIndex { epoch, tag } => self.on_remote_read_index(peer, epoch, tag),
