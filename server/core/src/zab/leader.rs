@@ -360,11 +360,9 @@ impl Zab {
     pub(super) fn on_ack(&mut self, peer: ServerId, epoch: u32, zxid: Zxid, _applied: Zxid) {
         let Some(learner) = self.learner_in(peer, epoch) else { return };
         match &mut learner.progress {
-            Progress::Installing(meta) => {
-                if zxid == meta.position.zxid {
-                    learner.acked = zxid;
-                    learner.progress = Progress::streaming(meta.position);
-                }
+            Progress::Installing(meta) if zxid == meta.position.zxid => {
+                learner.acked = zxid;
+                learner.progress = Progress::streaming(meta.position);
             }
             Progress::Streaming { next, in_flight, in_flight_bytes, .. } => {
                 // An ack of what was never sent on this stream is a protocol error (P21): it counts for nothing.
@@ -386,7 +384,6 @@ impl Zab {
         peer: ServerId,
         epoch: u32,
         seq: u64,
-        _applied: Zxid,
         touched: Vec<SessionId>,
         digest: (Zxid, u64),
         out: &mut Outputs,

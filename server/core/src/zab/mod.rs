@@ -350,8 +350,8 @@ impl Zab {
             Message::Welcome { epoch, commit } => self.on_welcome(peer, epoch, commit),
             Message::DigestMismatch { epoch, zxid } => self.on_digest_mismatch(peer, epoch, zxid, out),
             Message::Ack { epoch, zxid, applied } => self.on_ack(peer, epoch, zxid, applied),
-            Message::Pong { epoch, seq, applied, touched, digest } => {
-                self.on_pong(peer, epoch, seq, applied, touched, digest, out);
+            Message::Pong { epoch, seq, applied: _, touched, digest } => {
+                self.on_pong(peer, epoch, seq, touched, digest, out);
             }
             Message::Forward { epoch, payloads } => self.on_forward(peer, epoch, payloads, out),
             Message::ReadIndex { epoch, tag } => self.on_remote_read_index(peer, epoch, tag),
