@@ -36,7 +36,12 @@ impl FileDevice {
         if path.is_empty() { self.root.clone() } else { self.root.join(path) }
     }
 
-    fn open_with(&self, operation: &'static str, path: &str, options: &OpenOptions) -> DeviceResult<Arc<dyn DeviceFile>> {
+    fn open_with(
+        &self,
+        operation: &'static str,
+        path: &str,
+        options: &OpenOptions,
+    ) -> DeviceResult<Arc<dyn DeviceFile>> {
         let at = self.at(path);
         let file = options.open(&at).map_err(|error| convert(operation, &at.display().to_string(), &error))?;
         Ok(Arc::new(RealFile { file, path: at }))

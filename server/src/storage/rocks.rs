@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
+use corral_core::storage::folder::STORE_DAMAGED;
 use corral_core::storage::recover::{OpenError, StoreOpener};
 use corral_core::tree::execute::genesis;
 use corral_core::tree::record::Meta;
@@ -15,11 +16,12 @@ use corral_core::tree::{Cf, Change, TreeStore, TreeView, key};
 use corral_core::zab::io::Position;
 use rocksdb::checkpoint::Checkpoint;
 use rocksdb::{
-    BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, DB, DBCompressionType, ErrorKind, FlushOptions, Options,
-    ReadOptions, ReadTier, SnapshotWithThreadMode, WriteBatch, WriteOptions,
+    BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, DB, DBCompressionType, ErrorKind, FlushOptions,
+    Options, ReadOptions, ReadTier, SnapshotWithThreadMode, WriteBatch, WriteOptions,
 };
 
 use super::fatal;
+use super::files::sync_dir;
 
 /// Flush after so many entries: bounds what a restart must execute again.
 pub const FLUSH_ENTRIES: u64 = 50_000;
@@ -138,10 +140,45 @@ fn meta_of(db: &DB, read: &ReadOptions) -> Result<Option<Meta>, OpenError> {
     }
 }
 
+/// Ends the process because of an error of RocksDB. Rot in its tables would show again after a restart, so the store is
+/// condemned first: the next start sets it aside.
+fn fail(db: &Database, doing: &str, error: &rocksdb::Error) -> ! {
+    if error.kind() == ErrorKind::Corruption {
+        condemn(&db.path, error);
+    }
+    fatal(doing, error)
+}
+
+/// Leaves the mark that makes the next start set the store aside ([`STORE_DAMAGED`]).
+fn condemn(path: &Path, error: &dyn std::fmt::Display) {
+    let Some(root) = path.parent() else { return };
+    let mark = || {
+        let file = std::fs::File::create(root.join(STORE_DAMAGED))?;
+        file.sync_all()?;
+        sync_dir(root)
+    };
+    if let Err(mark_error) = mark() {
+        tracing::error!(%error, %mark_error, "the store is damaged, and that could not be noted for the next start");
+    }
+}
+
+/// The database and where it is.
+struct Database {
+    db: DB,
+    path: PathBuf,
+}
+
+impl std::ops::Deref for Database {
+    type Target = DB;
+
+    fn deref(&self) -> &DB {
+        &self.db
+    }
+}
+
 /// The store. One thread writes; views are read anywhere.
 pub struct RocksStore {
-    db: Arc<DB>,
-    path: PathBuf,
+    db: Arc<Database>,
     write_options: WriteOptions,
     unflushed: Unflushed,
 }
@@ -179,15 +216,18 @@ impl RocksStore {
         let db = DB::open_cf_descriptors(&database, path, families).map_err(|error| judge(&error))?;
         let mut write_options = WriteOptions::default();
         write_options.disable_wal(true);
-        let store =
-            RocksStore { db: Arc::new(db), path: path.to_owned(), write_options, unflushed: Unflushed::default() };
+        let store = RocksStore {
+            db: Arc::new(Database { db, path: path.to_owned() }),
+            write_options,
+            unflushed: Unflushed::default(),
+        };
         store.try_meta()?;
         Ok(store)
     }
 
     /// Where it is.
     pub fn path(&self) -> &Path {
-        &self.path
+        &self.db.path
     }
 
     /// The meta row now; `None` in a store that nothing was executed in.
@@ -217,7 +257,7 @@ impl RocksStore {
         options.set_wait(wait);
         let families = Cf::ALL.map(|cf| family(&self.db, cf));
         if let Err(error) = self.db.flush_cfs_opt(&families, &options) {
-            fatal("flushing the store", error);
+            fail(&self.db, "flushing the store", &error);
         }
         self.unflushed = Unflushed::default();
     }
@@ -227,7 +267,7 @@ impl RocksStore {
         match self.db.property_int_value(rocksdb::properties::BACKGROUND_ERRORS) {
             Ok(Some(0) | None) => {}
             Ok(Some(errors)) => fatal("background work of the store", format!("{errors} errors")),
-            Err(error) => fatal("asking the store for its health", error),
+            Err(error) => fail(&self.db, "asking the store for its health", &error),
         }
     }
 
@@ -275,7 +315,7 @@ impl TreeStore for RocksStore {
             }
         }
         if let Err(error) = self.db.write_opt(batch, &self.write_options) {
-            fatal("writing to the store", error);
+            fail(&self.db, "writing to the store", &error);
         }
     }
 
@@ -295,12 +335,12 @@ impl TreeStore for RocksStore {
 pub struct RocksView {
     /// Declared before `db`: fields are dropped in the order of their declaration.
     snapshot: SnapshotWithThreadMode<'static, DB>,
-    db: Arc<DB>,
+    db: Arc<Database>,
 }
 
 impl RocksView {
-    fn of(db: Arc<DB>) -> RocksView {
-        let snapshot = db.snapshot();
+    fn of(db: Arc<Database>) -> RocksView {
+        let snapshot = db.db.snapshot();
         // SAFETY: the snapshot borrows the `DB` inside of `db`. That lives on the heap, at an address that does not change
         // when the `Arc` or this view is moved; it lives at least as long as `self.db`, which is dropped after
         // `self.snapshot` (order of declaration), is never replaced (the field is private and no method takes it out),
@@ -328,7 +368,7 @@ impl TreeView for RocksView {
     fn get(&self, cf: Cf, key: &[u8]) -> Option<Bytes> {
         match self.db.get_pinned_cf_opt(family(&self.db, cf), key, &self.read_options()) {
             Ok(value) => value.map(|value| Bytes::copy_from_slice(&value)),
-            Err(error) => fatal("reading from the store", error),
+            Err(error) => fail(&self.db, "reading from the store", &error),
         }
     }
 
@@ -349,7 +389,7 @@ impl TreeView for RocksView {
             rows.next();
         }
         if let Err(error) = rows.status() {
-            fatal("scanning the store", error);
+            fail(&self.db, "scanning the store", &error);
         }
     }
 }
@@ -493,44 +533,53 @@ mod tests {
         store.check_health();
     }
 
-    /// Copies what is on disk while the store runs: what a crash of the process would leave, and then some.
-    fn crash_image(store: &RocksStore, to: &Path) {
-        std::fs::create_dir_all(to).unwrap();
-        for entry in std::fs::read_dir(store.path()).unwrap() {
-            let entry = entry.unwrap();
-            let name = entry.file_name();
-            if name != "LOCK" {
-                std::fs::copy(entry.path(), to.join(name)).unwrap();
+    /// Names the folder for the process that [`crash_leaves_all_column_families_at_the_meta_row`] lets die.
+    const CHILD_FOLDER: &str = "CORRAL_TEST_STORE_CHILD";
+    /// How many entries it writes.
+    const CHILD_ENTRIES: &str = "CORRAL_TEST_STORE_ENTRIES";
+
+    #[test]
+    #[ignore = "runs in a process of its own, which dies"]
+    fn process_that_dies() {
+        let (Ok(folder), Ok(entries)) = (std::env::var(CHILD_FOLDER), std::env::var(CHILD_ENTRIES)) else { return };
+        let mut store = open(Path::new(&folder));
+        // Values that do not compress fill memtables, so that flushes happen at their own moments.
+        let value: Vec<u8> = (0..2000u32).map(|i| crc32c::crc32c(&i.to_le_bytes()) as u8).collect();
+        for i in 1..=entries.parse().unwrap() {
+            let key = u64::to_be_bytes(i);
+            write(&mut store, vec![put(Cf::Node, &key, &value), put(Cf::Data, &key, b"d"), meta_change(i)]);
+            if i % 1000 == 0 {
+                store.flush(false);
             }
         }
+        std::process::abort();
     }
 
     #[test]
     fn crash_leaves_all_column_families_at_the_meta_row() {
-        let dir = tempfile::tempdir().unwrap();
-        let mut store = open(&dir.path().join("live"));
-        let value = vec![7; 2000];
-        for i in 1..=3000u64 {
-            let key = i.to_be_bytes();
-            write(&mut store, vec![put(Cf::Node, &key, &value), put(Cf::Data, &key, b"d"), meta_change(i)]);
-            if i == 1000 {
-                store.flush(true);
+        let mut lost_some = false;
+        for entries in [0u64, 1, 700, 1001, 2000, 3500] {
+            let dir = tempfile::tempdir().unwrap();
+            let status = std::process::Command::new(std::env::current_exe().unwrap())
+                .args(["--ignored", "--exact", "storage::rocks::tests::process_that_dies"])
+                .env(CHILD_FOLDER, dir.path())
+                .env(CHILD_ENTRIES, entries.to_string())
+                .output()
+                .unwrap()
+                .status;
+            assert!(!status.success(), "it dies");
+            let store = open(dir.path());
+            let applied = store.meta().map_or(0, |meta| meta.applied.0);
+            assert!(applied <= entries);
+            lost_some |= applied < entries;
+            assert_eq!(store.persisted_meta().map_or(0, |meta| meta.applied.0), applied);
+            for cf in [Cf::Node, Cf::Data] {
+                let keys: Vec<Vec<u8>> = rows(&store.view(), cf).into_iter().map(|(key, _)| key).collect();
+                let expected: Vec<Vec<u8>> = (1..=applied).map(|i| i.to_be_bytes().to_vec()).collect();
+                assert_eq!(keys, expected);
             }
         }
-        store.flush(true);
-        for i in 3001..=3100u64 {
-            let key = i.to_be_bytes();
-            write(&mut store, vec![put(Cf::Node, &key, &value), put(Cf::Data, &key, b"d"), meta_change(i)]);
-        }
-        let persisted = store.persisted_meta().unwrap().applied.0;
-        let image = dir.path().join("image");
-        crash_image(&store, &image);
-        let found = open(&image);
-        let applied = found.meta().unwrap().applied.0;
-        assert_eq!(applied, persisted);
-        assert!((3000..3100).contains(&applied), "the memtables are lost, tables are not: {applied}");
-        assert_eq!(rows(&found.view(), Cf::Node).len() as u64, applied);
-        assert_eq!(rows(&found.view(), Cf::Data).len() as u64, applied);
+        assert!(lost_some, "memtables are lost with the process");
     }
 
     #[test]
@@ -556,19 +605,29 @@ mod tests {
         store.flush(true);
         assert!(matches!(RocksStore::open(dir.path(), small()), Err(OpenError::Failed(_))), "it is in use");
         drop(store);
-        let files = || std::fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().path());
-        let manifest = files().find(|path| path.to_string_lossy().contains("MANIFEST")).unwrap();
-        let whole = std::fs::read(&manifest).unwrap();
-        let mut bad = whole.clone();
-        let middle = bad.len() / 2;
-        bad[middle] ^= 0xff;
-        std::fs::write(&manifest, &bad).unwrap();
-        assert!(matches!(RocksStore::open(dir.path(), small()), Err(OpenError::Damaged(_))));
-        std::fs::write(&manifest, &whole).unwrap();
-        for table in files().filter(|path| path.extension().is_some_and(|ext| ext == "sst")) {
-            std::fs::remove_file(table).unwrap();
+        let current = dir.path().join("CURRENT");
+        let whole = std::fs::read(&current).unwrap();
+        std::fs::write(&current, b"MANIFEST-999999\n").unwrap();
+        let verdict = RocksStore::open(dir.path(), small()).err();
+        assert!(matches!(verdict, Some(OpenError::Damaged(_))), "{verdict:?}");
+        std::fs::write(&current, &whole).unwrap();
+        for table in std::fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().path()) {
+            if table.extension().is_some_and(|extension| extension == "sst") {
+                std::fs::remove_file(table).unwrap();
+            }
         }
-        assert!(matches!(RocksStore::open(dir.path(), small()), Err(OpenError::Damaged(_))));
+        let verdict = RocksStore::open(dir.path(), small()).err();
+        assert!(matches!(verdict, Some(OpenError::Damaged(_))), "{verdict:?}");
+    }
+
+    #[test]
+    fn rot_that_shows_while_the_server_runs_condemns_the_store_for_the_next_start() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("state-1");
+        let store = open(&path);
+        condemn(&path, &"Corruption: block checksum mismatch");
+        assert!(root.path().join(STORE_DAMAGED).exists());
+        drop(store);
     }
 
     #[derive(Clone, Debug)]

@@ -339,10 +339,7 @@ impl Incoming {
         let meta = RocksStore::inspect(&self.dir, options)?.ok_or(SnapshotError::Empty)?;
         if position(&meta) != announced.position {
             let show = |p: corral_core::zab::io::Position| format!("{} (hash {:#x})", p.zxid, p.hash);
-            return Err(SnapshotError::OtherState {
-                found: show(position(&meta)),
-                expected: show(announced.position),
-            });
+            return Err(SnapshotError::OtherState { found: show(position(&meta)), expected: show(announced.position) });
         }
         Ok(meta)
     }
@@ -410,8 +407,7 @@ mod tests {
 
     fn execute(store: &mut RocksStore, at: Position, rows: u32) {
         let meta = Meta { applied: at.zxid, hash: at.hash, stamp_ms: 12, ..Meta::default() };
-        let mut changes =
-            vec![Change { cf: Cf::Aux, key: Bytes::from_static(key::META), value: Some(meta.encode()) }];
+        let mut changes = vec![Change { cf: Cf::Aux, key: Bytes::from_static(key::META), value: Some(meta.encode()) }];
         for row in 0..rows {
             let key = Bytes::copy_from_slice(&row.to_be_bytes());
             // Values that do not compress, so that there are several chunks.

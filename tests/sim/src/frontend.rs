@@ -129,13 +129,13 @@ impl World {
             heard: now,
         });
         let open = ToServer::Open { session: client.session, seen: client.seen, wire: client.wire };
-        self.to_server(index, open);
+        self.tell_server(index, open);
     }
 
     /// The client leaves its connection; the server hears of it later, after what is on its way.
     pub(crate) fn client_cuts(&mut self, index: usize) {
         if self.clients[index].connection.is_some() {
-            self.to_server(index, ToServer::Gone);
+            self.tell_server(index, ToServer::Gone);
             self.clients[index].forget_connection();
         }
     }
@@ -145,10 +145,10 @@ impl World {
         let cookie = client.next_cookie;
         client.next_cookie += 1;
         client.pending.push_back(Pending { cookie, call, floor });
-        self.to_server(index, ToServer::Request(cookie, request));
+        self.tell_server(index, ToServer::Request(cookie, request));
     }
 
-    fn to_server(&mut self, index: usize, message: ToServer) {
+    fn tell_server(&mut self, index: usize, message: ToServer) {
         let now = self.schedule.now();
         let delay = self.network.delay();
         let Some(connection) = &mut self.clients[index].connection else { return };

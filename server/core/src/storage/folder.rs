@@ -12,6 +12,7 @@
 //! state-N/      the store; state-(N+1)/ while a snapshot is received
 //! snapshots/    checkpoints for learners; nothing after a restart
 //! damaged-N/    what was set aside, for people
+//! store-damaged the store was found rotten; the next start sets it aside
 //! ```
 
 use std::collections::BTreeMap;
@@ -26,6 +27,9 @@ use crate::zab::io::{Identity, Membership, Promise, SnapshotMeta};
 pub const LOG_DIR: &str = "log";
 /// The folder of checkpoints; emptied at start.
 pub const SNAPSHOTS_DIR: &str = "snapshots";
+/// An empty file that whoever finds the store rotten while the server runs leaves for the next start, which then sets
+/// log and store aside. A file of its own, since the identity file belongs to the log's writer.
+pub const STORE_DAMAGED: &str = "store-damaged";
 const STATE_PREFIX: &str = "state-";
 const DAMAGED_PREFIX: &str = "damaged-";
 

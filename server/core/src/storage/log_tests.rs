@@ -7,7 +7,7 @@ use bytes::Bytes;
 use corral_proto::{ServerId, Zxid};
 use proptest::prelude::*;
 
-use super::folder::{Condemned, Current, Found, IdentityRecord};
+use super::folder::{Condemned, Current, Found, IdentityRecord, STORE_DAMAGED};
 use super::frame::{BLOCK, FRAME_HEAD, FrameHead, put_entry};
 use super::log_device::{DeviceError, Fate, Fault, LogDevice, MemoryDevice, SECTOR};
 use super::recover::{
@@ -268,21 +268,39 @@ impl Machine {
 /// One step of a workload.
 #[derive(Clone, Debug)]
 enum Action {
-    Append { n: usize, size: usize, new_epoch: bool },
-    AppendAndPromise { n: usize },
-    Truncate { back: usize, then: usize },
+    Append {
+        n: usize,
+        size: usize,
+        new_epoch: bool,
+    },
+    AppendAndPromise {
+        n: usize,
+    },
+    Truncate {
+        back: usize,
+        then: usize,
+    },
     Promise,
     Identity,
     Install,
-    Trim { keep: usize },
+    Trim {
+        keep: usize,
+    },
     Seal,
     Prepare,
-    PowerCut { seed: u64 },
+    PowerCut {
+        seed: u64,
+    },
     Kill,
     /// Power goes at the given operation of whatever comes next.
-    CutAfter { operations: u64, seed: u64 },
+    CutAfter {
+        operations: u64,
+        seed: u64,
+    },
     /// A write or sync fails; the process ends, the machine goes on.
-    FailAfter { operations: u64 },
+    FailAfter {
+        operations: u64,
+    },
 }
 
 impl Machine {
@@ -321,8 +339,7 @@ impl Machine {
             }
             Action::Identity => {
                 let identity = self.log().record().identity;
-                let identity =
-                    Identity { cluster: self.model.cluster + 1, membership: Membership::Member, ..identity };
+                let identity = Identity { cluster: self.model.cluster + 1, membership: Membership::Member, ..identity };
                 self.write(vec![LogOp::SetIdentity(identity)])
             }
             Action::Install => {
@@ -946,6 +963,29 @@ fn condemned_folder_starts_amnesiac_and_empty() {
 }
 
 #[test]
+fn store_found_damaged_while_the_server_ran_is_set_aside_at_the_next_start() {
+    let (whole, whole_store, _) = member();
+    for cut in 0..50 {
+        let (device, mut store) = (whole.fork(), whole_store.clone());
+        device.create(STORE_DAMAGED).unwrap().sync().unwrap();
+        device.sync_dir("").unwrap();
+        device.fail_after(cut, Fault::PowerCut);
+        let done = start(&device, &mut store).is_ok();
+        let device = device.after_power_cut_seeded(cut);
+        let recovery = start(&device, &mut store).unwrap();
+        assert_eq!(recovery.recovered.identity.membership, Membership::Amnesiac, "cut {cut}");
+        assert_eq!(recovery.recovered.promise, promise(4), "cut {cut}");
+        assert_eq!(recovery.recovered.end, Position::default(), "cut {cut}");
+        assert!(!device.files().contains(&STORE_DAMAGED.to_owned()));
+        if done {
+            assert!(cut > 10);
+            return;
+        }
+    }
+    panic!("recovery takes fewer operations");
+}
+
+#[test]
 fn accepting_data_loss_keeps_the_log_under_a_new_cluster() {
     let (device, mut store, made) = member();
     assert_eq!(accept_data_loss(&device, ServerId(1), 99).unwrap(), end_of(&made[19]));
@@ -955,10 +995,7 @@ fn accepting_data_loss_keeps_the_log_under_a_new_cluster() {
     assert_eq!(recovery.recovered.end, end_of(&made[19]));
     assert!(recovery.recovered.promise.epoch >= 4);
     let (empty, _, _) = fresh();
-    assert!(matches!(
-        accept_data_loss(&empty, ServerId(1), 99),
-        Err(RecoverError::NothingToRecover(_))
-    ));
+    assert!(matches!(accept_data_loss(&empty, ServerId(1), 99), Err(RecoverError::NothingToRecover(_))));
 }
 
 #[test]

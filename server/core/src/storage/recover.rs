@@ -12,10 +12,11 @@ use std::sync::Arc;
 use corral_proto::ServerId;
 
 use super::folder::{
-    Condemned, Current, FolderError, Found, IdentityRecord, InstallIntent, LOG_DIR, remove_leftovers, set_aside,
-    state_folders,
+    Condemned, Current, FolderError, Found, IdentityRecord, InstallIntent, LOG_DIR, STORE_DAMAGED, remove_leftovers,
+    set_aside, state_folders,
 };
-use super::log_device::{DeviceError, DeviceResult, LogDevice, list_or_empty};
+use super::frame::remove_if_there;
+use super::log_device::{DeviceError, DeviceResult, LogDevice, contains, list_or_empty};
 use super::scan::{Damage, FrameError, Owner, ScanError, Scanned, remains, scan};
 use super::txn_log::{LogError, LogOptions, TxnLog};
 use crate::tree::record::Meta;
@@ -150,6 +151,8 @@ pub fn recover(
     if record.condemned != Condemned::Nothing {
         let why = "files of the data folder were condemned".to_owned();
         condemn(device.as_ref(), &mut record, Condemned::Nothing, &why, &mut notes)?;
+        remove_if_there(device.as_ref(), STORE_DAMAGED)?;
+        device.sync_dir("")?;
     }
     let mut last = String::new();
     for _ in 0..ATTEMPTS {
@@ -203,6 +206,11 @@ fn start_identity(
         return Err(RecoverError::OtherCluster { found: identity.cluster, expected });
     }
     identity.start_count += 1;
+    if contains(device, "", STORE_DAMAGED)? {
+        record.identity.membership = Membership::Amnesiac;
+        record.condemned = Condemned::All;
+        notes.push("the store was found damaged while the server ran".into());
+    }
     record.write(device)?;
     Ok(record)
 }

@@ -375,7 +375,11 @@ impl Zab {
             }
             Stage::Installing { snapshot, seq } if done >= seq && installed => {
                 learning.accepted = snapshot.position.zxid;
+                learning.acked = learning.accepted;
                 learning.stage = Stage::Streaming { since: seq };
+                // The leader waits for this ack, whatever was acknowledged before: it means "installed".
+                let (zxid, applied) = (learning.acked, self.applied);
+                self.send(leader, Message::Ack { epoch, zxid, applied }, out);
             }
             _ => {}
         }

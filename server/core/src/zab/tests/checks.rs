@@ -43,10 +43,6 @@ impl Ghost {
         self.committed.last().copied().unwrap_or_default()
     }
 
-    pub fn committed(&self) -> &[Position] {
-        &self.committed
-    }
-
     /// Committed writes of clients.
     pub fn writes(&self) -> usize {
         self.committed.iter().filter(|p| p.zxid.counter() > 0).count()

@@ -164,7 +164,6 @@ pub struct Process {
 }
 
 pub struct Node {
-    pub id: Id,
     pub disk: Disk,
     pub process: Option<Process>,
     pub paused: bool,
@@ -351,7 +350,7 @@ impl Cluster {
             plan,
         };
         for id in 1..=cluster.plan.voters + cluster.plan.observers {
-            let node = Node { id, disk: Disk::default(), process: None, paused: false, lost: false, folders: 0 };
+            let node = Node { disk: Disk::default(), process: None, paused: false, lost: false, folders: 0 };
             cluster.nodes.insert(id, node);
             cluster.new_folder(id);
         }
@@ -670,7 +669,15 @@ impl Cluster {
                 Input::PeerMessage { peer, link, message }
             }
         };
+        let up = matches!(input, Input::PeerUp { .. });
         self.input(to, input);
+        if up {
+            // Of several streams to one peer a transport keeps the newest.
+            let current = self.process(to).zab.peers.get(&peer).map_or(0, |p| p.link);
+            for old in self.links_between(from, to).into_iter().filter(|l| *l < current) {
+                self.cut(old);
+            }
+        }
     }
 
     /// Completes the disk's next operations that are due, `max` at most, at least one if there is one; one completion
@@ -1191,6 +1198,7 @@ pub fn show_message(message: &Message) -> String {
         Message::ReadIndex { epoch, tag } => format!("ReadIndex {epoch} tag={tag}"),
         Message::ReadPoint { epoch, tag, zxid } => format!("ReadPoint {epoch} tag={tag} {zxid:?}"),
         Message::Handover { epoch } => format!("Handover {epoch}"),
+        Message::Welcome { epoch, commit } => format!("Welcome({epoch}, commit {commit:?})"),
         Message::DigestMismatch { epoch, zxid } => format!("DigestMismatch {epoch} {zxid:?}"),
     }
 }
