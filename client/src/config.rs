@@ -51,9 +51,9 @@ impl Builder {
     }
 
     /// By how much [`Lease::valid_until`](crate::Lease::valid_until) stays before the time at which the ensemble could
-    /// end the session. Default: a third of the negotiated timeout, which is the time between two pings: so much may be
-    /// lost when a server answers a ping and is cut off before the leader hears of it. Differences of clock *speed* are
-    /// far below it.
+    /// end the session. Default: 55 % of the negotiated timeout: a server that is cut off from its leader answers pings for
+    /// up to syncTimeout, at most half of any session timeout, and the leader hears of none of them. Differences of
+    /// clock *speed* are far below it.
     pub fn lease_margin(mut self, margin: Duration) -> Builder {
         self.lease_margin = Some(margin);
         self

@@ -17,6 +17,11 @@ use crate::error::EndReason;
 use crate::op::{Answer, Consistency, Op};
 use crate::watches::{Slot, WatchId, WatchTable};
 
+/// Share of the session timeout that a local deadline leaves. More than half: a server that is cut off from its leader
+/// answers pings for up to syncTimeout, which is at most half of the smallest session timeout, and the leader counts none
+/// of those; the rest covers the way of a touch from there to the leader.
+const LEASE_MARGIN_PERCENT: u32 = 55;
+
 /// Requests on their way at once. Below the 1,024 results that a server keeps for a session (P31).
 pub(crate) const WINDOW_REQUESTS: usize = 1_000;
 /// Bytes of requests on their way at once.
@@ -251,7 +256,7 @@ impl<T> Session<T> {
 
     /// The time until which the session cannot have expired (R5).
     pub(crate) fn lease_until(&self, margin: Option<Duration>) -> Duration {
-        let margin = margin.unwrap_or(self.timeout / 3);
+        let margin = margin.unwrap_or(self.timeout * LEASE_MARGIN_PERCENT / 100);
         (self.acknowledged + self.timeout.saturating_sub(margin)).min(self.ended_at)
     }
 

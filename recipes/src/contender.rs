@@ -50,7 +50,7 @@ pub enum Loss {
     Suspended,
     /// No server acknowledged the session in time: another may hold by now.
     DeadlinePassed,
-    /// Somebody deleted the contender.
+    /// The contender was deleted: by somebody else, or at the end of a session that is not known here yet.
     Removed,
     /// It was given up: its guard was released or dropped.
     Released,
@@ -62,7 +62,7 @@ impl fmt::Display for Loss {
             Loss::SessionEnded(reason) => reason.fmt(f),
             Loss::Suspended => f.write_str("the connection broke"),
             Loss::DeadlinePassed => f.write_str("the local deadline passed"),
-            Loss::Removed => f.write_str("the contender was deleted by somebody else"),
+            Loss::Removed => f.write_str("the contender was deleted"),
             Loss::Released => f.write_str("it was given up"),
         }
     }
@@ -296,14 +296,15 @@ impl Task {
             };
             match self.wait_turn(&created).await {
                 Turn::First(own) => return self.hold(created, *own).await,
-                Turn::Left => return self.release(&created.path).await,
+                Turn::Left => return self.release(&created.path, true).await,
                 // Somebody deleted it, or the whole directory: we go to the end of the queue (R11).
                 Turn::Gone => tracing::info!(path = created.path, "a waiting contender was deleted; entering again"),
                 Turn::Failed(error) => {
                     let session_is_over = error.is_session_end();
                     self.say(Phase::Failed(error));
                     if !session_is_over {
-                        self.release(&created.path).await;
+                        // Quietly: the failure is the last word.
+                        self.release(&created.path, false).await;
                     }
                     return;
                 }
@@ -393,7 +394,7 @@ impl Task {
             }
             tokio::select! {
                 biased;
-                _ = &mut self.leave => return self.release(&created.path).await,
+                _ = &mut self.leave => return self.release(&created.path, true).await,
                 event = &mut own => match event {
                     Ok(event) if event.kind == EventKind::NodeDeleted => break Loss::Removed,
                     Ok(_) => match self.client.get_and_watch(&created.path).await {
@@ -421,7 +422,7 @@ impl Task {
         // The holder is told; its contender stays until the guard is given up, so that the next waits for that.
         tokio::select! {
             biased;
-            _ = &mut self.leave => self.release(&created.path).await,
+            _ = &mut self.leave => self.release(&created.path, true).await,
             over = events.ended() => self.say(Phase::Lost(Loss::SessionEnded(match over {
                 SessionState::Lost(reason) => reason,
                 _ => EndReason::Closed,
@@ -429,21 +430,26 @@ impl Task {
         }
     }
 
-    /// Deletes the znode, for as long as it takes (R7).
-    async fn release(&self, path: &str) {
+    /// Deletes the znode, for as long as it takes (R7), and says how that goes if it is to `tell`.
+    async fn release(&self, path: &str, tell: bool) {
+        let say = |phase| {
+            if tell {
+                self.say(phase);
+            }
+        };
         let mut pause = RETRY_FIRST;
         loop {
             match self.client.delete(path, None).await {
-                Ok(()) => return self.say(Phase::Released),
-                Err(error) if error.code() == Some(ErrorCode::NoNode) => return self.say(Phase::Released),
+                Ok(()) => return say(Phase::Released),
+                Err(error) if error.code() == Some(ErrorCode::NoNode) => return say(Phase::Released),
                 Err(corral_client::Error::SessionEnded { reason: EndReason::Expired | EndReason::Closed, .. }) => {
-                    return self.say(Phase::Released);
+                    return say(Phase::Released);
                 }
-                Err(error) if error.is_session_end() => return self.say(Phase::ReleaseRefused(error)),
+                Err(error) if error.is_session_end() => return say(Phase::ReleaseRefused(error)),
                 Err(error) => {
                     if !error.is_retryable() {
                         tracing::warn!(path, %error, "a contender cannot be deleted yet");
-                        self.say(Phase::ReleaseRefused(error));
+                        say(Phase::ReleaseRefused(error));
                     }
                     tokio::time::sleep(pause).await;
                     pause = (pause * 2).min(RETRY_MAX);

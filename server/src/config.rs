@@ -1232,13 +1232,12 @@ impl Draft<'_> {
         let observer = me.observer;
         match self.text("peerType").as_deref() {
             None => {}
-            Some(kind @ ("observer" | "participant")) => {
-                if (kind == "observer") != observer {
-                    let origin = self.origin("peerType");
-                    let text = format!("server.{my_id} says {}, and that holds", role(observer));
-                    self.notice(origin, "peerType", text, true);
-                }
+            Some(kind @ ("observer" | "participant")) if (kind == "observer") != observer => {
+                let origin = self.origin("peerType");
+                let text = format!("server.{my_id} says {}, and that holds", role(observer));
+                self.notice(origin, "peerType", text, true);
             }
+            Some("observer" | "participant") => {}
             Some(other) => {
                 self.fail("peerType", format!("\"{other}\" is no role; allowed: participant or observer"));
             }

@@ -36,10 +36,15 @@ pub(crate) fn reporter(node: Arc<NodeShared>, config: Arc<Config>) -> Reporter {
             ("fsync_count".to_owned(), stats.syncs.load(Relaxed).to_string()),
             ("fsync_total_ms".to_owned(), stats.sync_ms.load(Relaxed).to_string()),
             ("fsync_max_ms".to_owned(), stats.sync_max_ms.load(Relaxed).to_string()),
+            ("digest".to_owned(), format!("{:016x}", meta.digest)),
+            ("membership".to_owned(), format!("{:?}", status.identity.membership).to_lowercase()),
+            ("cluster".to_owned(), format!("{:016x}", status.identity.cluster)),
             ("election_count".to_owned(), status.elections.to_string()),
             ("epoch".to_owned(), status.epoch.to_string()),
             ("committed_zxid".to_owned(), status.committed.to_string()),
             ("log_end_zxid".to_owned(), status.last.zxid.to_string()),
+            ("digest".to_owned(), format!("{:#018x}", meta.digest)),
+            ("membership".to_owned(), format!("{:?}", status.identity.membership).to_lowercase()),
         ];
         if mode == ServerMode::Leader {
             let synced = status.learners.iter().filter(|(_, _, synced)| *synced).count();

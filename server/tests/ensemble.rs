@@ -164,8 +164,7 @@ async fn a_restarted_follower_catches_up_and_the_ensemble_restarts_whole() {
 
 #[tokio::test]
 async fn a_follower_that_missed_more_than_the_log_keeps_gets_a_snapshot() {
-    let mut ensemble =
-        Ensemble::start(3, "segmentSize=1M\nlogRetention=1M\nsnapshotThreshold=1M\nflushEntries=500\n").await;
+    let mut ensemble = Ensemble::start(3, "segmentSize=4M\nsnapshotThreshold=1M\nflushAfterEntries=500\n").await;
     let leader = ensemble.leader().await;
     let follower = ensemble.follower().await;
     let client = ensemble.client([leader], SESSION).await;
@@ -238,7 +237,7 @@ fn damage_first_frames(data: &std::path::Path) {
             let path = entry.unwrap().path();
             if path.is_dir() {
                 folders.push(path);
-            } else if path.file_name().is_some_and(|n| n.to_string_lossy().starts_with("log")) {
+            } else if path.parent().is_some_and(|p| p.ends_with("log")) && path.extension().is_none_or(|e| e != "tmp") {
                 segments.push(path);
             }
         }

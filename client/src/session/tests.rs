@@ -301,7 +301,7 @@ fn the_lease_counts_from_when_the_acknowledged_request_was_sent() {
     script.after(900);
     script.answer_ok(1, 1, data());
     assert_eq!(lease(&script), 600 + 2_900);
-    assert_eq!(script.session.lease_until(None).as_millis(), 600 + 2_000, "a third is the usual margin");
+    assert_eq!(script.session.lease_until(None).as_millis(), 600 + 1_350, "55 % is the usual margin");
     script.cut();
     assert_eq!(lease(&script), 600 + 2_900, "a lost connection changes nothing");
     script.after(100);

@@ -132,6 +132,15 @@ impl Server {
         state.connections.clear();
     }
 
+    /// Ends one session, as the leader does: its ephemerals go under one zxid.
+    #[allow(dead_code, reason = "not every test program that shares this server uses it")]
+    pub fn expire(&self, session: i64) {
+        let mut state = self.state.lock();
+        state.zxid += 1;
+        state.write(session, 0, Op::CloseSession(pb::CloseSession {})).unwrap();
+        state.connections.retain(|_, connection| connection.session != session);
+    }
+
     pub fn sessions(&self) -> usize {
         self.state.lock().sessions.len()
     }
@@ -436,6 +445,9 @@ impl State {
         let node = self.tree.get(path).ok_or(ErrorCode::NoNode)?;
         if version >= 0 && node.stat.version != version {
             return Err(ErrorCode::BadVersion);
+        }
+        if node.stat.num_children > 0 {
+            return Err(ErrorCode::NotEmpty);
         }
         self.tree.remove(path);
         let parent = path::parent(path).unwrap().to_owned();

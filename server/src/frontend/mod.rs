@@ -126,11 +126,6 @@ impl Frontend {
         Frontend { node }
     }
 
-    /// What the server is doing, for operators.
-    pub(crate) fn node(&self) -> &Arc<NodeShared> {
-        &self.node
-    }
-
     /// Begins or takes up a session; returns after the attach was executed here (P29).
     ///
     /// # Errors

@@ -132,15 +132,19 @@ def basic(hosts):
     lock_two.release()
     counter = one.Counter("/app/counter")
     counter += 3
+    # Another client reads from another server: it may be behind until it asks.
+    two.sync("/app/counter")
     assert two.Counter("/app/counter").value == 3
     queue = one.Queue("/app/queue")
     queue.put(b"first")
     queue.put(b"second")
+    two.sync("/app/queue")
     taken = two.Queue("/app/queue")
     assert (taken.get(), taken.get()) == (b"first", b"second")
     party_one, party_two = one.Party("/app/party", "one"), two.Party("/app/party", "two")
     party_one.join()
     party_two.join()
+    one.sync("/app/party")
     assert sorted(party_one) == ["one", "two"]
     led = []
     one.Election("/app/election", "one").run(lambda: led.append("one"))

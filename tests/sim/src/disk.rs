@@ -68,10 +68,7 @@ impl Disk {
             device: MemoryDevice::new(),
             stores: BTreeMap::new(),
             open: String::new(),
-            log: LogOptions {
-                segment_bytes: options.segment_bytes as u64,
-                retention_bytes: options.retention_bytes,
-            },
+            log: LogOptions { segment_bytes: options.segment_bytes as u64, retention_bytes: options.retention_bytes },
             tail_cache_bytes: options.tail_cache_bytes,
             rng: Rng::stream(seed, "disk"),
         }

@@ -1,8 +1,8 @@
 //! What goes wrong, how often, and within which budget; and the end of it: the liveness phase.
 
+use corral_core::member::MemberInput;
 use corral_core::storage::log_device::Fault as DeviceFault;
 use corral_core::zab::io::{Admin, Input, Membership, Phase, Role};
-use corral_core::member::MemberInput;
 use corral_proto::{ServerId, Zxid};
 
 use crate::checks::{Check, Violation};

@@ -129,13 +129,13 @@ impl World {
             heard: now,
         });
         let open = ToServer::Open { session: client.session, seen: client.seen, wire: client.wire };
-        self.to_server(index, open);
+        self.tell_server(index, open);
     }
 
     /// The client leaves its connection; the server hears of it later, after what is on its way.
     pub(crate) fn client_cuts(&mut self, index: usize) {
         if self.clients[index].connection.is_some() {
-            self.to_server(index, ToServer::Gone);
+            self.tell_server(index, ToServer::Gone);
             self.clients[index].forget_connection();
         }
     }
@@ -145,10 +145,10 @@ impl World {
         let cookie = client.next_cookie;
         client.next_cookie += 1;
         client.pending.push_back(Pending { cookie, call, floor });
-        self.to_server(index, ToServer::Request(cookie, request));
+        self.tell_server(index, ToServer::Request(cookie, request));
     }
 
-    fn to_server(&mut self, index: usize, message: ToServer) {
+    fn tell_server(&mut self, index: usize, message: ToServer) {
         let now = self.schedule.now();
         let delay = self.network.delay();
         let Some(connection) = &mut self.clients[index].connection else { return };
@@ -185,14 +185,7 @@ impl World {
                 }
                 process.connections.insert(
                     id,
-                    Connection {
-                        client,
-                        lane,
-                        nonce,
-                        next_n: wire.then_some(1),
-                        answered: false,
-                        arrives: now,
-                    },
+                    Connection { client, lane, nonce, next_n: wire.then_some(1), answered: false, arrives: now },
                 );
                 let timeout_ms = self.options.load.session_timeout_ms as i32;
                 let command = if new {
@@ -413,14 +406,7 @@ impl World {
         Ok(())
     }
 
-    fn on_reply(
-        &mut self,
-        index: usize,
-        id: u64,
-        cookie: u64,
-        zxid: Zxid,
-        result: Result<Answer, ErrorCode>,
-    ) -> Check {
+    fn on_reply(&mut self, index: usize, id: u64, cookie: u64, zxid: Zxid, result: Result<Answer, ErrorCode>) -> Check {
         const NAME: &str = "I23 session order";
         let client = &mut self.clients[index];
         let session = client.session.expect("replies come after the handshake");

@@ -87,14 +87,7 @@ impl History {
     }
 
     /// A write was answered. `floor` is [`History::floor`] when it was first sent.
-    pub fn on_write(
-        &mut self,
-        ghost: &Ghost,
-        key: WriteKey,
-        zxid: Zxid,
-        result: &ClientResult,
-        floor: Zxid,
-    ) -> Check {
+    pub fn on_write(&mut self, ghost: &Ghost, key: WriteKey, zxid: Zxid, result: &ClientResult, floor: Zxid) -> Check {
         const NAME: &str = "I22 writes are linearizable";
         self.answered += 1;
         let Some(entry) = ghost.committed_at(zxid) else {

@@ -139,8 +139,7 @@ impl Network {
     pub fn connect(&mut self, low: End, high: End, up: [Micros; 2]) -> StreamId {
         self.next += 1;
         let lane = |last| Lane { last, ..Lane::default() };
-        self.streams
-            .insert(self.next, Stream { ends: [low, high], lanes: [lane(up[0]), lane(up[1])], broken: false });
+        self.streams.insert(self.next, Stream { ends: [low, high], lanes: [lane(up[0]), lane(up[1])], broken: false });
         self.current.insert((low.server, high.server), self.next);
         self.next
     }

@@ -215,8 +215,7 @@ impl SimOptions {
 
     /// Options of one server's ordering machine.
     pub fn zab(&self, id: ServerId, machine_seed: u64) -> ZabOptions {
-        let kind =
-            |s: u64| if self.is_voter(ServerId(s)) { MemberKind::Voter } else { MemberKind::Observer };
+        let kind = |s: u64| if self.is_voter(ServerId(s)) { MemberKind::Voter } else { MemberKind::Observer };
         ZabOptions {
             id,
             quorum: QuorumSet::majority((1..=self.voters).map(ServerId)),

@@ -46,7 +46,13 @@ impl Summary {
 
 /// Runs `count` seeds from `from` on, on `threads` threads; `progress` is told after each. Stops early after
 /// `failures_max` failures.
-pub fn swarm(from: u64, count: u64, threads: usize, failures_max: usize, progress: impl Fn(&Summary) + Sync) -> Summary {
+pub fn swarm(
+    from: u64,
+    count: u64,
+    threads: usize,
+    failures_max: usize,
+    progress: impl Fn(&Summary) + Sync,
+) -> Summary {
     let next = AtomicU64::new(from);
     let enough = AtomicBool::new(false);
     let summary = Mutex::new(Summary::default());

@@ -12,10 +12,8 @@ use corral_core::member::{Member, MemberInput, MemberOptions, MemberOutput, REAP
 use corral_core::session::CloseReason;
 use corral_core::tree::entry::{Command, Settings, Txn};
 use corral_core::tree::read;
-use corral_core::zab::io::{
-    Entry, Input, LogOp, Membership, Output, Phase, Position, Role, SnapshotMeta, Status,
-};
 use corral_core::zab::codec;
+use corral_core::zab::io::{Entry, Input, LogOp, Membership, Output, Phase, Position, Role, SnapshotMeta, Status};
 use corral_core::zab::message::{Message, SyncPlan};
 use corral_proto::{ServerId, Zxid};
 
@@ -382,11 +380,14 @@ impl World {
             self.trace.mix(status.last.hash ^ status.committed.0 ^ u64::from(status.epoch) ^ out.len() as u64);
             for output in &out {
                 if let MemberOutput::Zab(Output::Log { seq, op }) = output {
-                    self.note_expiries(at, op)?;
+                    // With something outstanding, the proposal may have waited for the window since it was decided.
+                    if before.last.zxid == before.committed {
+                        self.note_expiries(at, op)?;
+                    }
                     self.checks.on_submit(at.server, at.process, *seq, op, &status)?;
                 }
             }
-            self.checks.on_status(at.server, &status)?;
+            self.checks.on_status(at.server, &before, &status)?;
             self.note_role(at.server, &before, &status);
             for output in out {
                 if self.output_crash_strikes(at) {
@@ -796,7 +797,8 @@ impl World {
         process.unflushed = 0;
         let position = process.apply.position();
         self.checks.on_executed(at.server, position, position.zxid)?;
-        let applied = corral_core::apply::Applied { zxid: position.zxid, persisted: position.zxid, ..Default::default() };
+        let applied =
+            corral_core::apply::Applied { zxid: position.zxid, persisted: position.zxid, ..Default::default() };
         self.apply_answers(at, MemberInput::Applied(applied));
         Ok(())
     }
@@ -941,12 +943,8 @@ impl World {
         }
         process.links.insert(peer.server, (end.link, stream, side));
         self.say(|| format!("{:?} has stream {} to {:?}", end.server, end.link, peer.server));
-        let input = Input::PeerUp {
-            peer: peer.server,
-            link: end.link,
-            instance: peer.instance,
-            start_count: peer.start_count,
-        };
+        let input =
+            Input::PeerUp { peer: peer.server, link: end.link, instance: peer.instance, start_count: peer.start_count };
         self.push_input(at, MemberInput::Zab(input));
     }
 
@@ -988,7 +986,8 @@ impl World {
 
     fn start(&mut self, id: ServerId) -> Check {
         let now = self.schedule.now();
-        let unlucky = self.stage == Stage::Safety && self.fault_rng.chance(self.options.faults.recovery_crash_per_mille);
+        let unlucky =
+            self.stage == Stage::Safety && self.fault_rng.chance(self.options.faults.recovery_crash_per_mille);
         let cut_after = unlucky.then(|| self.fault_rng.below(30));
         let machine_seed = self.rng.next();
         let server = self.servers.get_mut(&id).expect("servers are fixed");

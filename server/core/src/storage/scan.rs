@@ -409,7 +409,7 @@ fn analyse(candidates: &[Candidate], owner: Owner) -> Result<Scanned, (usize, Sc
                         what: what.to_owned(),
                     })
                 };
-                (at, error.map_or_else(broken, |error| error))
+                (at, error.unwrap_or_else(broken))
             })?;
             offset += blocks(head.len());
         }

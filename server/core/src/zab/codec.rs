@@ -268,6 +268,11 @@ fn put(out: &mut BytesMut, message: &Message) {
             out.put_u32_le(*epoch);
             out.put_u64_le(zxid.0);
         }
+        Message::Welcome { epoch, commit } => {
+            out.put_u8(20);
+            out.put_u32_le(*epoch);
+            out.put_u64_le(commit.0);
+        }
     }
 }
 
@@ -406,6 +411,7 @@ fn take(input: &mut Reader) -> Result<Message, DecodeError> {
         17 => Message::ReadPoint { epoch: input.u32()?, tag: input.u64()?, zxid: input.zxid()? },
         18 => Message::Handover { epoch: input.u32()? },
         19 => Message::DigestMismatch { epoch: input.u32()?, zxid: input.zxid()? },
+        20 => Message::Welcome { epoch: input.u32()?, commit: input.zxid()? },
         other => return Err(DecodeError::Unknown("message", other)),
     })
 }
@@ -488,6 +494,7 @@ mod tests {
             (any::<u32>(), any::<u64>(), zxid()).prop_map(|(epoch, tag, zxid)| Message::ReadPoint { epoch, tag, zxid }),
             any::<u32>().prop_map(|epoch| Message::Handover { epoch }),
             (any::<u32>(), zxid()).prop_map(|(epoch, zxid)| Message::DigestMismatch { epoch, zxid }),
+            (any::<u32>(), zxid()).prop_map(|(epoch, commit)| Message::Welcome { epoch, commit }),
         ]
     }
 

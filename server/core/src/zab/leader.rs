@@ -8,11 +8,10 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use bytes::Bytes;
 use corral_proto::{ServerId, SessionId, Zxid};
 
-use super::election::Looking;
-use super::io::{Entry, Output, Outputs, Phase, Position, Promise, Relation, SnapshotMeta};
+use super::io::{Entry, Membership, Output, Outputs, Phase, Position, Promise, Relation, SnapshotMeta};
 use super::message::{Message, SyncPlan};
 use super::sync::{self, Choice, Table};
-use super::{State, Zab};
+use super::{State, Zab, votes};
 
 /// After so many rejections an established leader looks for an epoch that the rejecting server can promise (P8).
 const REJECTIONS_MAX: u32 = 3;
@@ -56,13 +55,31 @@ enum Progress {
 struct Learner {
     promise: u32,
     progress: Progress,
-    /// Whether it counts in this epoch (P6, P25): decided by its AckEpoch.
-    counts: bool,
+    /// Whether its promise counts for this leader (P6). Only the opening of the epoch asks for that: once it is open,
+    /// whoever votes and has promised it, to whomever, counts with its acks and pongs.
+    promise_counts: bool,
     acked: Zxid,
     up_to_date: bool,
     rejections: u32,
     heard_ms: u64,
     pong: u64,
+    /// See [`Welcome`].
+    welcome: Welcome,
+}
+
+/// How far an amnesiac voter is on its way back (P9).
+///
+/// It may have promised a higher epoch to somebody who is still gathering promises, and who will count that one although
+/// nobody remembers it. So it is welcomed only when *every* other voter answers a ping that left after its
+/// AckEpoch: whoever gathers promises has made his own first, and answers no ping of a lower epoch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Welcome {
+    /// Not asked for.
+    No,
+    /// Waits for pongs of this number or later.
+    Since(u64),
+    /// Said.
+    Done,
 }
 
 /// Who asked for a read point: this server's clients, or a learner.
@@ -100,7 +117,8 @@ pub(crate) struct Leading {
     told: bool,
     /// No further write is accepted in this epoch (P17).
     draining: bool,
-    successor: Option<ServerId>,
+    /// Who takes over, and until when he must hold everything.
+    successor: Option<(ServerId, u64)>,
     learners: BTreeMap<ServerId, Learner>,
     /// Accepted and not yet appended, because the window is full.
     waiting: VecDeque<Bytes>,
@@ -294,8 +312,8 @@ impl Zab {
         }
         learner.promise = epoch;
         learner.heard_ms = now;
-        learner.counts = holds.counts && votes;
-        if learner.counts && !leading.established && holds.last.zxid > own {
+        learner.promise_counts = holds.counts && votes;
+        if learner.promise_counts && !leading.established && holds.last.zxid > own {
             // A member of the majority-to-be knows more: he should lead (P7).
             self.look("a follower has a more recent log", out);
             return;
@@ -343,11 +361,9 @@ impl Zab {
     pub(super) fn on_ack(&mut self, peer: ServerId, epoch: u32, zxid: Zxid, _applied: Zxid) {
         let Some(learner) = self.learner_in(peer, epoch) else { return };
         match &mut learner.progress {
-            Progress::Installing(meta) => {
-                if zxid == meta.position.zxid {
-                    learner.acked = zxid;
-                    learner.progress = Progress::streaming(meta.position);
-                }
+            Progress::Installing(meta) if zxid == meta.position.zxid => {
+                learner.acked = zxid;
+                learner.progress = Progress::streaming(meta.position);
             }
             Progress::Streaming { next, in_flight, in_flight_bytes, .. } => {
                 // An ack of what was never sent on this stream is a protocol error (P21): it counts for nothing.
@@ -369,7 +385,6 @@ impl Zab {
         peer: ServerId,
         epoch: u32,
         seq: u64,
-        _applied: Zxid,
         touched: Vec<SessionId>,
         digest: (Zxid, u64),
         out: &mut Outputs,
@@ -484,11 +499,12 @@ impl Zab {
 
     pub(super) fn on_transfer(&mut self, target: ServerId, out: &mut Outputs) {
         let votes = self.is_voting_peer(target);
+        let patience = self.now.mono_ms + self.options.sync_timeout_ms;
         let State::Leading(leading) = &mut self.state else { return };
-        let ready = leading.learners.get(&target).is_some_and(|l| l.up_to_date && l.counts);
+        let ready = leading.learners.get(&target).is_some_and(|l| l.up_to_date);
         if leading.activated && ready && votes {
             leading.draining = true;
-            leading.successor = Some(target);
+            leading.successor = Some((target, patience));
         } else {
             out.push(Output::Note(format!(
                 "server {target} cannot take over: it does not follow this leader as a voter"
@@ -530,9 +546,11 @@ impl Zab {
         let now = self.now.mono_ms;
         let (sync, init) = (self.options.sync_timeout_ms, self.options.init_timeout_ms);
         let id = self.options.id;
+        let counts = |s: ServerId| votes(&self.options, &self.identity, &self.peers, s);
         let State::Leading(leading) = &mut self.state else { return };
-        // P23: a leader that no majority answers leads no more.
-        let heard = |s: ServerId| s == id || leading.learners.get(&s).is_some_and(|l| now <= l.heard_ms + sync);
+        // P23: a leader that no majority answers leads no more. Who does not vote cannot help him.
+        let heard =
+            |s: ServerId| s == id || counts(s) && leading.learners.get(&s).is_some_and(|l| now <= l.heard_ms + sync);
         let quorum = self.options.quorum.has_quorum(heard);
         if !quorum && now > leading.since_ms + sync {
             self.look("no majority was heard for syncTimeout", out);
@@ -608,7 +626,43 @@ impl Zab {
         // An ensemble of one may have nothing to wait for but its disk; for all others this sends what is new.
         self.replicate(out);
         self.advance_rounds(out);
+        self.advance_welcomes(out);
         self.advance_drain(out);
+    }
+
+    /// Amnesiacs become members again when nothing they forgot can matter any more: see [`Welcome`].
+    fn advance_welcomes(&mut self, out: &mut Outputs) {
+        let amnesiac = |peer: &ServerId| {
+            self.options.quorum.is_voter(*peer)
+                && self.peers.get(peer).and_then(|p| p.identity).is_some_and(|r| r.membership == Membership::Amnesiac)
+        };
+        let State::Leading(leading) = &self.state else { return };
+        let waiting: Vec<ServerId> = leading
+            .learners
+            .iter()
+            .filter(|(peer, l)| l.up_to_date && l.welcome != Welcome::Done && amnesiac(peer))
+            .map(|(peer, _)| *peer)
+            .collect();
+        let (id, voters, commit) = (self.options.id, self.options.quorum.voters(), self.committed);
+        for peer in waiting {
+            let State::Leading(leading) = &mut self.state else { return };
+            let (epoch, next_ping) = (leading.epoch, leading.ping_seq + 1);
+            let answered = |seq: u64| {
+                let mut others = voters.iter().filter(|s| **s != id && **s != peer);
+                others.all(|s| leading.learners.get(s).is_some_and(|l| l.pong >= seq))
+            };
+            let welcome = match leading.learners.get(&peer).map(|l| l.welcome) {
+                Some(Welcome::No) => Welcome::Since(next_ping),
+                Some(Welcome::Since(seq)) if answered(seq) => Welcome::Done,
+                _ => continue,
+            };
+            if let Some(learner) = leading.learners.get_mut(&peer) {
+                learner.welcome = welcome;
+            }
+            if welcome == Welcome::Done {
+                self.send(peer, Message::Welcome { epoch, commit }, out);
+            }
+        }
     }
 
     fn advance_discovery(&mut self, out: &mut Outputs) {
@@ -652,7 +706,11 @@ impl Zab {
             return;
         }
         let promised = |s: ServerId| {
-            s == id || leading.learners.get(&s).is_some_and(|l| l.counts && matches!(l.progress, Progress::Compared(_)))
+            s == id
+                || leading
+                    .learners
+                    .get(&s)
+                    .is_some_and(|l| l.promise_counts && matches!(l.progress, Progress::Compared(_)))
         };
         if self.options.quorum.has_quorum(promised) {
             // Nothing of a former role is in the log writer's queue: the promise was behind it.
@@ -759,6 +817,7 @@ impl Zab {
     /// P20: the largest zxid of this epoch that a majority holds, each by its own disk.
     fn advance_commit(&mut self, out: &mut Outputs) {
         let (id, durable) = (self.options.id, self.durable.zxid);
+        let counts = |s: ServerId| votes(&self.options, &self.identity, &self.peers, s);
         let State::Leading(leading) = &mut self.state else { return };
         if !leading.established {
             return;
@@ -769,7 +828,7 @@ impl Zab {
             if s == id {
                 durable
             } else {
-                leading.learners.get(&s).filter(|l| l.counts).map_or(Zxid::ZERO, |l| l.acked)
+                leading.learners.get(&s).filter(|_| counts(s)).map_or(Zxid::ZERO, |l| l.acked)
             }
         };
         let watermark = self.options.quorum.watermark(held);
@@ -897,12 +956,13 @@ impl Zab {
             }
         }
         let id = self.options.id;
+        let counts = |s: ServerId| votes(&self.options, &self.identity, &self.peers, s);
         let State::Leading(leading) = &mut self.state else { return };
         let epoch = leading.epoch;
         let mut answered = Vec::new();
         let learners = &leading.learners;
         leading.rounds.retain(|round| {
-            let pong = |s: ServerId| s == id || learners.get(&s).is_some_and(|l| l.counts && l.pong >= round.seq);
+            let pong = |s: ServerId| s == id || counts(s) && learners.get(&s).is_some_and(|l| l.pong >= round.seq);
             let included = round.confirm.as_ref().is_none_or(|(_, include)| {
                 include.iter().all(|s| learners.get(s).is_none_or(|l| !l.up_to_date || l.pong >= round.seq))
             });
@@ -928,27 +988,26 @@ impl Zab {
     /// P17: when everything accepted is committed, the successor takes over, or a new epoch begins.
     fn advance_drain(&mut self, out: &mut Outputs) {
         let end = self.log.end().zxid;
+        let now = self.now.mono_ms;
         let State::Leading(leading) = &mut self.state else { return };
         if !leading.draining || self.committed < end {
             return;
         }
         let epoch = leading.epoch;
-        match leading.successor {
-            None => self.restart_discovery(epoch, out),
-            Some(successor) => match leading.learners.get(&successor) {
-                Some(learner) if learner.acked >= end => {
-                    self.send(successor, Message::Handover { epoch }, out);
-                    out.push(Output::Note(format!("leadership is handed over to server {successor}")));
-                    self.leave_role(out);
-                    self.state = State::Looking(Looking::default());
-                    self.start_election(out);
-                }
-                Some(_) => {}
-                None => {
-                    leading.successor = None;
-                    out.push(Output::Note(format!("server {successor} is gone and cannot take over")));
-                }
-            },
+        // Without a successor a new epoch begins here, so that what was not accepted meanwhile is offered again.
+        let Some((successor, until)) = leading.successor else { return self.restart_discovery(epoch, out) };
+        match leading.learners.get(&successor) {
+            Some(learner) if learner.acked >= end => {
+                self.send(successor, Message::Handover { epoch }, out);
+                out.push(Output::Note(format!("leadership is handed over to server {successor}")));
+                self.leave_role(out);
+                self.start_election(out);
+            }
+            Some(_) if now <= until => {}
+            _ => {
+                leading.successor = None;
+                out.push(Output::Note(format!("server {successor} does not keep up and cannot take over")));
+            }
         }
     }
 }
@@ -958,12 +1017,13 @@ impl Learner {
         Learner {
             promise,
             progress: Progress::Greeted,
-            counts: false,
+            promise_counts: false,
             acked: Zxid::ZERO,
             up_to_date: false,
             rejections: 0,
             heard_ms: now_ms,
             pong: 0,
+            welcome: Welcome::No,
         }
     }
 }

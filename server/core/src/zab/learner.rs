@@ -60,7 +60,7 @@ pub(crate) struct Learning {
     accepted: Zxid,
     /// (e,0) is committed and held: this server serves.
     pub(super) up_to_date: bool,
-    /// What the leader had committed when he said so: an amnesiac is a member again once it holds that much.
+    /// What the leader had committed when he welcomed this amnesiac: it is a member again once it holds that much.
     member_at: Option<Zxid>,
     /// Last acknowledged.
     acked: Zxid,
@@ -249,16 +249,26 @@ impl Zab {
     }
 
     pub(super) fn on_up_to_date(&mut self, peer: ServerId, epoch: u32, commit: Zxid, out: &mut Outputs) {
+        let voter = self.options.quorum.is_voter(self.options.id);
         let Some(learning) = self.learning_in(peer, epoch) else { return };
         if learning.up_to_date || !matches!(learning.stage, Stage::Streaming { .. }) {
             return;
         }
         learning.up_to_date = true;
-        learning.member_at = Some(commit.max(Zxid::new(epoch, 0)));
+        if !voter {
+            // An observer's promises never counted: what is committed is all it may have lost.
+            learning.member_at = Some(commit.max(Zxid::new(epoch, 0)));
+        }
         self.commit_upto(commit);
         out.push(Output::Relation(Some(Relation { leader: peer, epoch })));
         for tag in self.reads.clone() {
             self.send(peer, Message::ReadIndex { epoch, tag }, out);
+        }
+    }
+
+    pub(super) fn on_welcome(&mut self, peer: ServerId, epoch: u32, commit: Zxid) {
+        if let Some(learning) = self.learning_in(peer, epoch) {
+            learning.member_at = Some(commit.max(Zxid::new(epoch, 0)));
         }
     }
 
@@ -365,7 +375,11 @@ impl Zab {
             }
             Stage::Installing { snapshot, seq } if done >= seq && installed => {
                 learning.accepted = snapshot.position.zxid;
+                learning.acked = learning.accepted;
                 learning.stage = Stage::Streaming { since: seq };
+                // The leader waits for this ack, whatever was acknowledged before: it means "installed".
+                let (zxid, applied) = (learning.acked, self.applied);
+                self.send(leader, Message::Ack { epoch, zxid, applied }, out);
             }
             _ => {}
         }
@@ -390,7 +404,7 @@ impl Zab {
         }
     }
 
-    /// An amnesiac that holds everything a majority of the others has committed remembers again (P9).
+    /// An amnesiac that was welcomed and holds everything that was committed by then remembers again (P9).
     fn remember(&mut self, out: &mut Outputs) {
         if self.identity.membership != Membership::Amnesiac || self.identity_submitted.is_some() {
             return;

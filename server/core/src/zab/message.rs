@@ -193,6 +193,14 @@ pub enum Message {
         /// The leader's epoch.
         epoch: u32,
     },
+    /// Every other voter has answered a ping that left after the receiver, an amnesiac, had promised this epoch: nothing it
+    /// may have promised before can matter any more. It is a member again once it holds `commit` (P9).
+    Welcome {
+        /// The leader's epoch.
+        epoch: u32,
+        /// Commit watermark.
+        commit: Zxid,
+    },
     /// The receiver's tree differs from a majority's at this entry (P35): it must stop.
     DigestMismatch {
         /// The leader's epoch.

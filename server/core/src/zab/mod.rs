@@ -37,6 +37,8 @@ pub mod learner;
 pub mod message;
 pub mod quorum;
 pub mod sync;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -345,10 +347,11 @@ impl Zab {
             Message::Ping { epoch, seq, commit } => self.on_ping(peer, epoch, seq, commit, out),
             Message::ReadPoint { epoch, tag, zxid } => self.on_read_point(peer, epoch, tag, zxid, out),
             Message::Handover { epoch } => self.on_handover(peer, epoch, out),
+            Message::Welcome { epoch, commit } => self.on_welcome(peer, epoch, commit),
             Message::DigestMismatch { epoch, zxid } => self.on_digest_mismatch(peer, epoch, zxid, out),
             Message::Ack { epoch, zxid, applied } => self.on_ack(peer, epoch, zxid, applied),
-            Message::Pong { epoch, seq, applied, touched, digest } => {
-                self.on_pong(peer, epoch, seq, applied, touched, digest, out);
+            Message::Pong { epoch, seq, applied: _, touched, digest } => {
+                self.on_pong(peer, epoch, seq, touched, digest, out);
             }
             Message::Forward { epoch, payloads } => self.on_forward(peer, epoch, payloads, out),
             Message::ReadIndex { epoch, tag } => self.on_remote_read_index(peer, epoch, tag),
@@ -503,10 +506,7 @@ impl Zab {
 
     /// Whether a peer votes and counts, by what it says over its stream.
     fn is_voting_peer(&self, peer: ServerId) -> bool {
-        self.options.quorum.is_voter(peer)
-            && self.peers.get(&peer).and_then(|p| p.identity).is_some_and(|report| {
-                report.membership == Membership::Member && report.cluster == self.identity.cluster
-            })
+        votes(&self.options, &self.identity, &self.peers, peer)
     }
 
     /// Leaves whatever relation there is and looks for a leader. Everything the role held is dropped with it (P2).
@@ -604,6 +604,16 @@ impl Zab {
         };
         if why.is_empty() { what.to_owned() } else { format!("{what}; {}", why.join("; ")) }
     }
+}
+
+/// Whether a peer votes and counts. A server that lost its memory does from the moment on at which it says that it is a
+/// member again: its promise and everything it acknowledged over this stream is on its disk.
+pub(crate) fn votes(options: &Options, own: &Identity, peers: &BTreeMap<ServerId, Peer>, peer: ServerId) -> bool {
+    options.quorum.is_voter(peer)
+        && peers
+            .get(&peer)
+            .and_then(|p| p.identity)
+            .is_some_and(|report| report.membership == Membership::Member && report.cluster == own.cluster)
 }
 
 /// The one of two places of a log that comes first.

@@ -89,7 +89,8 @@ pub fn choose(
         Common::None => Choice::Snap { at_least: leader.base.zxid.max(applied) },
         Common::Point(point) if point.zxid < applied => Choice::Refuse(applied),
         // A snapshot by choice must not be older than the point: the learner may have acknowledged what is before it.
-        Common::Point(point) if leader_applied >= point.zxid && too_far(point.zxid) => {
+        // One that is no newer would save nothing.
+        Common::Point(point) if leader_applied > point.zxid && too_far(point.zxid) => {
             Choice::Snap { at_least: point.zxid.max(applied) }
         }
         Common::Point(point) if point.zxid == last.zxid => Choice::Diff(point),

@@ -23,12 +23,7 @@ pub(super) fn on_apply(ghost: &mut Ghost, server: ServerId, entry: &Entry, statu
         "{server:?} executes {entry:?}; its commit watermark is {:?}",
         status.committed
     );
-    ensure!(
-        truth.disk.holds(position),
-        NAME,
-        "{server:?} executes {entry:?}; its disk ends at {:?}",
-        truth.disk.end()
-    );
+    ensure!(truth.disk.holds(position), NAME, "{server:?} executes {entry:?}; its disk ends at {:?}", truth.disk.end());
     ghost.server_mut(server).handed_out = position;
     Ok(())
 }
@@ -56,11 +51,7 @@ pub(super) fn on_executed(ghost: &mut Ghost, server: ServerId, position: Positio
 
 pub(super) fn on_recovered(ghost: &mut Ghost, server: ServerId, recovered: &Recovered) -> Check {
     let applied = recovered.applied;
-    ensure!(
-        ghost.is_committed(applied),
-        NAME,
-        "{server:?} starts with a store at {applied:?}, which is not committed"
-    );
+    ensure!(ghost.is_committed(applied), NAME, "{server:?} starts with a store at {applied:?}, which is not committed");
     let truth = ghost.server_mut(server);
     ensure!(
         applied.zxid >= truth.persisted,

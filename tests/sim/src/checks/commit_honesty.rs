@@ -8,20 +8,17 @@ use super::{Check, CommittedEntry, Ghost, ensure};
 
 const NAME: &str = "I15 commit honesty";
 
-pub(super) fn on_status(ghost: &mut Ghost, server: ServerId, status: &Status) -> Check {
+pub(super) fn on_status(ghost: &mut Ghost, server: ServerId, before: &Status, status: &Status) -> Check {
     let head = ghost.head();
-    if status.role != Role::Leading || status.committed <= head.zxid {
+    // A leader may commit and make way in one step.
+    let leads = before.role == Role::Leading || status.role == Role::Leading;
+    if !leads || status.committed <= head.zxid {
         return Ok(());
     }
     let zxid = status.committed;
     // The same step may have begun to look for the next epoch (P17).
     let own = ghost.established.get(&zxid.epoch()).is_some_and(|e| e.leader == server);
-    ensure!(
-        own && zxid.epoch() <= status.epoch,
-        NAME,
-        "{server:?} leads epoch {} and commits {zxid:?}",
-        status.epoch
-    );
+    ensure!(own && zxid.epoch() <= status.epoch, NAME, "{server:?} leads epoch {} and commits {zxid:?}", status.epoch);
     let mem = &ghost.server(server).mem;
     let Some(hash) = mem.hash_at(zxid) else {
         ensure!(false, NAME, "{server:?} commits {zxid:?}; its log ends at {:?}", mem.end());
@@ -30,8 +27,10 @@ pub(super) fn on_status(ghost: &mut Ghost, server: ServerId, status: &Status) ->
     let position = Position { zxid, hash };
     let holders: Vec<ServerId> =
         ghost.servers().filter(|(_, s)| s.voter && s.disk.holds(position)).map(|(id, _)| id).collect();
+    // A disk that is lost held it when it said so, and does not vote any more: as in I9.
+    let lost = ghost.servers().filter(|(_, s)| s.voter && !s.counts() && !s.disk.holds(position)).count();
     ensure!(
-        holders.len() >= ghost.majority(),
+        holders.len() + lost >= ghost.majority(),
         NAME,
         "{server:?} commits {position:?}, which is on the disks of {holders:?} only"
     );

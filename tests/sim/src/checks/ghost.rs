@@ -62,6 +62,9 @@ impl LogImage {
 
     /// Forgets what is at or below `base`.
     pub fn trim(&mut self, base: Position) {
+        if base.zxid <= self.base.zxid {
+            return;
+        }
         self.entries.drain(..self.entries.partition_point(|p| p.zxid <= base.zxid));
         self.base = base;
     }
@@ -178,10 +181,7 @@ impl ServerGhost {
             LogOp::Truncate { to } => self.disk.truncate(to.zxid),
             LogOp::SetPromise(promise) => self.promise = *promise,
             LogOp::SetIdentity(identity) => self.identity = Some(*identity),
-            LogOp::InstallSnapshot(meta) => {
-                self.disk = LogImage::from_base(meta.position);
-                self.persisted = meta.position.zxid;
-            }
+            LogOp::InstallSnapshot(meta) => self.disk = LogImage::from_base(meta.position),
         }
     }
 
@@ -251,9 +251,7 @@ impl Ghost {
 
     /// Whether appending this entry now is proposing it.
     pub fn is_proposal(&self, status: &Status, entry: &Entry) -> bool {
-        status.role == Role::Leading
-            && status.epoch == entry.zxid.epoch()
-            && !self.proposed.contains_key(&entry.zxid)
+        status.role == Role::Leading && status.epoch == entry.zxid.epoch() && !self.proposed.contains_key(&entry.zxid)
     }
 
     /// Whether a log that ends in `end` contains `position`, by what was proposed.

@@ -148,8 +148,8 @@ impl Checks {
     }
 
     /// A step is over.
-    pub fn on_status(&mut self, server: ServerId, status: &Status) -> Check {
-        commit_honesty::on_status(&mut self.ghost, server, status)?;
+    pub fn on_status(&mut self, server: ServerId, before: &Status, status: &Status) -> Check {
+        commit_honesty::on_status(&mut self.ghost, server, before, status)?;
         watermark::on_status(&mut self.ghost, server, status)
     }
 

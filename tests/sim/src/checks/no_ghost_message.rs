@@ -16,6 +16,7 @@ pub(super) fn on_send(server: ServerId, message: &Message, before: &Status, afte
         | Message::Ping { epoch, .. }
         | Message::ReadPoint { epoch, .. }
         | Message::DigestMismatch { epoch, .. }
+        | Message::Welcome { epoch, .. }
         | Message::Handover { epoch } => (*epoch, true),
         Message::Ack { epoch, .. }
         | Message::Pong { epoch, .. }

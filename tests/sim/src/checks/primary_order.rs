@@ -10,11 +10,8 @@ pub(super) fn on_append(ghost: &Ghost, server: ServerId, entry: &Entry) -> Check
     let previous = ghost.server(server).mem.end().zxid;
     let (old, new) = (previous.epoch(), entry.zxid.epoch());
     ensure!(new >= old, "I5 global primary order", "{server:?} appends {entry:?} after {previous:?}");
-    let follows = if new == old {
-        entry.zxid.counter() == previous.counter().wrapping_add(1)
-    } else {
-        entry.zxid.counter() == 0
-    };
+    let follows =
+        if new == old { entry.zxid.counter() == previous.counter().wrapping_add(1) } else { entry.zxid.counter() == 0 };
     ensure!(follows, "I4 local primary order", "{server:?} appends {entry:?} after {previous:?}");
     Ok(())
 }

@@ -24,11 +24,7 @@ pub(super) fn on_submit(ghost: &mut Ghost, server: ServerId, promise: &Promise) 
 pub(super) fn on_durable(ghost: &Ghost, server: ServerId, op: &LogOp) -> Check {
     let LogOp::SetPromise(promise) = op else { return Ok(()) };
     let former = ghost.server(server).promise;
-    ensure!(
-        promise.epoch > former.epoch || *promise == former,
-        NAME,
-        "{server:?} writes {promise:?} over {former:?}"
-    );
+    ensure!(promise.epoch > former.epoch || *promise == former, NAME, "{server:?} writes {promise:?} over {former:?}");
     Ok(())
 }
 

@@ -1,0 +1,78 @@
+//! What the system knows of a process: CPU time and memory, from /proc.
+
+use std::fs;
+use std::time::Duration;
+
+use crate::{Result, context};
+
+/// /proc counts CPU time in units of 1/100 s on every Linux (`USER_HZ`), whatever the kernel's own tick.
+const TICK: Duration = Duration::from_millis(10);
+
+/// CPU time that a process has used, user and system, its ended threads included.
+pub fn cpu(pid: u32) -> Result<Duration> {
+    let stat = read(pid, "stat")?;
+    parse_cpu(&stat).ok_or_else(|| format!("/proc/{pid}/stat has an unknown form").into())
+}
+
+/// Resident memory of a process, bytes.
+pub fn resident_bytes(pid: u32) -> Result<u64> {
+    let status = read(pid, "status")?;
+    parse_kib(&status, "VmRSS:").map(|kib| kib * 1024).ok_or_else(|| format!("/proc/{pid}/status has no VmRSS").into())
+}
+
+/// Bytes that the files of a folder take on disk.
+pub fn disk_bytes(folder: &std::path::Path) -> u64 {
+    use std::os::unix::fs::MetadataExt;
+    let Ok(entries) = fs::read_dir(folder) else { return 0 };
+    entries
+        .flatten()
+        .map(|entry| match entry.metadata() {
+            Ok(metadata) if metadata.is_dir() => disk_bytes(&entry.path()),
+            // Blocks are of 512 bytes here, whatever the file system's.
+            Ok(metadata) => metadata.blocks() * 512,
+            // Files come and go while a server runs.
+            Err(_) => 0,
+        })
+        .sum()
+}
+
+fn read(pid: u32, file: &str) -> Result<String> {
+    fs::read_to_string(format!("/proc/{pid}/{file}")).map_err(context(format!("process {pid}")))
+}
+
+/// Fields 14 and 15. The second field, the name, may hold anything, so the count begins after its last parenthesis.
+fn parse_cpu(stat: &str) -> Option<Duration> {
+    let mut fields = stat.rsplit_once(')')?.1.split_ascii_whitespace().skip(11);
+    let user: u32 = fields.next()?.parse().ok()?;
+    let system: u32 = fields.next()?.parse().ok()?;
+    Some(TICK * (user + system))
+}
+
+fn parse_kib(status: &str, key: &str) -> Option<u64> {
+    status.lines().find_map(|line| line.strip_prefix(key))?.trim().strip_suffix(" kB")?.trim().parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_with_spaces_and_parentheses_does_not_shift_the_fields() {
+        let stat = "42 (a ) (b) S 1 2 3 4 5 6 7 8 9 10 250 50 0 0 20 0 7";
+        assert_eq!(parse_cpu(stat), Some(Duration::from_secs(3)));
+        assert_eq!(parse_cpu("42 (short) S 1"), None);
+    }
+
+    #[test]
+    fn resident_memory_is_read_in_kib() {
+        assert_eq!(parse_kib("Name:\tx\nVmRSS:\t  1234 kB\n", "VmRSS:"), Some(1234));
+        assert_eq!(parse_kib("Name:\tx\n", "VmRSS:"), None);
+    }
+
+    #[test]
+    fn this_process_has_cpu_time_and_memory() {
+        assert!(cpu(std::process::id()).is_ok());
+        assert!(resident_bytes(std::process::id()).unwrap() > 100_000);
+        assert!(cpu(u32::MAX).is_err());
+    }
+}

@@ -1,0 +1,232 @@
+//! The built shell, run as people and scripts run it: what it prints where, and how it exits.
+
+#[allow(dead_code)]
+mod fake;
+
+use std::io::{BufRead, BufReader, Write};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use corral_client::{Client, CreateMode};
+use fake::Server;
+
+/// What a run left.
+#[derive(Debug, PartialEq, Eq)]
+struct Run {
+    code: i32,
+    out: String,
+    err: String,
+}
+
+fn zkcli(server: &str) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_zkcli"));
+    for variable in ["ZKCLI_OUTPUT", "ZKCLI_TIMEOUT", "ZKCLI_SESSION_TIMEOUT", "ZKCLI_WAIT", "ZKCLI_AUTH", "ZKCLI_LOG"]
+    {
+        command.env_remove(variable);
+    }
+    command.env("ZKCLI_SERVER", server).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+}
+
+fn run_with(mut command: Command, args: &[&str], input: &[u8]) -> Run {
+    let mut child = command.args(args).stdin(Stdio::piped()).spawn().unwrap();
+    child.stdin.take().unwrap().write_all(input).unwrap();
+    let output = child.wait_with_output().unwrap();
+    Run {
+        code: output.status.code().unwrap(),
+        out: String::from_utf8_lossy(&output.stdout).into_owned(),
+        err: String::from_utf8_lossy(&output.stderr).into_owned(),
+    }
+}
+
+/// Runs the shell against a server, beside the runtime that serves it.
+async fn run_input(server: &Server, args: &[&str], input: &[u8]) -> Run {
+    let (command, input) = (zkcli(&server.address), input.to_vec());
+    let args: Vec<String> = args.iter().map(|arg| (*arg).to_owned()).collect();
+    tokio::task::spawn_blocking(move || run_with(command, &args.iter().map(String::as_str).collect::<Vec<_>>(), &input))
+        .await
+        .unwrap()
+}
+
+async fn run(server: &Server, args: &[&str]) -> Run {
+    run_input(server, args, b"").await
+}
+
+fn said(code: i32, out: &str, err: &str) -> Run {
+    Run { code, out: out.to_owned(), err: err.to_owned() }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn verbs_print_as_zookeepers_and_close_their_session() {
+    let server = Server::start().await;
+    assert_eq!(run(&server, &["create", "/a", "hello"]).await, said(0, "", "Created /a\n"));
+    assert_eq!(run(&server, &["create", "/a/c"]).await, said(0, "", "Created /a/c\n"));
+    assert_eq!(run(&server, &["create", "-s", "/a/n-", "x"]).await, said(0, "", "Created /a/n-0000000001\n"));
+    assert_eq!(run(&server, &["ls", "/a"]).await, said(0, "[c, n-0000000001]\n", ""));
+    assert_eq!(run(&server, &["ls", "-R", "/"]).await, said(0, "/\n/a\n/a/c\n/a/n-0000000001\n", ""));
+    assert_eq!(run(&server, &["set", "-v", "0", "/a", "two words"]).await, said(0, "", ""));
+    assert_eq!(run(&server, &["sync", "/a"]).await, said(0, "Sync is OK\n", ""));
+    let stat = run(&server, &["stat", "/a"]).await;
+    assert!(stat.out.contains("\ndataVersion = 1\n") && stat.out.ends_with("numChildren = 2\n"), "{}", stat.out);
+    assert_eq!(run(&server, &["create", "-e", "/gone"]).await.code, 0);
+    assert!(!server.exists("/gone"), "an ephemeral goes with its session");
+    assert_eq!(run(&server, &["delete", "/a/c"]).await, said(0, "", ""));
+    assert_eq!(server.sessions(), 0);
+    assert_eq!(server.state.lock().violations, Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn failures_exit_by_class_and_are_told_on_standard_error() {
+    let server = Server::start().await;
+    server.set("/a", "x");
+    server.set("/a/b", "x");
+    for (args, code, err) in [
+        (&["get", "/none"][..], 3, "Node does not exist: /none\n"),
+        (&["set", "-v", "7", "/a", "y"], 4, "version No is not valid : /a\n"),
+        (&["delete", "/a"], 7, "Node not empty: /a\n"),
+        (&["create", "/a"], 1, "Node already exists: /a\n"),
+        (&["addauth", "kerberos", "x"], 5, "KeeperErrorCode = AuthFailed (authentication failed)\n"),
+        (&["frobnicate"], 127, "Command not found: Command not found frobnicate\n"),
+    ] {
+        assert_eq!(run(&server, args).await, said(code, "", err), "{args:?}");
+    }
+    let usage = run(&server, &["get"]).await;
+    assert_eq!((usage.code, usage.err.as_str()), (2, "path is missing\nusage: get [-s] [-w] [-b] [-x] path\n"));
+    assert_eq!(run(&server, &["ls", "a"]).await.code, 2);
+    let json = run(&server, &["-o", "json", "get", "/none"]).await;
+    assert!(json.code == 3 && json.err.contains(r#""name":"NoNode""#), "{json:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn data_passes_pipes_byte_for_byte() {
+    let server = Server::start().await;
+    let bytes: Vec<u8> = (0..=255).collect();
+    assert_eq!(run_input(&server, &["create", "/a", "-"], &bytes).await.code, 0);
+    let output = {
+        let mut command = zkcli(&server.address);
+        tokio::task::spawn_blocking(move || command.args(["get", "/a"]).output().unwrap()).await.unwrap()
+    };
+    assert_eq!(output.stdout, bytes);
+    assert_eq!(run_input(&server, &["set", "-b", "/a", "-"], b"aGk=\n").await.code, 0);
+    assert_eq!(run(&server, &["get", "/a"]).await, said(0, "hi", ""));
+    assert_eq!(run(&server, &["get", "-b", "/a"]).await, said(0, "aGk=\n", ""));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn json_is_one_document_a_line() {
+    let server = Server::start().await;
+    let created = run(&server, &["-o", "json", "create", "/a", "x"]).await;
+    assert!(created.out.contains(r#""path":"/a""#) && created.err.is_empty(), "{created:?}");
+    run(&server, &["create", "/a/b"]).await;
+    assert_eq!(run(&server, &["-o", "json", "ls", "-R", "/a"]).await.out, "{\"path\":\"/a\"}\n{\"path\":\"/a/b\"}\n");
+    let get = run(&server, &["-o", "json", "get", "/a"]).await.out;
+    assert!(get.contains(r#""data":"x","encoding":"utf8""#) && get.lines().count() == 1, "{get}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn deleteall_deletes_a_wide_and_deep_tree_in_batches() {
+    let server = Server::start().await;
+    let client = Client::connect(&server.address).await.unwrap();
+    client.create("/t", (), CreateMode::Persistent).await.unwrap();
+    let mut asked = Vec::new();
+    for a in 0..30 {
+        asked.push(client.create(&format!("/t/{a}"), (), CreateMode::Persistent));
+        for b in 0..10 {
+            asked.push(client.create(&format!("/t/{a}/{b}"), (), CreateMode::Persistent));
+        }
+    }
+    for created in asked {
+        created.await.unwrap();
+    }
+    let deleted = run(&server, &["-o", "json", "deleteall", "-b", "50", "/t"]).await;
+    assert_eq!(deleted, said(0, "{\"deleted\":331,\"path\":\"/t\"}\n", ""));
+    assert!(!server.exists("/t") && !server.exists("/t/29/9"));
+    assert_eq!(run(&server, &["deleteall", "/t"]).await, said(3, "", "Node does not exist: /t\n"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn watch_streams_events_as_they_come() {
+    let server = Server::start().await;
+    server.set("/a", "1");
+    let mut command = zkcli(&server.address);
+    let mut child = command.args(["-o", "json", "watch", "-r", "-n", "2", "/a"]).spawn().unwrap();
+    let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let reader = tokio::task::spawn_blocking(move || lines.map(Result::unwrap).collect::<Vec<_>>());
+    while server.watches() == 0 {
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    server.set("/a", "2");
+    server.set("/a/b", "3");
+    let lines = tokio::time::timeout(Duration::from_secs(20), reader).await.unwrap().unwrap();
+    let status = tokio::task::spawn_blocking(move || child.wait().unwrap()).await.unwrap();
+    assert_eq!(status.code(), Some(0));
+    assert_eq!(lines.len(), 2, "{lines:?}");
+    assert!(lines[0].contains(r#""path":"/a","type":"NodeDataChanged""#), "{}", lines[0]);
+    assert!(lines[1].contains(r#""path":"/a/b","type":"NodeCreated""#), "{}", lines[1]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_script_on_standard_input_runs_in_one_session() {
+    let server = Server::start().await;
+    let script = b"create -e /a 'it is so'\nls /\nget /a\n\nget /none\nhistory\nredo 1\nquit\nls /never\n";
+    let ran = run_input(&server, &[], script).await;
+    assert_eq!(ran.code, 3, "the code of the last command that failed");
+    assert_eq!(
+        ran.out,
+        "[a]\nit is so\n0 - create -e /a 'it is so'\n1 - ls /\n2 - get /a\n3 - get /none\n4 - history\n[a]\n"
+    );
+    assert_eq!(ran.err, "Created /a\nNode does not exist: /none\n");
+    assert_eq!(server.state.lock().connects, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn watches_of_a_shell_are_printed_when_they_fire() {
+    let server = Server::start().await;
+    server.set("/a", "1");
+    let mut child = zkcli(&server.address).stdin(Stdio::piped()).spawn().unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    stdin.write_all(b"get -w /a\n").unwrap();
+    while server.watches() == 0 {
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    server.set("/a", "2");
+    let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let reader = tokio::task::spawn_blocking(move || {
+        lines.map(Result::unwrap).find(|line| line.starts_with("WatchedEvent")).expect("an event")
+    });
+    let event = tokio::time::timeout(Duration::from_secs(20), reader).await.unwrap().unwrap();
+    assert!(event.contains("type:NodeDataChanged path:/a zxid: "), "{event}");
+    drop(stdin);
+    let status = tokio::task::spawn_blocking(move || child.wait().unwrap()).await.unwrap();
+    assert_eq!(status.code(), Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_a_server_it_says_so_in_time() {
+    // A port that was free a moment ago, on which nobody listens.
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    let args = ["--timeout", "300", "ls", "/"];
+    let ran = {
+        let command = zkcli(&free);
+        tokio::task::spawn_blocking(move || run_with(command, &args, b"")).await.unwrap()
+    };
+    assert_eq!(ran.code, 8, "{ran:?}");
+    assert!(ran.err.contains(&free), "{}", ran.err);
+    let status = {
+        let command = zkcli(&free);
+        tokio::task::spawn_blocking(move || run_with(command, &["status"], b"")).await.unwrap()
+    };
+    assert_eq!(status.code, 8);
+    assert!(status.out.contains("not serving: connection refused"), "{}", status.out);
+    let server = Server::start().await;
+    server.state.lock().mute = true;
+    let silent = run(&server, &["--timeout", "300", "ls", "/"]).await;
+    assert_eq!((silent.code, silent.out.as_str()), (6, ""), "{silent:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn help_needs_no_server() {
+    let command = zkcli("127.0.0.1:1");
+    let ran = tokio::task::spawn_blocking(move || run_with(command, &["help", "get"], b"")).await.unwrap();
+    assert_eq!((ran.code, ran.out.lines().next()), (0, Some("get [-s] [-w] [-b] [-x] path")));
+}
