@@ -126,11 +126,7 @@ fn program() -> Vec<Op> {
             Create("/m/s-", "", PersistentSequential, open()),
             Delete("/a/e", -1),
         ]),
-        Multi(vec![
-            Create("/rolled-back", "", Persistent, open()),
-            Delete("/missing", -1),
-            Set("/m", "3", -1),
-        ]),
+        Multi(vec![Create("/rolled-back", "", Persistent, open()), Delete("/missing", -1), Set("/m", "3", -1)]),
         Multi(vec![]),
         Exists("/rolled-back"),
         Get("/m"),
@@ -162,11 +158,9 @@ fn request(op: &Op) -> Request {
         Op::Create(path, data, mode, acl) => create(CreateOp::Create2, path, data, *mode, acl, -1),
         Op::CreateTtl(path, ttl) => create(CreateOp::Ttl, path, "", CreateMode::PersistentWithTtl, &Acl::open(), *ttl),
         Op::Delete(p, version) => Request::Delete { path: path(p), version: *version },
-        Op::Set(p, data, version) => Request::SetData {
-            path: path(p),
-            data: Some(Bytes::copy_from_slice(data.as_bytes())),
-            version: *version,
-        },
+        Op::Set(p, data, version) => {
+            Request::SetData { path: path(p), data: Some(Bytes::copy_from_slice(data.as_bytes())), version: *version }
+        }
         Op::Get(p) => Request::GetData { path: path(p), watch: false },
         Op::Exists(p) => Request::Exists { path: path(p), watch: false },
         Op::Children(p) => Request::GetChildren2 { path: path(p), watch: false },
@@ -177,11 +171,9 @@ fn request(op: &Op) -> Request {
         Op::Sync => Request::Sync { path: "/".to_owned() },
         Op::Ephemerals(prefix) => Request::GetEphemerals { prefix: path(prefix) },
         Op::Count(p) => Request::GetAllChildrenNumber { path: path(p) },
-        Op::Auth(proof) => Request::Auth {
-            kind: 0,
-            scheme: "digest".to_owned(),
-            auth: Some(Bytes::copy_from_slice(proof.as_bytes())),
-        },
+        Op::Auth(proof) => {
+            Request::Auth { kind: 0, scheme: "digest".to_owned(), auth: Some(Bytes::copy_from_slice(proof.as_bytes())) }
+        }
     }
 }
 
@@ -289,9 +281,7 @@ async fn through_grpc(client: &corral_client::Client, op: &Op) -> Said {
                             })
                             .collect(),
                     ),
-                    Err(Error::Multi(error)) => {
-                        Said::Multi(vec![Ok(Said::Count(error.index as u64)), Err(error.code)])
-                    }
+                    Err(Error::Multi(error)) => Said::Multi(vec![Ok(Said::Count(error.index as u64)), Err(error.code)]),
                     Err(error) => return Err(error),
                 }
             }

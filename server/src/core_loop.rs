@@ -40,18 +40,9 @@ const FRAME_BYTES: usize = 1 << 20;
 #[derive(Debug)]
 pub(crate) enum PeerEvent {
     /// A stream is up.
-    Up {
-        peer: ServerId,
-        link: u64,
-        instance: u64,
-        start_count: u64,
-    },
+    Up { peer: ServerId, link: u64, instance: u64, start_count: u64 },
     /// Messages of one frame, in order.
-    Messages {
-        peer: ServerId,
-        link: u64,
-        messages: Vec<Message>,
-    },
+    Messages { peer: ServerId, link: u64, messages: Vec<Message> },
     /// A stream ended.
     Down { peer: ServerId, link: u64 },
     /// This very data folder is an old copy (P9).
@@ -406,19 +397,13 @@ impl CoreLoop {
 
 /// Carries what comes over the links to the core, decoded and checked, until the links end. A frame that cannot be read
 /// ends its stream: the peer broke a rule.
-pub(crate) async fn receive_from_peers(
-    node: Arc<NodeShared>,
-    links: PeerLinks,
-    mut events: mpsc::Receiver<LinkEvent>,
-) {
+pub(crate) async fn receive_from_peers(node: Arc<NodeShared>, links: PeerLinks, mut events: mpsc::Receiver<LinkEvent>) {
     while let Some(event) = events.recv().await {
         let event = match event {
             LinkEvent::Up { peer, link, instance, start_count, .. } => {
                 PeerEvent::Up { peer, link, instance, start_count }
             }
-            LinkEvent::Down { peer, link } => {
-                PeerEvent::Down { peer, link }
-            }
+            LinkEvent::Down { peer, link } => PeerEvent::Down { peer, link },
             LinkEvent::Frame { peer, link, bytes } => match decode_frame(&bytes) {
                 Ok(mut messages) => {
                     for message in &mut messages {

@@ -13,7 +13,6 @@ use std::time::Duration;
 use clap::Args;
 use corral_server::config::Override;
 use rustix::process::{Pid, kill_process};
-use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::process::{Child, Command};
@@ -40,7 +39,7 @@ const WORD_TIMEOUT: Duration = Duration::from_secs(1);
 /// Lines of a server's log that are shown when it does not start.
 const LOG_LINES_SHOWN: usize = 12;
 /// Written when the ensemble is ready: who listens where, for scripts.
-const READY_FILE: &str = "ensemble.json";
+const READY_FILE: &str = "servers.tsv";
 
 #[derive(Args)]
 pub(crate) struct EnsembleArgs {
@@ -410,22 +409,21 @@ async fn stop(members: &mut [Member], signals: &mut Signals) {
     }
 }
 
+/// One line for each server, fields separated by tabs, names in the first line.
 fn write_ready_file(folder: &Path, members: &[Member]) -> Result<(), Failure> {
-    let servers: Vec<serde_json::Value> = members
-        .iter()
-        .map(|m| {
-            json!({
-                "id": m.id,
-                "pid": m.child.as_ref().and_then(Child::id),
-                "client": format!("127.0.0.1:{}", m.client_port),
-                "peer": format!("127.0.0.1:{}", m.peer_port),
-                "config": m.config,
-                "log": m.log,
-                "role": m.role,
-            })
-        })
-        .collect();
-    let text = format!("{:#}\n", json!({ "connect": connect_string(members), "servers": servers }));
+    let mut text = String::from("id\tpid\tclient\tpeer\trole\tconfig\tlog\n");
+    for m in members {
+        let pid = m.child.as_ref().and_then(Child::id).unwrap_or_default();
+        text.push_str(&format!(
+            "{}\t{pid}\t127.0.0.1:{}\t127.0.0.1:{}\t{}\t{}\t{}\n",
+            m.id,
+            m.client_port,
+            m.peer_port,
+            m.role,
+            m.config.display(),
+            m.log.display()
+        ));
+    }
     // Under another name first: whoever waits for the file finds it whole.
     let temporary = folder.join(format!("{READY_FILE}.new"));
     fs::write(&temporary, text)?;

@@ -515,8 +515,14 @@ impl Node {
             slow: Duration::from_millis(config.fsync_warning_ms),
             retention_bytes: config.log_retention_bytes,
         };
-        let apply_loop =
-            ApplyLoop::new(node.clone(), apply, outlets_apply.clone(), states, config.flush_entries, config.flush_bytes);
+        let apply_loop = ApplyLoop::new(
+            node.clone(),
+            apply,
+            outlets_apply.clone(),
+            states,
+            config.flush_entries,
+            config.flush_bytes,
+        );
         let read_inbox = outlets_read.clone();
         let read_node = node.clone();
         let threads = vec![

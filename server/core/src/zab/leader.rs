@@ -8,11 +8,10 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use bytes::Bytes;
 use corral_proto::{ServerId, SessionId, Zxid};
 
-use super::election::Looking;
 use super::io::{Entry, Membership, Output, Outputs, Phase, Position, Promise, Relation, SnapshotMeta};
 use super::message::{Message, SyncPlan};
 use super::sync::{self, Choice, Table};
-use super::{State, Zab};
+use super::{State, Zab, votes};
 
 /// After so many rejections an established leader looks for an epoch that the rejecting server can promise (P8).
 const REJECTIONS_MAX: u32 = 3;
@@ -56,8 +55,9 @@ enum Progress {
 struct Learner {
     promise: u32,
     progress: Progress,
-    /// Whether it counts in this epoch (P6, P25): decided by its AckEpoch.
-    counts: bool,
+    /// Whether its promise counts for this leader (P6). Only the opening of the epoch asks for that: once it is open,
+    /// whoever votes and has promised it, to whomever, counts with its acks and pongs.
+    promise_counts: bool,
     acked: Zxid,
     up_to_date: bool,
     rejections: u32,
@@ -117,7 +117,8 @@ pub(crate) struct Leading {
     told: bool,
     /// No further write is accepted in this epoch (P17).
     draining: bool,
-    successor: Option<ServerId>,
+    /// Who takes over, and until when he must hold everything.
+    successor: Option<(ServerId, u64)>,
     learners: BTreeMap<ServerId, Learner>,
     /// Accepted and not yet appended, because the window is full.
     waiting: VecDeque<Bytes>,
@@ -311,8 +312,8 @@ impl Zab {
         }
         learner.promise = epoch;
         learner.heard_ms = now;
-        learner.counts = holds.counts && votes;
-        if learner.counts && !leading.established && holds.last.zxid > own {
+        learner.promise_counts = holds.counts && votes;
+        if learner.promise_counts && !leading.established && holds.last.zxid > own {
             // A member of the majority-to-be knows more: he should lead (P7).
             self.look("a follower has a more recent log", out);
             return;
@@ -498,11 +499,12 @@ impl Zab {
 
     pub(super) fn on_transfer(&mut self, target: ServerId, out: &mut Outputs) {
         let votes = self.is_voting_peer(target);
+        let patience = self.now.mono_ms + self.options.sync_timeout_ms;
         let State::Leading(leading) = &mut self.state else { return };
-        let ready = leading.learners.get(&target).is_some_and(|l| l.up_to_date && l.counts);
+        let ready = leading.learners.get(&target).is_some_and(|l| l.up_to_date);
         if leading.activated && ready && votes {
             leading.draining = true;
-            leading.successor = Some(target);
+            leading.successor = Some((target, patience));
         } else {
             out.push(Output::Note(format!(
                 "server {target} cannot take over: it does not follow this leader as a voter"
@@ -544,14 +546,11 @@ impl Zab {
         let now = self.now.mono_ms;
         let (sync, init) = (self.options.sync_timeout_ms, self.options.init_timeout_ms);
         let id = self.options.id;
+        let counts = |s: ServerId| votes(&self.options, &self.identity, &self.peers, s);
         let State::Leading(leading) = &mut self.state else { return };
-        // P23: a leader that no majority answers leads no more.
-        // Once the promises are counted, only those who count are a majority: others would keep a leader who can never
-        // commit.
-        let heard = |s: ServerId| {
-            let counts = |l: &Learner| l.counts || !leading.established;
-            s == id || leading.learners.get(&s).is_some_and(|l| counts(l) && now <= l.heard_ms + sync)
-        };
+        // P23: a leader that no majority answers leads no more. Who does not vote cannot help him.
+        let heard =
+            |s: ServerId| s == id || counts(s) && leading.learners.get(&s).is_some_and(|l| now <= l.heard_ms + sync);
         let quorum = self.options.quorum.has_quorum(heard);
         if !quorum && now > leading.since_ms + sync {
             self.look("no majority was heard for syncTimeout", out);
@@ -707,7 +706,11 @@ impl Zab {
             return;
         }
         let promised = |s: ServerId| {
-            s == id || leading.learners.get(&s).is_some_and(|l| l.counts && matches!(l.progress, Progress::Compared(_)))
+            s == id
+                || leading
+                    .learners
+                    .get(&s)
+                    .is_some_and(|l| l.promise_counts && matches!(l.progress, Progress::Compared(_)))
         };
         if self.options.quorum.has_quorum(promised) {
             // Nothing of a former role is in the log writer's queue: the promise was behind it.
@@ -814,6 +817,7 @@ impl Zab {
     /// P20: the largest zxid of this epoch that a majority holds, each by its own disk.
     fn advance_commit(&mut self, out: &mut Outputs) {
         let (id, durable) = (self.options.id, self.durable.zxid);
+        let counts = |s: ServerId| votes(&self.options, &self.identity, &self.peers, s);
         let State::Leading(leading) = &mut self.state else { return };
         if !leading.established {
             return;
@@ -824,7 +828,7 @@ impl Zab {
             if s == id {
                 durable
             } else {
-                leading.learners.get(&s).filter(|l| l.counts).map_or(Zxid::ZERO, |l| l.acked)
+                leading.learners.get(&s).filter(|_| counts(s)).map_or(Zxid::ZERO, |l| l.acked)
             }
         };
         let watermark = self.options.quorum.watermark(held);
@@ -952,12 +956,13 @@ impl Zab {
             }
         }
         let id = self.options.id;
+        let counts = |s: ServerId| votes(&self.options, &self.identity, &self.peers, s);
         let State::Leading(leading) = &mut self.state else { return };
         let epoch = leading.epoch;
         let mut answered = Vec::new();
         let learners = &leading.learners;
         leading.rounds.retain(|round| {
-            let pong = |s: ServerId| s == id || learners.get(&s).is_some_and(|l| l.counts && l.pong >= round.seq);
+            let pong = |s: ServerId| s == id || counts(s) && learners.get(&s).is_some_and(|l| l.pong >= round.seq);
             let included = round.confirm.as_ref().is_none_or(|(_, include)| {
                 include.iter().all(|s| learners.get(s).is_none_or(|l| !l.up_to_date || l.pong >= round.seq))
             });
@@ -983,27 +988,26 @@ impl Zab {
     /// P17: when everything accepted is committed, the successor takes over, or a new epoch begins.
     fn advance_drain(&mut self, out: &mut Outputs) {
         let end = self.log.end().zxid;
+        let now = self.now.mono_ms;
         let State::Leading(leading) = &mut self.state else { return };
         if !leading.draining || self.committed < end {
             return;
         }
         let epoch = leading.epoch;
-        match leading.successor {
-            None => self.restart_discovery(epoch, out),
-            Some(successor) => match leading.learners.get(&successor) {
-                Some(learner) if learner.acked >= end => {
-                    self.send(successor, Message::Handover { epoch }, out);
-                    out.push(Output::Note(format!("leadership is handed over to server {successor}")));
-                    self.leave_role(out);
-                    self.state = State::Looking(Looking::default());
-                    self.start_election(out);
-                }
-                Some(_) => {}
-                None => {
-                    leading.successor = None;
-                    out.push(Output::Note(format!("server {successor} is gone and cannot take over")));
-                }
-            },
+        // Without a successor a new epoch begins here, so that what was not accepted meanwhile is offered again.
+        let Some((successor, until)) = leading.successor else { return self.restart_discovery(epoch, out) };
+        match leading.learners.get(&successor) {
+            Some(learner) if learner.acked >= end => {
+                self.send(successor, Message::Handover { epoch }, out);
+                out.push(Output::Note(format!("leadership is handed over to server {successor}")));
+                self.leave_role(out);
+                self.start_election(out);
+            }
+            Some(_) if now <= until => {}
+            _ => {
+                leading.successor = None;
+                out.push(Output::Note(format!("server {successor} does not keep up and cannot take over")));
+            }
         }
     }
 }
@@ -1013,7 +1017,7 @@ impl Learner {
         Learner {
             promise,
             progress: Progress::Greeted,
-            counts: false,
+            promise_counts: false,
             acked: Zxid::ZERO,
             up_to_date: false,
             rejections: 0,

@@ -506,10 +506,7 @@ impl Zab {
 
     /// Whether a peer votes and counts, by what it says over its stream.
     fn is_voting_peer(&self, peer: ServerId) -> bool {
-        self.options.quorum.is_voter(peer)
-            && self.peers.get(&peer).and_then(|p| p.identity).is_some_and(|report| {
-                report.membership == Membership::Member && report.cluster == self.identity.cluster
-            })
+        votes(&self.options, &self.identity, &self.peers, peer)
     }
 
     /// Leaves whatever relation there is and looks for a leader. Everything the role held is dropped with it (P2).
@@ -607,6 +604,16 @@ impl Zab {
         };
         if why.is_empty() { what.to_owned() } else { format!("{what}; {}", why.join("; ")) }
     }
+}
+
+/// Whether a peer votes and counts. A server that lost its memory does from the moment on at which it says that it is a
+/// member again: its promise and everything it acknowledged over this stream is on its disk.
+pub(crate) fn votes(options: &Options, own: &Identity, peers: &BTreeMap<ServerId, Peer>, peer: ServerId) -> bool {
+    options.quorum.is_voter(peer)
+        && peers
+            .get(&peer)
+            .and_then(|p| p.identity)
+            .is_some_and(|report| report.membership == Membership::Member && report.cluster == own.cluster)
 }
 
 /// The one of two places of a log that comes first.

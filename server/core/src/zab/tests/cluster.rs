@@ -1198,6 +1198,7 @@ pub fn show_message(message: &Message) -> String {
         Message::ReadIndex { epoch, tag } => format!("ReadIndex {epoch} tag={tag}"),
         Message::ReadPoint { epoch, tag, zxid } => format!("ReadPoint {epoch} tag={tag} {zxid:?}"),
         Message::Handover { epoch } => format!("Handover {epoch}"),
+        Message::Welcome { epoch, commit } => format!("Welcome({epoch}, commit {commit:?})"),
         Message::DigestMismatch { epoch, zxid } => format!("DigestMismatch {epoch} {zxid:?}"),
     }
 }

@@ -302,11 +302,9 @@ impl Run {
                     self.cluster.crash(id, survives);
                 }
             }
-            6 => {
-                if !down.is_empty() {
-                    let id = self.rng.pick(&down);
-                    self.cluster.start(id);
-                }
+            6 if !down.is_empty() => {
+                let id = self.rng.pick(&down);
+                self.cluster.start(id);
             }
             7 if !up.is_empty() => {
                 let id = self.rng.pick(&up);
@@ -347,10 +345,12 @@ impl Run {
 
     /// Never more copies than the model allows: a minority of the voters, until they remember again.
     fn may_lose(&self, id: Id) -> bool {
-        if !self.cluster.is_voter(id) {
+        let membership = |v: &Id| self.cluster.nodes[v].disk.identity.membership;
+        if !self.cluster.is_voter(id) || membership(&id) == Membership::Empty {
             return true;
         }
-        let lost = |v: &Id| self.cluster.nodes[v].lost || *v == id;
+        // Whoever came too late for the bootstrap is taken for one that lost its memory, too.
+        let lost = |v: &Id| membership(v) != Membership::Member || *v == id;
         let voters = self.cluster.plan.voters;
         (1..=voters).filter(lost).count() as u64 <= (voters - 1) / 2
     }
