@@ -167,7 +167,7 @@ const GENERATED: &[&str] = &[
 /// The files that may read a clock or draw from the system's randomness (see clippy.toml).
 const CLOCK: &[&str] = &["server/src/clock.rs"];
 
-/// A store's view owns a snapshot and the database that it borrows from, which the language cannot express (ADR 4).
+/// A store's view owns a snapshot and the database that it borrows from, which the language cannot express.
 const UNSAFE: &[&str] = &["server/src/storage/rocks.rs"];
 
 fn root() -> PathBuf {
