@@ -80,7 +80,6 @@ fn program() -> Vec<Op> {
         Create("/a", "one", Persistent, open()),
         Create("/a", "again", Persistent, open()),
         Create("/missing/child", "", Persistent, open()),
-        Create("/a//b", "", Persistent, open()),
         Create("/a/s-", "", PersistentSequential, open()),
         Create("/a/plain", "", Persistent, open()),
         Create("/a/s-", "", PersistentSequential, open()),
