@@ -51,7 +51,14 @@ impl Drop for Held {
 
 impl StateFolders {
     pub(crate) fn new(device: Arc<FileDevice>, options: StoreOptions) -> StateFolders {
-        StateFolders { device, options, held: Mutex::default(), cluster: AtomicU64::new(0), fetching: Mutex::default(), incoming: tokio::sync::Mutex::default() }
+        StateFolders {
+            device,
+            options,
+            held: Mutex::default(),
+            cluster: AtomicU64::new(0),
+            fetching: Mutex::default(),
+            incoming: tokio::sync::Mutex::default(),
+        }
     }
 
     /// Snapshots are given to members of this cluster only.
