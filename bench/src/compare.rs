@@ -136,29 +136,31 @@ fn median(values: impl Iterator<Item = f64>) -> f64 {
     (values[(values.len() - 1) / 2] + values[values.len() / 2]) / 2.0
 }
 
+/// Ratios of the first product to the others; the null server is a floor and no rival.
 fn table(products: &[Product], rows: &[&Row], reports: &[Vec<Vec<Report>>]) -> String {
+    let rivals: Vec<usize> = (1..products.len()).filter(|index| products[*index] != Product::Null).collect();
     let mut text = String::from("| workload |");
     for product in products {
-        text.push_str(&format!(" {0}: ops/s | p50, p99 (us) | server CPU per op (us) |", product.name()));
+        text.push_str(&format!(" {}: ops/s | p50, p99 (us) | CPU per op (us) |", product.name()));
     }
-    for product in &products[1..] {
-        text.push_str(&format!(" ops/s, {} = 1 | CPU, {0} = 1 |", product.name()));
+    for &rival in &rivals {
+        text.push_str(&format!(" ops/s, {} = 1 | CPU, {0} = 1 |", products[rival].name()));
     }
     text.push_str("\n|---|");
-    text.push_str(&"---|".repeat(products.len() * 3 + (products.len() - 1) * 2));
+    text.push_str(&"---|".repeat(products.len() * 3 + rivals.len() * 2));
     text.push('\n');
+    let rate = |reports: &[Report]| median(reports.iter().map(|r| r.ops_per_s));
+    let cpu = |reports: &[Report]| median(reports.iter().filter_map(|r| r.server_cpu_us_per_op));
     for (row, by_product) in rows.iter().zip(reports) {
         text.push_str(&format!("| {} |", row.name));
-        let rate = |reports: &[Report]| median(reports.iter().map(|r| r.ops_per_s));
-        let cpu = |reports: &[Report]| median(reports.iter().filter_map(|r| r.server_cpu_us_per_op));
         for reports in by_product {
-            let (p50, p99) =
-                (median(reports.iter().map(|r| r.latency_us.p50)), median(reports.iter().map(|r| r.latency_us.p99)));
+            let p50 = median(reports.iter().map(|r| r.latency_us.p50));
+            let p99 = median(reports.iter().map(|r| r.latency_us.p99));
             text.push_str(&format!(" {:.0} | {p50:.0}, {p99:.0} | {:.1} |", rate(reports), cpu(reports)));
         }
-        for reports in &by_product[1..] {
-            let first = &by_product[0];
-            text.push_str(&format!(" {:.2} | {:.2} |", rate(first) / rate(reports), cpu(first) / cpu(reports)));
+        for &rival in &rivals {
+            let (own, other) = (&by_product[0], &by_product[rival]);
+            text.push_str(&format!(" {:.2} | {:.2} |", rate(own) / rate(other), cpu(own) / cpu(other)));
         }
         text.push('\n');
     }

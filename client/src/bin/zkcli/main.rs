@@ -4,6 +4,7 @@
 //! which subtrees are visited. `run.rs` carries commands out, `shell.rs` reads them, `status.rs` asks servers directly.
 
 mod command;
+#[allow(rustdoc::broken_intra_doc_links, reason = "help texts show brackets as users type them")]
 mod options;
 mod print;
 mod run;
