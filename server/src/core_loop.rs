@@ -360,12 +360,9 @@ impl CoreLoop {
         if !self.told && now.mono_ms.saturating_sub(lost_ms) > options.sync_timeout_ms {
             // P33: reads went on from the published state for that long, and no longer.
             self.told = true;
-            let lanes = self.node.shared.lanes.all();
-            if !lanes.is_empty() {
-                warn!(connections = lanes.len(), "no quorum for {} ms: closing connections", options.sync_timeout_ms);
-            }
-            for lane in lanes {
-                lane.close(CloseReason::NoQuorum);
+            let connections = self.node.shared.lanes.close_all(CloseReason::NoQuorum);
+            if connections > 0 {
+                warn!(connections, "no quorum for {} ms: closed the connections", options.sync_timeout_ms);
             }
         }
         if now.mono_ms >= self.next_waiting_log_ms {

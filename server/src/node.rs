@@ -11,7 +11,7 @@
 
 use std::io::Read;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
@@ -60,6 +60,8 @@ use crate::storage::rocks::{RocksOpener, RocksStore, StoreOptions};
 const LINK_EVENTS: usize = 64;
 /// How long open connections are waited for when the server stops.
 const GOODBYE: Duration = Duration::from_secs(1);
+/// Between two looks at the free space of the disks.
+const FREE_SPACE_INTERVAL: Duration = Duration::from_secs(1);
 /// A connection that shows no complete handshake for so long is closed, at least.
 const HANDSHAKE_MIN_MS: u64 = 4_000;
 /// A session is reported as touched at least so often, ms, if it is.
@@ -191,6 +193,8 @@ pub(crate) struct NodeShared {
     pub(crate) touched: Mutex<Vec<SessionId>>,
     /// Writes that wait to be executed here.
     pub(crate) unresolved: AtomicUsize,
+    /// A disk of this server has less free space than it must have.
+    full: AtomicBool,
     serving: watch::Sender<Serving>,
     related: AtomicBool,
     /// The replicated settings hold the key of the session passwords.
@@ -213,6 +217,7 @@ impl NodeShared {
             applied: watch::Sender::new(applied),
             touched: Mutex::default(),
             unresolved: AtomicUsize::new(0),
+            full: AtomicBool::new(false),
             serving: watch::Sender::new(Serving::No),
             related: AtomicBool::new(false),
             keyed: AtomicBool::new(false),
@@ -244,6 +249,25 @@ impl NodeShared {
     /// Whether so many writes wait that connections must not be read.
     pub(crate) fn is_overloaded(&self) -> bool {
         self.unresolved.load(Ordering::Relaxed) > self.options.outstanding_max
+    }
+
+    /// Whether there is too little space on the disks for writes that may need some.
+    pub(crate) fn is_full(&self) -> bool {
+        self.full.load(Ordering::Relaxed)
+    }
+
+    /// Notes the free space of the disks, bytes; says so when it becomes too little, and when it is enough again.
+    fn set_free_space(&self, free: u64, needed: u64) {
+        // Enough again is a bit more, so that the answer does not change with every file.
+        let full = free < if self.is_full() { needed + needed / 8 } else { needed };
+        if self.full.swap(full, Ordering::Relaxed) != full {
+            let (free, needed) = (free >> 20, needed >> 20);
+            if full {
+                error!("only {free} MiB of disk are free, minFreeSpace is {needed} MiB: refusing writes but deletes");
+            } else {
+                warn!("{free} MiB of disk are free again: taking writes");
+            }
+        }
     }
 
     /// A session id that nobody else draws, as far as the clocks tell (wire 2.6); execution refuses one that is taken.
@@ -534,6 +558,7 @@ impl Node {
         let core_thread = spawn("core", move || core.run())?;
 
         open_front_ends(&node, &config, listener, &stop, &tasks);
+        tasks.spawn(watch_free_space(node.clone(), config.clone(), stop.clone()));
         info!(%client_addr, server = %config.my_id, "started");
         Ok(ServerHandle {
             node,
@@ -576,9 +601,7 @@ impl ServerHandle {
         let ServerHandle { node, links, stop, tasks, log, log_read, apply, core_thread, threads, .. } = self;
         node.stop_serving();
         // What is answered already gets out; nobody waits for more than that.
-        for lane in node.shared.lanes.all() {
-            lane.close(CloseReason::ShuttingDown);
-        }
+        node.shared.lanes.close_all(CloseReason::ShuttingDown);
         let _ = tokio::time::timeout(GOODBYE, async {
             while !node.shared.lanes.is_empty() {
                 tokio::time::sleep(Duration::from_millis(2)).await;
@@ -710,6 +733,20 @@ fn link_options(config: &Config, identity: &Identity, peers: &PeerBook, seed: u6
 
 fn number(bytes: &[u8]) -> u64 {
     u64::from_le_bytes(bytes.try_into().expect("eight bytes are cut off"))
+}
+
+/// Looks at the free space of the disks, again and again.
+async fn watch_free_space(node: Arc<NodeShared>, config: Arc<Config>, stop: CancellationToken) {
+    if config.min_free_bytes == 0 {
+        return;
+    }
+    let free = |folder: &Path| rustix::fs::statvfs(folder).map(|stat| stat.f_bavail.saturating_mul(stat.f_frsize));
+    while stop.run_until_cancelled(tokio::time::sleep(FREE_SPACE_INTERVAL)).await.is_some() {
+        match (free(&config.data_dir), free(&config.data_log_dir)) {
+            (Ok(state), Ok(log)) => node.set_free_space(state.min(log), config.min_free_bytes),
+            (Err(error), _) | (_, Err(error)) => warn!(%error, "the free space of the disk cannot be told"),
+        }
+    }
 }
 
 /// What was found in a data folder, opened.

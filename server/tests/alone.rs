@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Client, alone, start, word};
+use common::{Client, alone, eventually, start, word};
 use corral_proto::ErrorCode;
 use corral_proto::jute::{Request, Response};
 
@@ -68,6 +68,34 @@ async fn a_server_alone_says_that_it_is_standalone() {
     let text = word(server.client_addr(), "srvr").await;
     assert!(text.contains("Mode: standalone"), "{text}");
     assert!(text.contains("Node count: "), "{text}");
+    client.close().await;
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk_refuses_what_grows_and_takes_deletes_and_reads() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut config = alone(folder.path());
+    let server = start(&config).await;
+    let mut client = Client::connect(server.client_addr()).await;
+    client.create("/a", "one").await.unwrap().unwrap();
+    client.close().await;
+    server.stop().await;
+
+    // No disk has so much.
+    config.min_free_bytes = u64::MAX / 4;
+    let server = start(&config).await;
+    let mut client = Client::connect(server.client_addr()).await;
+    let refused = eventually("a create is refused", async || {
+        let path = format!("/b{}", client.xid);
+        client.create(&path, "two").await.unwrap().err()
+    })
+    .await;
+    assert_eq!(refused, ErrorCode::SystemError);
+    assert_eq!(client.get("/a").await.as_deref(), Some("one"));
+    let delete = Request::Delete { path: "/a".into(), version: -1 };
+    assert_eq!(client.ask(&delete).await.unwrap(), Ok(Response::Empty));
+    assert_eq!(client.get("/a").await, None);
     client.close().await;
     server.stop().await;
 }

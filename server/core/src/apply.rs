@@ -95,13 +95,14 @@ impl Lanes {
         self.parked.lock().push(lane.clone());
     }
 
-    fn close_all(&self, reason: CloseReason) {
-        for lane in self.all() {
+    /// Ends every connection here and every handshake; returns how many.
+    pub fn close_all(&self, reason: CloseReason) -> usize {
+        let mut lanes = self.all();
+        lanes.extend(std::mem::take(&mut *self.joining.lock()).into_values());
+        for lane in &lanes {
             lane.close(reason);
         }
-        for lane in std::mem::take(&mut *self.joining.lock()).into_values() {
-            lane.close(reason);
-        }
+        lanes.len()
     }
 }
 

@@ -17,7 +17,7 @@ use corral_core::session::lane::{Handshake, Lane, Step};
 use corral_core::session::outbox::Key;
 use corral_core::session::{ClientRequest, CloseReason, Consistency, Outgoing, Protocol};
 use corral_core::tree::entry::{Command, Txn};
-use corral_core::tree::op::Answer;
+use corral_core::tree::op::{Answer, MultiOp, WriteOp};
 use corral_core::tree::read;
 use corral_core::watch::WatcherId;
 use corral_proto::{ErrorCode, Id, ServerId, SessionId, Zxid};
@@ -264,10 +264,14 @@ impl Connection {
     /// Cancelled before it returns, it has taken all of the requests or none.
     pub async fn submit(&self, requests: Vec<(u64, ClientRequest)>) {
         self.touch();
-        while !self.lane.is_closed() && (self.lane.waiting() >= OUTSTANDING_PER_CONNECTION || self.node.is_overloaded())
+        while !self.lane.is_closed()
+            && (self.lane.waiting() >= OUTSTANDING_PER_CONNECTION
+                || self.node.is_overloaded()
+                || (self.node.is_full() && requests.iter().any(|(_, request)| is_numbered_growth(request))))
         {
             // Overload ends without a signal of this connection; look again after a moment.
             let _ = timeout(Duration::from_millis(5), self.signals.room.notified()).await;
+            self.touch();
         }
         if self.lane.is_closed() {
             return;
@@ -295,6 +299,10 @@ impl Connection {
     ) {
         let local = Consistency::Local;
         let (step, consistency) = match request {
+            ClientRequest::Write { op, n: None, .. } if self.node.is_full() && may_grow(&op) => {
+                // Not numbered: what follows is the next.
+                (Step::Answer(Err(ErrorCode::SystemError)), local)
+            }
             ClientRequest::Write { op, n, answered_through } => {
                 let n = self.number(n);
                 writes.push(self.txn(n, answered_through, Command::Write(op)));
@@ -378,6 +386,21 @@ impl Connection {
     pub fn close(&self, reason: CloseReason) {
         self.lane.close(reason);
     }
+}
+
+/// Whether a write may need space on the disk.
+fn may_grow(op: &WriteOp) -> bool {
+    match op {
+        WriteOp::Create(_) | WriteOp::SetData { .. } | WriteOp::SetAcl { .. } => true,
+        WriteOp::Delete { .. } => false,
+        WriteOp::Multi(ops) => ops.iter().any(|op| !matches!(op, MultiOp::Delete { .. } | MultiOp::Check { .. })),
+    }
+}
+
+/// A write that has its number from the client: it cannot be refused without an entry, since the next would be out of
+/// order. It waits.
+fn is_numbered_growth(request: &ClientRequest) -> bool {
+    matches!(request, ClientRequest::Write { op, n: Some(_), .. } if may_grow(op))
 }
 
 impl Drop for Connection {

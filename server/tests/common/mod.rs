@@ -71,7 +71,7 @@ pub async fn start(config: &Config) -> ServerHandle {
 pub struct Client {
     stream: TcpStream,
     received: BytesMut,
-    xid: i32,
+    pub xid: i32,
     pub session: ConnectResponse,
     pub last_zxid: i64,
 }
