@@ -66,7 +66,8 @@ fn files_that_documents_name_exist() {
     for document in documents() {
         let text = fs::read_to_string(&document).unwrap();
         for word in text.split('`').skip(1).step_by(2) {
-            let is_path = ["server/", "client/", "recipes/", "tests/", "proto/", ".ci/"].iter().any(|f| word.starts_with(f));
+            let is_path =
+                ["server/", "client/", "recipes/", "tests/", "proto/", ".ci/"].iter().any(|f| word.starts_with(f));
             if is_path && !word.contains(['{', '*', ' ']) && !root().join(word).exists() {
                 missing.push(format!("{}: {word}", document.display()));
             }

@@ -219,32 +219,23 @@ impl Zab {
         if !matches!(learning.stage, Stage::Streaming { .. }) {
             return;
         }
-        // Each entry must follow the one before, by zxid and by hash, from the place the frame names (P12).
+        // The frame must begin where this log ends, and each entry follow the one before, by zxid and by hash (P12). The
+        // leader's cursor never goes back on a stream, so there is no overlap to allow for.
         let mut at = prev;
-        let mut fresh = Vec::with_capacity(entries.len());
-        let mut wrong = prev.zxid > end.zxid;
-        for entry in entries {
-            let hash = Entry::chain(at.hash, entry.zxid, entry.stamp_ms, &entry.payload);
-            if !follows(at.zxid, entry.zxid) || hash != entry.hash || entry.zxid.epoch() > epoch {
-                wrong = true;
-                break;
-            }
-            if at == end || !fresh.is_empty() {
-                fresh.push(entry.clone());
-            } else if entry.zxid == end.zxid && hash != end.hash {
-                wrong = true;
-                break;
-            }
-            at = Position { zxid: entry.zxid, hash };
-        }
-        if wrong || (fresh.is_empty() && at.zxid > end.zxid) {
+        let follow = prev == end
+            && !entries.is_empty()
+            && entries.iter().all(|entry| {
+                let hash = Entry::chain(at.hash, entry.zxid, entry.stamp_ms, &entry.payload);
+                let follows = follows(at.zxid, entry.zxid) && hash == entry.hash && entry.zxid.epoch() <= epoch;
+                at = Position { zxid: entry.zxid, hash };
+                follows
+            });
+        if !follow {
             self.look("the leader's entries do not follow this log", out);
             return;
         }
-        learning.accepted = learning.accepted.max(at.zxid);
-        if !fresh.is_empty() {
-            self.append(fresh, out);
-        }
+        learning.accepted = at.zxid;
+        self.append(entries, out);
         self.commit_upto(commit);
     }
 

@@ -288,6 +288,8 @@ pub struct Seen {
     pub confirms: u64,
     pub commits: u64,
     pub trims: u64,
+    /// The longest time from the end of all faults until everything was right, ms.
+    pub slowest_ms: u64,
 }
 
 impl std::ops::AddAssign for Seen {
@@ -307,6 +309,7 @@ impl std::ops::AddAssign for Seen {
         self.confirms += other.confirms;
         self.commits += other.commits;
         self.trims += other.trims;
+        self.slowest_ms = self.slowest_ms.max(other.slowest_ms);
     }
 }
 
@@ -550,6 +553,16 @@ impl Cluster {
         }
         let now = self.now_ms;
         self.note(|| format!("{now:>6} link {link} is cut"));
+    }
+
+    /// The stream breaks and nothing of what was under way arrives.
+    pub fn cut_losing_all(&mut self, link: u64) {
+        if let Some(stream) = self.streams.get_mut(&link)
+            && !stream.closed
+        {
+            stream.queues.iter_mut().for_each(VecDeque::clear);
+            self.cut(link);
+        }
     }
 
     /// Open streams between two servers, oldest first.

@@ -399,7 +399,7 @@ impl Run {
                 format!("executed {:?} of {:?}", process.store.position, ghost.last_committed())
             } else if !process.reads.is_empty() {
                 format!("waits for read points {:?}", process.reads)
-            } else if self.cluster.nodes[&id].disk.identity.membership != Membership::Member {
+            } else if self.cluster.nodes[&id].disk.identity.membership != Membership::Member && self.down().is_empty() {
                 "has not become a member again".to_owned()
             } else {
                 continue;
@@ -414,7 +414,9 @@ impl Run {
         let deadline = self.cluster.now_ms + HEALING_MS;
         // Clients rest: what is under way must end.
         self.next_load_ms = u64::MAX;
+        let healed = self.cluster.now_ms;
         self.settle(deadline);
+        self.cluster.seen.slowest_ms = self.cluster.now_ms - healed;
         // Then every server has one write to make, and offers it until it is there.
         for id in self.up() {
             let before = self.cluster.ghost.writes();
