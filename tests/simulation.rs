@@ -21,7 +21,7 @@ fn whatever_fails_no_seed_breaks_an_invariant() {
     }
     let seeds = number("SEEDS").unwrap_or(SEEDS);
     let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    let summary = swarm(1, seeds, threads, 5, |_| {});
+    let summary = swarm(1, seeds, threads, 5, |_, _| {});
     if let Some((seed, _, _)) = summary.failures.first() {
         let all: Vec<String> = summary.failures.iter().map(|(seed, what, _)| format!("SEED={seed}: {what}")).collect();
         panic!("{}\nfailed: {}", explain(*seed), all.join(", "));

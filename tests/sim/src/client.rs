@@ -1,12 +1,12 @@
 //! One simulated client: a session, requests in flight, and the habits of a client library: it pings, reconnects
 //! anywhere, sends unanswered writes again in order (gRPC) or gives them up as unknown (ZooKeeper's protocol).
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 
 use bytes::Bytes;
-use corral_core::session::{ClientRequest, Consistency};
+use corral_core::session::{ClientRequest, Consistency, SetWatches};
 use corral_core::tree::op::{Create, MultiOp, ReadOp, WriteOp};
-use corral_proto::{Acl, CreateMode, ServerId, SessionId, Zxid};
+use corral_proto::{Acl, CreateMode, EventKind, ServerId, SessionId, Zxid};
 
 use crate::options::Load;
 use crate::rng::Rng;
@@ -54,8 +54,23 @@ pub enum Call {
     },
     /// A sync.
     Sync,
+    /// A persistent watch; `true`: recursive.
+    AddWatch(String, bool),
+    /// Watches of the former connection.
+    SetWatches(SetWatches),
     /// A ping.
     Ping,
+}
+
+/// Which list of [`SetWatches`] a one-shot watch belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Sort {
+    /// On a znode that was there.
+    Data,
+    /// On one that was not.
+    Exist,
+    /// On a list of children.
+    Child,
 }
 
 /// A write of a session that keeps results, not yet answered.
@@ -87,6 +102,12 @@ pub struct Client {
     pub next_cookie: u64,
     /// Largest zxid seen in this session.
     pub seen: Zxid,
+    /// Largest zxid of any reply: every event up to there was seen.
+    pub replied: Zxid,
+    /// One-shot watches that may still fire.
+    pub armed: BTreeSet<(String, Sort)>,
+    /// Events that a re-registration made up, until its reply comes.
+    pub missed: Vec<(EventKind, String)>,
     /// Says nothing until then.
     pub silent_until: Micros,
     /// Asks for nothing new.
@@ -108,6 +129,9 @@ impl Client {
             next_n: 1,
             next_cookie: 1,
             seen: Zxid::ZERO,
+            replied: Zxid::ZERO,
+            armed: BTreeSet::new(),
+            missed: Vec::new(),
             silent_until: 0,
             stopped: false,
             rng,
@@ -123,6 +147,9 @@ impl Client {
     pub fn forget_session(&mut self) {
         self.session = None;
         self.seen = Zxid::ZERO;
+        self.replied = Zxid::ZERO;
+        self.armed.clear();
+        self.missed.clear();
         self.next_n = 1;
         self.unanswered.clear();
         self.pending.clear();
@@ -133,10 +160,40 @@ impl Client {
     pub fn forget_connection(&mut self) {
         self.connection = None;
         self.pending.clear();
+        self.missed.clear();
         if self.wire {
             self.unanswered.clear();
             self.next_n = 1;
         }
+    }
+
+    /// An event came: what it consumed is armed no more.
+    pub fn consume(&mut self, kind: EventKind, path: &str) {
+        self.armed.retain(|(armed, sort)| {
+            let hit = match kind {
+                EventKind::NodeDeleted => true,
+                EventKind::NodeChildrenChanged => *sort == Sort::Child,
+                EventKind::NodeCreated | EventKind::NodeDataChanged => *sort != Sort::Child,
+            };
+            armed != path || !hit
+        });
+    }
+
+    /// The request that sets again what may still fire; `None` if nothing does.
+    pub fn set_watches(&self) -> Option<SetWatches> {
+        if self.armed.is_empty() {
+            return None;
+        }
+        let of = |wanted: Sort| {
+            self.armed.iter().filter(|(_, sort)| *sort == wanted).map(|(path, _)| path.clone()).collect::<Vec<_>>()
+        };
+        Some(SetWatches {
+            relative_zxid: self.replied,
+            data: of(Sort::Data),
+            exist: of(Sort::Exist),
+            child: of(Sort::Child),
+            ..SetWatches::default()
+        })
     }
 
     /// All that is not newer than this was answered.
@@ -158,7 +215,7 @@ impl Client {
     }
 
     /// Draws a path.
-    fn path(&mut self, load: &Load) -> String {
+    pub fn path(&mut self, load: &Load) -> String {
         let top = format!("/p{}", self.rng.below(load.paths));
         if self.rng.chance(300) { format!("{top}/c{}", self.rng.below(3)) } else { top }
     }
@@ -224,7 +281,8 @@ impl Client {
             _ => ReadOp::GetEphemerals { prefix: "/".to_owned() },
         };
         let watch = self.rng.chance(300);
-        let consistency = if self.rng.chance(150) { Consistency::Linearizable } else { Consistency::Local };
+        let consistency =
+            if self.rng.chance(load.linearizable_per_mille) { Consistency::Linearizable } else { Consistency::Local };
         (op, watch, consistency)
     }
 }

@@ -167,8 +167,12 @@ impl World {
                 if let Some(id) = self.any_running() {
                     let until = self.schedule.now() + self.duration();
                     self.say(|| format!("{id:?} stands still until {} ms", until / MS));
+                    let now = self.schedule.now();
                     let server = self.servers.get_mut(&id).expect("servers are fixed");
-                    server.paused_until = server.paused_until.max(until);
+                    // A pause is not prolonged: what waits for its end keeps its order.
+                    if server.paused_until <= now {
+                        server.paused_until = until;
+                    }
                 }
             }
             Fault::Partition => self.partition(),
@@ -309,6 +313,7 @@ impl World {
         let now = self.schedule.now();
         self.stage = Stage::Progress { since: self.checks.ghost.head().zxid };
         self.deadline = now + PATIENCE * (self.options.sync_timeout_ms + self.options.init_timeout_ms) * MS;
+        self.calm_at = now;
         self.network.calm();
         let ids = self.server_ids();
         // Some may stay dead, if enough remain that may vote.

@@ -11,14 +11,14 @@ use corral_core::tree::entry::{Command, Txn};
 use corral_core::tree::op::{Answer, ReadOp};
 use corral_core::watch::WatcherId;
 use corral_core::zab::io::Input;
-use corral_proto::{ErrorCode, ServerId, SessionId, Zxid};
+use corral_proto::{ErrorCode, ServerId, SessionId, WatchKind, Zxid};
 
 use crate::checks::{Check, Violation, ensure};
-use crate::client::{Call, ClientConnection, Pending, Unanswered};
+use crate::client::{Call, ClientConnection, Pending, Sort, Unanswered};
 use crate::history::{Seen, client_ids};
 use crate::schedule::{MS, Micros};
 use crate::server::Connection;
-use crate::world::{Event, ProcessRef, World};
+use crate::world::{Event, ProcessRef, Stage, World};
 
 /// From a client to a server.
 pub enum ToServer {
@@ -38,6 +38,7 @@ pub enum ToServer {
 }
 
 /// From a server to a client.
+#[derive(Debug)]
 pub enum ToClient {
     /// The handshake ended.
     Handshake(SessionId, Handshake),
@@ -70,6 +71,15 @@ impl World {
         let timeout = load.session_timeout_ms * MS;
         if now > connection.heard + timeout * 2 / 3 {
             self.trace.reached("client gave up on a silent server");
+            if self.stage != Stage::Safety && now > self.calm_at + 2 * timeout && client.pending.len() > 1 {
+                return Err(Violation {
+                    invariant: "I28 liveness",
+                    text: format!(
+                        "client {index} was not answered for {} ms without any fault",
+                        (now - connection.heard) / MS
+                    ),
+                });
+            }
             self.client_cuts(index);
             return Ok(());
         }
@@ -101,7 +111,13 @@ impl World {
                         break;
                     }
                 }
-                55..95 => {
+                55..57 => {
+                    let (path, recursive) = (client.path(&load), client.rng.chance(500));
+                    let kind = if recursive { WatchKind::PersistentRecursive } else { WatchKind::Persistent };
+                    let request = ClientRequest::AddWatch { path: path.clone(), kind };
+                    self.client_sends(index, request, Call::AddWatch(path, recursive), floor);
+                }
+                57..95 => {
                     let (op, watch, consistency) = client.draw_read(&load);
                     let request = ClientRequest::Read { op: op.clone(), watch, consistency };
                     self.client_sends(index, request, Call::Read { op, watch, consistency }, floor);
@@ -144,6 +160,10 @@ impl World {
         let client = &mut self.clients[index];
         let cookie = client.next_cookie;
         client.next_cookie += 1;
+        let (connection, session) = (client.connection.as_ref().map_or(0, |c| c.id), client.session);
+        self.trace.line(self.schedule.now(), || {
+            format!("client {index} ({session:?}, connection {connection}) asks {cookie}: {request:?}")
+        });
         client.pending.push_back(Pending { cookie, call, floor });
         self.tell_server(index, ToServer::Request(cookie, request));
     }
@@ -245,6 +265,14 @@ impl World {
                 lane.push(cookie, Step::Answer(Ok(Answer::Done)), Consistency::Linearizable, Some(tag));
                 return;
             }
+            ClientRequest::AddWatch { path, kind } => {
+                lane.push(cookie, Step::AddWatch { path, kind }, Consistency::Local, None);
+                return;
+            }
+            ClientRequest::SetWatches(watches) => {
+                lane.push(cookie, Step::SetWatches(watches), Consistency::Local, None);
+                return;
+            }
             _ => {
                 lane.push(cookie, Step::Answer(Ok(Answer::Done)), Consistency::Local, None);
                 return;
@@ -337,6 +365,7 @@ impl World {
         let client = &mut self.clients[index];
         let Some(connection) = client.connection.as_mut().filter(|c| c.id == id) else { return Ok(()) };
         connection.heard = now;
+        self.trace.line(now, || format!("client {index} (connection {id}) gets {message:?}"));
         match message {
             ToClient::Broken => client.forget_connection(),
             ToClient::Handshake(session, Handshake::Attached { attach, .. }) => {
@@ -347,6 +376,12 @@ impl World {
                 let client = &mut self.clients[index];
                 client.session = Some(session);
                 client.seen = client.seen.max(attach);
+                if let Some(watches) = client.set_watches() {
+                    self.trace.reached("watches set again");
+                    let call = Call::SetWatches(watches.clone());
+                    self.client_sends(index, ClientRequest::SetWatches(watches), call, Zxid::ZERO);
+                }
+                let client = &self.clients[index];
                 for write in client.unanswered.clone() {
                     self.trace.reached("write sent again");
                     let request = self.clients[index].write_request(&write);
@@ -364,7 +399,12 @@ impl World {
             }
             ToClient::Out(Outgoing::Event(event)) => {
                 let event = &event.event;
-                let zxid = event.zxid.unwrap_or_default();
+                client.consume(event.kind, &event.path);
+                let Some(zxid) = event.zxid else {
+                    client.missed.push((event.kind, event.path.clone()));
+                    self.trace.reached("watch fired at re-registration");
+                    return Ok(());
+                };
                 ensure!(
                     zxid >= client.seen,
                     "I23 session order",
@@ -413,7 +453,7 @@ impl World {
         let attach = client.connection.as_ref().and_then(|c| c.attach).unwrap_or_default();
         let pending = client.pending.pop_front();
         let Some(Pending { call, floor, .. }) = pending.filter(|p| p.cookie == cookie) else {
-            ensure!(false, NAME, "client {index} got reply {cookie}, which is not the next");
+            ensure!(false, NAME, "client {index} got reply {cookie} ({result:?}), which is not the next");
             return Ok(());
         };
         if !matches!(call, Call::Write(_)) {
@@ -425,6 +465,7 @@ impl World {
             );
         }
         client.seen = client.seen.max(zxid);
+        client.replied = client.replied.max(zxid);
         match call {
             Call::Write(n) => {
                 // The end of a session that is gone already, and refusals without an entry, have no place in the log.
@@ -448,6 +489,12 @@ impl World {
                 self.history.on_seen(id, Seen::Reply(zxid));
                 if let Some((path, child)) = armed.filter(|_| watch) {
                     self.trace.reached("watch armed");
+                    let sort = match (child, &result) {
+                        (true, _) => Sort::Child,
+                        (false, Ok(_)) => Sort::Data,
+                        (false, Err(_)) => Sort::Exist,
+                    };
+                    self.clients[index].armed.insert((path.clone(), sort));
                     self.history.on_seen(id, Seen::Armed { path: path.clone(), child, zxid });
                 }
                 return Ok(());
@@ -459,6 +506,18 @@ impl World {
                     "client {index} synced at {zxid:?}; {floor:?} was answered before it asked"
                 );
                 self.trace.reached("sync answered");
+            }
+            Call::AddWatch(path, recursive) => {
+                self.history.on_seen(id, Seen::Persistent { path, recursive, zxid });
+            }
+            Call::SetWatches(watches) => {
+                let missed = std::mem::take(&mut client.missed);
+                self.history.on_seen(id, Seen::Reply(zxid));
+                for (path, sort) in self.clients[index].armed.clone() {
+                    self.history.on_seen(id, Seen::Armed { path, child: sort == Sort::Child, zxid });
+                }
+                self.history.on_set_watches(zxid, watches, missed);
+                return Ok(());
             }
             Call::Ping => {}
         }

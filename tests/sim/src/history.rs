@@ -4,14 +4,14 @@
 //! arrives is judged then (I22 real time, I23, I24); the rest (results, watches, exactly once, I17-I21) by replaying
 //! the committed log through a model at the end.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use corral_core::session::Consistency;
+use corral_core::session::{Consistency, SetWatches};
 use corral_core::storage::memory::MemoryStore;
 use corral_core::tree::entry::{Command, SessionEvent, Txn, Verdict};
 use corral_core::tree::op::{Answer, ReadOp};
 use corral_core::tree::record::Meta;
-use corral_core::tree::{TreeStore, audit, execute, read};
+use corral_core::tree::{TreeStore, TreeView, audit, execute, read};
 use corral_proto::{ErrorCode, EventKind, Id, SessionId, Zxid};
 
 use crate::checks::{Check, Ghost, ensure};
@@ -32,6 +32,15 @@ pub enum Seen {
         path: String,
         /// Watches the list of children, not the znode.
         child: bool,
+        /// The state.
+        zxid: Zxid,
+    },
+    /// A persistent watch was armed by a reply from this state.
+    Persistent {
+        /// Where.
+        path: String,
+        /// Watches all below it, and no lists of children.
+        recursive: bool,
         /// The state.
         zxid: Zxid,
     },
@@ -57,6 +66,8 @@ pub struct History {
     writes: BTreeMap<Zxid, (WriteKey, ClientResult)>,
     /// Answered reads, by the state that answered.
     reads: BTreeMap<Zxid, Vec<(SessionId, ReadOp, ClientResult)>>,
+    /// Re-registrations of watches, by the state that answered, with the events they made up.
+    set_watches: BTreeMap<Zxid, Vec<(SetWatches, Vec<(EventKind, String)>)>>,
     /// What was seen on each connection.
     connections: BTreeMap<u64, Vec<Seen>>,
     /// Digest of the tree at the end of each batch of each server.
@@ -136,6 +147,11 @@ impl History {
         Ok(())
     }
 
+    /// Watches were set again, from the state of `zxid`.
+    pub fn on_set_watches(&mut self, zxid: Zxid, watches: SetWatches, missed: Vec<(EventKind, String)>) {
+        self.set_watches.entry(zxid).or_default().push((watches, missed));
+    }
+
     /// Something was seen on a connection.
     pub fn on_seen(&mut self, connection: u64, seen: Seen) {
         self.connections.entry(connection).or_default().push(seen);
@@ -187,7 +203,7 @@ impl History {
         let mut executed: BTreeMap<WriteKey, Zxid> = BTreeMap::new();
         let mut last_n: BTreeMap<(SessionId, Zxid), u64> = BTreeMap::new();
         let mut closed: BTreeSet<SessionId> = BTreeSet::new();
-        let mut changes: Changes = Changes::new();
+        let mut changes = Changes::default();
         self.compare_state(Zxid::ZERO, &model)?;
         for (index, entry) in ghost.committed.iter().enumerate() {
             let zxid = entry.position.zxid;
@@ -197,11 +213,11 @@ impl History {
             };
             model.write(&mut outcome.changes.iter().cloned());
             for event in &outcome.events {
-                note(&mut changes, &event.path, event.kind, zxid);
+                changes.note(&event.path, event.kind, zxid);
                 if event.kind != EventKind::NodeDataChanged
                     && let Some(parent) = parent(&event.path)
                 {
-                    note(&mut changes, parent, EventKind::NodeChildrenChanged, zxid);
+                    changes.note(parent, EventKind::NodeChildrenChanged, zxid);
                 }
             }
             if let Ok(txn) = Txn::decode(&entry.payload)
@@ -297,6 +313,16 @@ impl History {
                 "at {zxid:?} a server's rows differ from the model's"
             );
         }
+        for (watches, missed) in self.set_watches.get(&zxid).into_iter().flatten() {
+            let (mut expected, mut told) = (missed_events(&view, watches), missed.clone());
+            expected.sort();
+            told.sort();
+            ensure!(
+                expected == told,
+                "I25 watches",
+                "at {zxid:?} {watches:?} was answered with {told:?}; it is {expected:?}"
+            );
+        }
         for (session, op, result) in self.reads.get(&zxid).into_iter().flatten() {
             let expected = read::read(&view, op, *session, &client_ids());
             ensure!(
@@ -309,15 +335,66 @@ impl History {
     }
 }
 
-/// For each path, what happened to it.
-type Changes = BTreeMap<String, Vec<(Zxid, EventKind)>>;
+/// What happened to the tree, in order.
+#[derive(Default)]
+struct Changes {
+    all: Vec<(Zxid, EventKind, String)>,
+    by_path: BTreeMap<String, Vec<(Zxid, EventKind)>>,
+}
 
-fn note(changes: &mut Changes, path: &str, kind: EventKind, zxid: Zxid) {
-    if let Some(list) = changes.get_mut(path) {
-        list.push((zxid, kind));
-    } else {
-        changes.insert(path.to_owned(), vec![(zxid, kind)]);
+impl Changes {
+    fn note(&mut self, path: &str, kind: EventKind, zxid: Zxid) {
+        self.all.push((zxid, kind, path.to_owned()));
+        self.by_path.entry(path.to_owned()).or_default().push((zxid, kind));
     }
+
+    /// The first change after a state that fires a one-shot watch.
+    fn first(&self, path: &str, child: bool, after: Zxid) -> Option<(Zxid, EventKind)> {
+        let list = self.by_path.get(path)?;
+        let from = list.partition_point(|(z, _)| *z <= after);
+        list[from..].iter().find(|(_, kind)| fires(child, *kind)).copied()
+    }
+
+    /// All changes after a state that a persistent watch tells of.
+    fn all_for(&self, path: &str, recursive: bool, after: Zxid) -> VecDeque<(Zxid, EventKind, &str)> {
+        let from = self.all.partition_point(|(z, _, _)| *z <= after);
+        let told = |kind: EventKind, changed: &str| match recursive {
+            false => changed == path,
+            true => kind != EventKind::NodeChildrenChanged && is_at_or_below(changed, path),
+        };
+        let told = |(_, kind, changed): &&(Zxid, EventKind, String)| told(*kind, changed);
+        self.all[from..].iter().filter(told).map(|(z, kind, path)| (*z, *kind, path.as_str())).collect()
+    }
+}
+
+fn is_at_or_below(path: &str, top: &str) -> bool {
+    path == top || top == "/" || path.strip_prefix(top).is_some_and(|rest| rest.starts_with('/'))
+}
+
+/// What a re-registration must tell at once (wire 7.8).
+fn missed_events(view: &impl TreeView, watches: &SetWatches) -> Vec<(EventKind, String)> {
+    let since = watches.relative_zxid.as_i64();
+    let mut events = Vec::new();
+    for path in &watches.data {
+        match read::stat(view, path) {
+            None => events.push((EventKind::NodeDeleted, path.clone())),
+            Some(stat) if stat.mzxid > since => events.push((EventKind::NodeDataChanged, path.clone())),
+            Some(_) => {}
+        }
+    }
+    for path in &watches.exist {
+        if read::stat(view, path).is_some() {
+            events.push((EventKind::NodeCreated, path.clone()));
+        }
+    }
+    for path in &watches.child {
+        match read::stat(view, path) {
+            None => events.push((EventKind::NodeDeleted, path.clone())),
+            Some(stat) if stat.pzxid > since => events.push((EventKind::NodeChildrenChanged, path.clone())),
+            Some(_) => {}
+        }
+    }
+    events
 }
 
 fn parent(path: &str) -> Option<&str> {
@@ -342,15 +419,17 @@ fn check_watches(connection: u64, seen: &[Seen], changes: &Changes) -> Check {
     const NAME: &str = "I25 watches";
     // (path, child) -> the change that must fire it, if there is one.
     let mut armed: BTreeMap<(&str, bool), Option<(Zxid, EventKind)>> = BTreeMap::new();
+    // What each persistent watch has yet to tell.
+    let mut persistent: Vec<VecDeque<(Zxid, EventKind, &str)>> = Vec::new();
     let mut last_event = Zxid::ZERO;
     for item in seen {
         match item {
             Seen::Armed { path, child, zxid } => {
-                let due = changes.get(path).and_then(|list| {
-                    let from = list.partition_point(|(z, _)| z <= zxid);
-                    list[from..].iter().find(|(_, kind)| fires(*child, *kind)).copied()
-                });
+                let due = changes.first(path, *child, *zxid);
                 armed.entry((path, *child)).or_insert(due);
+            }
+            Seen::Persistent { path, recursive, zxid } => {
+                persistent.push(changes.all_for(path, *recursive, *zxid));
             }
             Seen::Event { kind, path, zxid } => {
                 ensure!(
@@ -363,6 +442,12 @@ fn check_watches(connection: u64, seen: &[Seen], changes: &Changes) -> Check {
                 for child in [false, true] {
                     if armed.get(&(path.as_str(), child)) == Some(&Some((*zxid, *kind))) {
                         armed.remove(&(path.as_str(), child));
+                        fired = true;
+                    }
+                }
+                for due in &mut persistent {
+                    if due.front() == Some(&(*zxid, *kind, path)) {
+                        due.pop_front();
                         fired = true;
                     }
                 }
@@ -379,6 +464,12 @@ fn check_watches(connection: u64, seen: &[Seen], changes: &Changes) -> Check {
                     missed.is_none(),
                     NAME,
                     "connection {connection}: a reply shows {zxid:?} before the event of {missed:?}"
+                );
+                let missed = persistent.iter().filter_map(|due| due.front()).find(|(z, _, _)| z <= zxid);
+                ensure!(
+                    missed.is_none(),
+                    NAME,
+                    "connection {connection}: a reply shows {zxid:?} before the persistent watch told of {missed:?}"
                 );
             }
         }

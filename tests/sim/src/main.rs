@@ -82,16 +82,16 @@ fn run_swarm(seeds: u64, from: u64, threads: usize, failures: usize) -> ExitCode
     std::panic::set_hook(Box::new(|_| {}));
     let bar = std::io::stdout().is_terminal();
     let watch = Stopwatch::start();
-    let summary = swarm(from, seeds, threads, failures, |summary| {
+    let summary = swarm(from, seeds, threads, failures, |summary, new| {
+        if let Some((seed, invariant, text)) = new {
+            println!("FAILED seed {seed}: {invariant}: {text}");
+        }
         if bar && summary.seeds % 10 == 0 {
             print!("\r{} of {seeds} seeds, {} failed ", summary.seeds, summary.failures.len());
             let _ = std::io::stdout().flush();
         }
     });
     print_summary(&summary, watch.elapsed());
-    for (seed, invariant, text) in &summary.failures {
-        println!("FAILED seed {seed}: {invariant}: {text}");
-    }
     match summary.failures.first() {
         None => ExitCode::SUCCESS,
         Some((seed, _, _)) => {

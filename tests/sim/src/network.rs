@@ -48,6 +48,8 @@ struct Lane {
     last: Micros,
     /// Deliveries that came due while the direction was blocked.
     held: u64,
+    /// After the stream broke: what was kept arrives not before this.
+    not_before: Micros,
 }
 
 /// What a delivery that came due is.
@@ -64,6 +66,8 @@ pub enum Due {
         /// The stream broke meanwhile.
         late: bool,
     },
+    /// It comes later.
+    Later(Micros),
     /// Nothing: it was lost, or is held back.
     Nothing,
 }
@@ -158,7 +162,7 @@ impl Network {
     }
 
     /// A delivery to a side came due.
-    pub fn due(&mut self, id: StreamId, side: Side) -> Due {
+    pub fn due(&mut self, id: StreamId, side: Side, now: Micros) -> Due {
         let (to, from) = {
             let stream = &self.streams[&id];
             (stream.ends[side], stream.ends[1 - side])
@@ -170,14 +174,17 @@ impl Network {
             lane.held += 1;
             return Due::Nothing;
         }
+        if now < lane.not_before {
+            return Due::Later(lane.not_before);
+        }
         match lane.queue.pop_front() {
             Some(message) => Due::Message { to, from, message, late: stream.broken },
             None => Due::Nothing,
         }
     }
 
-    /// Breaks a stream. Of what is on its way to each side a prefix is kept; nothing for a side that `lost` names.
-    pub fn break_stream(&mut self, id: StreamId, lost: Option<ServerId>) -> bool {
+    /// Breaks a stream; what is kept arrives up to `latest` from `now`. Of what is on its way to each side a prefix is kept; nothing for a side that `lost` names.
+    pub fn break_stream(&mut self, id: StreamId, lost: Option<ServerId>, now: Micros, latest: Micros) -> bool {
         let stream = self.streams.get_mut(&id).expect("streams stay");
         if stream.broken {
             return false;
@@ -190,6 +197,9 @@ impl Network {
             let held_back = self.blocked.get(&(from, to)).is_some_and(|n| *n > 0);
             let kept = if lost == Some(to) || held_back { 0 } else { self.rng.below(lane.queue.len() as u64 + 1) };
             lane.queue.truncate(kept as usize);
+            if self.rng.chance(300) {
+                lane.not_before = now + self.rng.below(latest);
+            }
             lane.held = 0;
         }
         let (low, high) = (stream.ends[0].server, stream.ends[1].server);

@@ -117,6 +117,8 @@ pub struct Load {
     pub cut_ms: u64,
     /// Of a thousand clients, so many are ZooKeeper-style (no re-sending).
     pub wire_per_mille: u64,
+    /// Of a thousand reads, so many ask for the latest state.
+    pub linearizable_per_mille: u64,
     /// Mean ms between two silences of a client that outlast its session; 0: never.
     pub silence_ms: u64,
 }
@@ -165,6 +167,7 @@ impl SimOptions {
                 session_timeout_ms: sync_timeout_ms * rng.between(3, 10),
                 cut_ms: if rng.chance(600) { sync_timeout_ms * rng.between(1, 10) } else { 0 },
                 wire_per_mille: *rng.pick(&[0, 300, 1000]),
+                linearizable_per_mille: *rng.pick(&[50, 150, 800]),
                 silence_ms: if rng.chance(300) { sync_timeout_ms * rng.between(5, 20) } else { 0 },
             },
         };

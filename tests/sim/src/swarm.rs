@@ -23,8 +23,11 @@ pub struct Summary {
     /// What was reached: in how many runs, how often.
     pub coverage: BTreeMap<&'static str, (u64, u64)>,
     /// Seeds that failed, with what did not hold.
-    pub failures: Vec<(u64, &'static str, String)>,
+    pub failures: Vec<Failure>,
 }
+
+/// A seed, the invariant it broke, and how.
+pub type Failure = (u64, &'static str, String);
 
 impl Summary {
     fn add(&mut self, report: &Report) {
@@ -51,7 +54,7 @@ pub fn swarm(
     count: u64,
     threads: usize,
     failures_max: usize,
-    progress: impl Fn(&Summary) + Sync,
+    progress: impl Fn(&Summary, Option<&Failure>) + Sync,
 ) -> Summary {
     let next = AtomicU64::new(from);
     let enough = AtomicBool::new(false);
@@ -70,7 +73,8 @@ pub fn swarm(
                     if summary.failures.len() >= failures_max {
                         enough.store(true, Ordering::Relaxed);
                     }
-                    progress(&summary);
+                    let new = report.violation.is_some().then(|| summary.failures.last()).flatten();
+                    progress(&summary, new);
                 }
             });
         }

@@ -145,6 +145,8 @@ pub struct World {
     pub(crate) history: History,
     pub(crate) stage: Stage,
     pub(crate) deadline: Micros,
+    /// When the faults ended.
+    pub(crate) calm_at: Micros,
     pub(crate) next_process: u64,
     pub(crate) next_connection: u64,
     pub(crate) next_session: u64,
@@ -183,6 +185,7 @@ impl World {
             history: History::default(),
             stage: Stage::Safety,
             deadline: 0,
+            calm_at: 0,
             next_process: 0,
             next_connection: 0,
             next_session: 0,
@@ -416,6 +419,15 @@ impl World {
             }
             if status.role == Role::Leading && status.phase == Phase::Broadcast {
                 self.trace.reached("leader established");
+                let also = |s: &Server| {
+                    s.id != server
+                        && s.process
+                            .as_ref()
+                            .is_some_and(|p| p.status.role == Role::Leading && p.status.phase == Phase::Broadcast)
+                };
+                if self.servers.values().any(also) {
+                    self.trace.reached("two servers believe to lead");
+                }
             }
             self.say(|| {
                 format!(
@@ -887,7 +899,14 @@ impl World {
     }
 
     fn deliver(&mut self, stream: StreamId, side: Side) -> Check {
-        let Due::Message { to, from, message, late } = self.network.due(stream, side) else { return Ok(()) };
+        let (to, from, message, late) = match self.network.due(stream, side, self.schedule.now()) {
+            Due::Message { to, from, message, late } => (to, from, message, late),
+            Due::Later(at) => {
+                self.schedule.at(at, Event::Deliver(stream, side));
+                return Ok(());
+            }
+            Due::Nothing => return Ok(()),
+        };
         if late {
             self.trace.reached("message of a broken stream arrived");
         }
@@ -961,10 +980,10 @@ impl World {
 
     /// Breaks a stream and lets both sides find out, and dial again.
     pub(crate) fn break_stream(&mut self, stream: StreamId, dead: Option<ServerId>) {
-        if !self.network.break_stream(stream, dead) {
+        let patience = self.options.sync_timeout_ms * MS;
+        if !self.network.break_stream(stream, dead, self.schedule.now(), 2 * patience) {
             return;
         }
-        let patience = self.options.sync_timeout_ms * MS;
         for side in 0..2 {
             let delay = self.rng.magnitude(10, patience);
             self.schedule.after(delay, Event::StreamDown(stream, side));
