@@ -860,6 +860,9 @@ impl Zab {
                 })
                 .map(|(peer, l)| {
                     l.up_to_date = true;
+                    if let Progress::Streaming { commit_sent, .. } = &mut l.progress {
+                        *commit_sent = commit;
+                    }
                     *peer
                 })
                 .collect();
