@@ -167,6 +167,9 @@ const GENERATED: &[&str] = &[
 /// The files that may read a clock or draw from the system's randomness (see clippy.toml).
 const CLOCK: &[&str] = &["server/src/clock.rs"];
 
+/// A store's view owns a snapshot and the database that it borrows from, which the language cannot express.
+const UNSAFE: &[&str] = &["server/src/storage/rocks.rs"];
+
 fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
 }
@@ -378,7 +381,8 @@ fn nothing_is_unsafe_and_nothing_unwraps() {
     let mut wrong = Vec::new();
     for (file, text) in sources() {
         for (number, line) in text.lines().enumerate() {
-            if line.contains("unsafe {") || line.contains("unsafe fn") || line.contains(".unwrap()") {
+            let is_unsafe = line.contains("unsafe {") || line.contains("unsafe fn") || line.contains("unsafe impl");
+            if is_unsafe && !UNSAFE.contains(&file.as_str()) || line.contains(".unwrap()") {
                 wrong.push(format!("{file}:{}: {}", number + 1, line.trim()));
             }
         }
@@ -390,7 +394,9 @@ fn nothing_is_unsafe_and_nothing_unwraps() {
 fn every_room_of_the_table_exists() {
     let files = sources();
     let named = ROOMS.iter().flat_map(|(room, allowed)| std::iter::once(room).chain(*allowed));
-    for name in named.chain(PURE).chain(GENERATED).chain(CLOCK).chain(EXCEPTIONS.iter().map(|(file, _)| file)) {
+    for name in
+        named.chain(PURE).chain(GENERATED).chain(CLOCK).chain(UNSAFE).chain(EXCEPTIONS.iter().map(|(file, _)| file))
+    {
         assert!(files.keys().any(|file| is_in(file, name)), "{name} is in a table and not in the sources");
     }
 }

@@ -173,7 +173,7 @@ async fn write_grpc(address: &str, writer: &Writer) -> Result<Vec<Instant>> {
     }
     client.close().await?;
     while let Some(state) = events.next().await {
-        if matches!(state, corral_client::SessionState::Suspended { .. }) {
+        if matches!(state, corral_client::SessionState::Suspended) {
             writer.connections_lost.fetch_add(1, Ordering::Relaxed);
         }
     }

@@ -85,7 +85,17 @@ impl ApplyLoop {
         flush_bytes: u64,
     ) -> ApplyLoop {
         let unflushed = Unflushed::default();
-        ApplyLoop { node, apply, inbox, folders, flush_entries, flush_bytes, unflushed, wanted: Vec::new(), replaced: Vec::new() }
+        ApplyLoop {
+            node,
+            apply,
+            inbox,
+            folders,
+            flush_entries,
+            flush_bytes,
+            unflushed,
+            wanted: Vec::new(),
+            replaced: Vec::new(),
+        }
     }
 
     /// Runs until [`ApplyCommand::Stop`].

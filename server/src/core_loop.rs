@@ -33,22 +33,16 @@ const TICK_MS: u64 = 20;
 /// Between two lines of the log that say why there is no quorum, ms.
 const WAITING_LOG_MS: u64 = 5_000;
 
+/// Bytes of one frame to a peer; a single message may be larger, by one transaction at most.
+const FRAME_BYTES: usize = 1 << 20;
+
 /// What a peer sent, decoded and checked.
 #[derive(Debug)]
 pub(crate) enum PeerEvent {
     /// A stream is up.
-    Up {
-        peer: ServerId,
-        link: u64,
-        instance: u64,
-        start_count: u64,
-    },
+    Up { peer: ServerId, link: u64, instance: u64, start_count: u64 },
     /// Messages of one frame, in order.
-    Messages {
-        peer: ServerId,
-        link: u64,
-        messages: Vec<Message>,
-    },
+    Messages { peer: ServerId, link: u64, messages: Vec<Message> },
     /// A stream ended.
     Down { peer: ServerId, link: u64 },
     /// This very data folder is an old copy (P9).
@@ -93,6 +87,24 @@ struct Turn {
     /// Inputs that outputs of this turn gave rise to.
     again: Vec<MemberInput>,
     fatal: bool,
+}
+
+/// Forwarded transactions in messages of a bounded size, in order; anything else as it is.
+fn split(message: Message) -> Vec<Message> {
+    let Message::Forward { epoch, payloads } = message else { return vec![message] };
+    let mut messages = Vec::new();
+    let mut part = Vec::new();
+    let mut bytes = 0;
+    for payload in payloads {
+        if bytes + payload.len() > FRAME_BYTES && !part.is_empty() {
+            messages.push(Message::Forward { epoch, payloads: std::mem::take(&mut part) });
+            bytes = 0;
+        }
+        bytes += payload.len();
+        part.push(payload);
+    }
+    messages.push(Message::Forward { epoch, payloads: part });
+    messages
 }
 
 /// Entries that go to several peers in one turn are encoded once.
@@ -313,10 +325,24 @@ impl CoreLoop {
         if let Some(links) = &self.outlets.links {
             let mut shared = SharedEntries::default();
             for ((peer, link), messages) in frames.drain(..) {
-                let parts: Vec<Encoded> = messages.iter().map(|message| shared.encode(message)).collect();
-                if !links.send(peer, link, codec::frame_of(&parts)) {
-                    debug!(%peer, link, "dropped messages to a stream that is gone");
+                let mut frame = Vec::new();
+                let mut bytes = 0;
+                let send = |frame: &mut Vec<Encoded>| {
+                    if !frame.is_empty() && !links.send(peer, link, codec::frame_of(frame)) {
+                        debug!(%peer, link, "dropped messages to a stream that is gone");
+                    }
+                    frame.clear();
+                };
+                for message in messages.into_iter().flat_map(split) {
+                    let encoded = shared.encode(&message);
+                    if bytes + encoded.len() > FRAME_BYTES {
+                        send(&mut frame);
+                        bytes = 0;
+                    }
+                    bytes += encoded.len();
+                    frame.push(encoded);
                 }
+                send(&mut frame);
             }
         }
         frames.clear();
@@ -371,19 +397,13 @@ impl CoreLoop {
 
 /// Carries what comes over the links to the core, decoded and checked, until the links end. A frame that cannot be read
 /// ends its stream: the peer broke a rule.
-pub(crate) async fn receive_from_peers(
-    node: Arc<NodeShared>,
-    links: PeerLinks,
-    mut events: mpsc::Receiver<LinkEvent>,
-) {
+pub(crate) async fn receive_from_peers(node: Arc<NodeShared>, links: PeerLinks, mut events: mpsc::Receiver<LinkEvent>) {
     while let Some(event) = events.recv().await {
         let event = match event {
             LinkEvent::Up { peer, link, instance, start_count, .. } => {
                 PeerEvent::Up { peer, link, instance, start_count }
             }
-            LinkEvent::Down { peer, link } => {
-                PeerEvent::Down { peer, link }
-            }
+            LinkEvent::Down { peer, link } => PeerEvent::Down { peer, link },
             LinkEvent::Frame { peer, link, bytes } => match decode_frame(&bytes) {
                 Ok(mut messages) => {
                     for message in &mut messages {
@@ -420,5 +440,59 @@ fn check_forwarded(peer: ServerId, message: &mut Message, bytes_max: usize) {
             warn!(%peer, "dropped a forwarded transaction: {problem}");
             false
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn forwarded_transactions_are_split_and_stay_in_order() {
+        let payloads: Vec<Bytes> =
+            [10, FRAME_BYTES, 20, 30, 2 * FRAME_BYTES, 40].iter().map(|len| Bytes::from(vec![7; *len])).collect();
+        let parts = split(Message::Forward { epoch: 3, payloads: payloads.clone() });
+        let lens: Vec<Vec<usize>> = parts
+            .iter()
+            .map(|part| match part {
+                Message::Forward { epoch: 3, payloads } => payloads.iter().map(Bytes::len).collect(),
+                other => panic!("{other:?}"),
+            })
+            .collect();
+        assert_eq!(lens, [vec![10], vec![FRAME_BYTES], vec![20, 30], vec![2 * FRAME_BYTES], vec![40]]);
+        let ping = Message::Ping { epoch: 1, seq: 2, commit: Zxid::ZERO };
+        assert_eq!(split(ping.clone()), [ping]);
+    }
+
+    #[test]
+    fn what_cannot_be_read_or_is_too_large_is_never_handed_to_the_machine() {
+        let txn = Txn {
+            session: corral_proto::SessionId(1),
+            attach: Zxid::new(1, 1),
+            n: 1,
+            answered_through: 0,
+            ids: Vec::new(),
+            command: corral_core::tree::entry::Command::CloseSession { expired: false },
+        }
+        .encode();
+        let payloads = vec![Bytes::from_static(b"\xff\xff nothing"), txn.clone(), Bytes::from(vec![0; 5_000])];
+        let mut message = Message::Forward { epoch: 1, payloads };
+        check_forwarded(ServerId(2), &mut message, 1_000);
+        assert_eq!(message, Message::Forward { epoch: 1, payloads: vec![txn] });
+    }
+
+    #[test]
+    fn equal_entries_are_encoded_once_and_different_ones_never_mixed_up() {
+        use corral_core::zab::io::{Entry, Position};
+        let prev = Position { zxid: Zxid::new(1, 1), hash: 5 };
+        let entry = Entry::after(5, Zxid::new(1, 2), 9, Bytes::from_static(b"x"));
+        let entries = |commit| Message::Entries { epoch: 1, prev, entries: vec![entry.clone()], commit };
+        let mut shared = SharedEntries::default();
+        let frames: Vec<Bytes> = [Zxid::ZERO, Zxid::ZERO, Zxid::new(1, 1)]
+            .map(|commit| codec::frame_of(&[shared.encode(&entries(commit))]))
+            .to_vec();
+        assert_eq!(shared.0.len(), 2);
+        assert_eq!(frames[0], frames[1]);
+        assert_eq!(decode_frame(&frames[2]).unwrap(), [entries(Zxid::new(1, 1))]);
     }
 }

@@ -152,10 +152,7 @@ impl LogLoop {
         ops.clear();
     }
 
-    fn or_abort<T>(
-        &mut self,
-        operation: impl FnOnce(&mut TxnLog) -> Result<T, LogError>,
-    ) -> T {
+    fn or_abort<T>(&mut self, operation: impl FnOnce(&mut TxnLog) -> Result<T, LogError>) -> T {
         match operation(&mut self.log) {
             Ok(value) => value,
             Err(error) => abort(&format!("the log failed: {error}")),
@@ -174,7 +171,9 @@ fn condemn(device: &dyn LogDevice, log: &TxnLog, files: Condemned, reason: &str)
     record.identity.membership = Membership::Amnesiac;
     record.condemned = record.condemned.max(files);
     match record.write(device) {
-        Ok(()) => abort(&format!("{reason}; this server does not vote after its next start until it has learned what it may have lost")),
+        Ok(()) => abort(&format!(
+            "{reason}; this server does not vote after its next start until it has learned what it may have lost"
+        )),
         Err(error) => abort(&format!("{reason}; and the data folder could not be marked: {error}")),
     }
 }

@@ -515,8 +515,14 @@ impl Node {
             slow: Duration::from_millis(config.fsync_warning_ms),
             retention_bytes: config.log_retention_bytes,
         };
-        let apply_loop =
-            ApplyLoop::new(node.clone(), apply, outlets_apply.clone(), states, config.flush_entries, config.flush_bytes);
+        let apply_loop = ApplyLoop::new(
+            node.clone(),
+            apply,
+            outlets_apply.clone(),
+            states,
+            config.flush_entries,
+            config.flush_bytes,
+        );
         let read_inbox = outlets_read.clone();
         let read_node = node.clone();
         let threads = vec![
@@ -636,7 +642,7 @@ fn node_options(config: &Config) -> NodeOptions {
         touch_interval_ms: (config.min_session_timeout_ms / 10).clamp(1, TOUCH_INTERVAL_MAX_MS),
         sync_timeout_ms: config.sync_timeout_ms,
         outstanding_max: config.global_outstanding_limit,
-        txn_bytes_max: config.jute_max_buffer.saturating_add(TXN_OVERHEAD_BYTES),
+        txn_bytes_max: config.jute_max_buffer.max(grpc::REQUEST_MESSAGE_MAX) + TXN_OVERHEAD_BYTES,
     }
 }
 

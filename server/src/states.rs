@@ -9,6 +9,7 @@ use bytes::Bytes;
 use corral_core::storage::folder::{Current, Found};
 use corral_core::zab::io::SnapshotMeta;
 use parking_lot::Mutex;
+use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use crate::net::peer_link::{self, Fetched, SnapshotManifest, SnapshotSource};
@@ -24,6 +25,10 @@ pub(crate) struct StateFolders {
     held: Mutex<BTreeMap<u64, Arc<Held>>>,
     /// The cluster this server belongs to; 0 before bootstrap.
     cluster: AtomicU64,
+    /// Ends the fetch that is under way.
+    fetching: Mutex<CancellationToken>,
+    /// Held by who writes into the folder for what is received.
+    incoming: tokio::sync::Mutex<()>,
 }
 
 /// A checkpoint on disk; its folder goes with the last sender.
@@ -46,7 +51,14 @@ impl Drop for Held {
 
 impl StateFolders {
     pub(crate) fn new(device: Arc<FileDevice>, options: StoreOptions) -> StateFolders {
-        StateFolders { device, options, held: Mutex::default(), cluster: AtomicU64::new(0) }
+        StateFolders {
+            device,
+            options,
+            held: Mutex::default(),
+            cluster: AtomicU64::new(0),
+            fetching: Mutex::default(),
+            incoming: tokio::sync::Mutex::default(),
+        }
     }
 
     /// Snapshots are given to members of this cluster only.
@@ -94,7 +106,8 @@ impl StateFolders {
     }
 
     /// Fetches a snapshot from a leader into the folder that may become current next; when it returns `Ok`, it is durable
-    /// and contains what was announced. Writes files on the calling thread.
+    /// and contains what was announced. Writes files on the calling thread. There is one fetch at a time: a new one ends
+    /// the one before.
     ///
     /// # Errors
     /// In words. What was fetched counts for nothing then.
@@ -106,6 +119,23 @@ impl StateFolders {
         secret: &str,
         connect_timeout: Duration,
     ) -> Result<(), String> {
+        let mine = CancellationToken::new();
+        std::mem::replace(&mut *self.fetching.lock(), mine.clone()).cancel();
+        tokio::select! {
+            () = mine.cancelled() => Err("another snapshot is fetched instead".to_owned()),
+            fetched = self.fetch_alone(address, snapshot, cluster, secret, connect_timeout) => fetched,
+        }
+    }
+
+    async fn fetch_alone(
+        &self,
+        address: &str,
+        snapshot: &SnapshotMeta,
+        cluster: u64,
+        secret: &str,
+        connect_timeout: Duration,
+    ) -> Result<(), String> {
+        let _alone = self.incoming.lock().await;
         let folder = self.current()?.incoming();
         let mut incoming: Option<Incoming> = None;
         let mut places: BTreeMap<String, usize> = BTreeMap::new();

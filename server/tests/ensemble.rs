@@ -164,8 +164,7 @@ async fn a_restarted_follower_catches_up_and_the_ensemble_restarts_whole() {
 
 #[tokio::test]
 async fn a_follower_that_missed_more_than_the_log_keeps_gets_a_snapshot() {
-    let mut ensemble =
-        Ensemble::start(3, "segmentSize=4M\nsnapshotThreshold=1M\nflushAfterEntries=500\n").await;
+    let mut ensemble = Ensemble::start(3, "segmentSize=4M\nsnapshotThreshold=1M\nflushAfterEntries=500\n").await;
     let leader = ensemble.leader().await;
     let follower = ensemble.follower().await;
     let client = ensemble.client([leader], SESSION).await;

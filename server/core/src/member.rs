@@ -128,14 +128,10 @@ impl Member {
                 }
             }
             MemberInput::Submit(writes) => {
-                let mut payloads = Vec::with_capacity(writes.len());
                 for (key, payload) in writes {
-                    self.outbox.push(key, payload.clone());
-                    payloads.push(payload);
+                    self.outbox.push(key, payload);
                 }
-                if self.relation.is_some() {
-                    self.zab_step(now, Input::Propose { payloads }, out);
-                }
+                self.offer(now, out);
             }
             MemberInput::Touched(sessions) => {
                 if self.tracking {
@@ -161,6 +157,7 @@ impl Member {
                     self.zab_step(now, Input::Digest { zxid, digest }, out);
                 }
                 self.zab_step(now, Input::Applied { zxid: applied.zxid, persisted: applied.persisted }, out);
+                self.offer(now, out);
             }
             MemberInput::SessionTable { sessions, settings } => self.on_session_table(now, sessions, settings, out),
             MemberInput::Reapable(due) => {
@@ -190,15 +187,23 @@ impl Member {
         self.stepping = false;
     }
 
+    /// Offers the leader what may be offered of this server's writes.
+    fn offer(&mut self, now: Now, out: &mut Vec<MemberOutput>) {
+        if self.relation.is_some() {
+            let payloads = self.outbox.offer();
+            if !payloads.is_empty() {
+                self.zab_step(now, Input::Propose { payloads }, out);
+            }
+        }
+    }
+
     fn on_output(&mut self, now: Now, output: Output, out: &mut Vec<MemberOutput>) {
         match output {
             Output::Relation(relation) => {
                 self.relation = relation;
                 out.push(MemberOutput::Relation(relation));
-                if relation.is_some() && !self.outbox.is_empty() {
-                    let payloads = self.outbox.unresolved();
-                    self.zab_step(now, Input::Propose { payloads }, out);
-                }
+                self.outbox.begin();
+                self.offer(now, out);
             }
             Output::Leading(leading) => {
                 self.leading = leading;

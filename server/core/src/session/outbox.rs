@@ -4,6 +4,9 @@
 //! begins anew: a forwarded write may have died with the former leader, or be on its way through the log. Execution
 //! drops the doubles by session, attach and number, so offering too often is safe, and offering in order is all
 //! that FIFO needs.
+//!
+//! No more than [`IN_FLIGHT_BYTES`] are offered and not executed at a time: a stream between servers has a bound, and
+//! after a change of leader everything that waits would otherwise go out at once.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -48,6 +51,16 @@ impl Key {
     }
 }
 
+/// Bytes that are offered to a leader and not yet known to be executed; a single write may be larger.
+pub const IN_FLIGHT_BYTES: usize = 4 << 20;
+
+/// What a write counts for beside its payload.
+const WRITE_BYTES: usize = 64;
+
+fn weight(payload: &Bytes) -> usize {
+    payload.len() + WRITE_BYTES
+}
+
 /// The unresolved writes of one server, in the order in which they came.
 #[derive(Debug, Default)]
 pub struct Outbox {
@@ -58,6 +71,10 @@ pub struct Outbox {
     /// Where each unresolved write stands. A client that sends a number twice over one connection is at fault: the
     /// first one stays, execution judges the second.
     places: BTreeMap<Key, u64>,
+    /// Writes before this place were offered in this relation.
+    offered: u64,
+    /// Weight of those of them that are unresolved.
+    in_flight: usize,
 }
 
 impl Outbox {
@@ -71,7 +88,7 @@ impl Outbox {
                 .iter()
                 .position(|w| w.as_ref().is_some_and(|(k, _)| *k == key))
                 .expect("every key in places has its write");
-            self.writes[stale] = None;
+            self.take(self.first + stale as u64);
         }
         self.writes.push_back(Some((key, payload)));
         self.forget_resolved();
@@ -80,14 +97,39 @@ impl Outbox {
     /// The write was executed here, or its double was.
     pub fn resolve(&mut self, key: &Key) {
         if let Some(place) = self.places.remove(key) {
-            self.writes[(place - self.first) as usize] = None;
+            self.take(place);
             self.forget_resolved();
         }
     }
 
-    /// Everything unresolved, oldest first.
-    pub fn unresolved(&self) -> Vec<Bytes> {
-        self.writes.iter().flatten().map(|(_, payload)| payload.clone()).collect()
+    /// Removes the write at a place.
+    fn take(&mut self, place: u64) {
+        if let Some((_, payload)) = self.writes[(place - self.first) as usize].take()
+            && place < self.offered
+        {
+            self.in_flight -= weight(&payload);
+        }
+    }
+
+    /// A relation to a leader begins: nothing is offered in it yet.
+    pub fn begin(&mut self) {
+        self.offered = self.first;
+        self.in_flight = 0;
+    }
+
+    /// What may be offered next, oldest first: to be called when a write came, when one was resolved, and when a relation
+    /// begins.
+    pub fn offer(&mut self) -> Vec<Bytes> {
+        let end = self.first + self.writes.len() as u64;
+        let mut payloads = Vec::new();
+        while self.offered < end && self.in_flight < IN_FLIGHT_BYTES {
+            if let Some((_, payload)) = &self.writes[(self.offered - self.first) as usize] {
+                self.in_flight += weight(payload);
+                payloads.push(payload.clone());
+            }
+            self.offered += 1;
+        }
+        payloads
     }
 
     /// Number of unresolved writes.
@@ -105,6 +147,7 @@ impl Outbox {
         self.first += self.writes.len() as u64;
         self.writes.clear();
         self.places.clear();
+        self.begin();
     }
 
     fn forget_resolved(&mut self) {
@@ -112,6 +155,7 @@ impl Outbox {
             self.writes.pop_front();
             self.first += 1;
         }
+        self.offered = self.offered.max(self.first);
     }
 }
 
@@ -123,8 +167,10 @@ mod tests {
         Key::Request { session: SessionId(1), attach: Zxid::new(1, 1), n }
     }
 
-    fn bytes(outbox: &Outbox) -> Vec<u8> {
-        outbox.unresolved().iter().map(|b| b[0]).collect()
+    /// What a new relation is offered.
+    fn bytes(outbox: &mut Outbox) -> Vec<u8> {
+        outbox.begin();
+        outbox.offer().iter().map(|b| b[0]).collect()
     }
 
     #[test]
@@ -134,15 +180,16 @@ mod tests {
             outbox.push(key(n), Bytes::from(vec![n as u8]));
         }
         outbox.resolve(&key(2));
-        assert_eq!(bytes(&outbox), [1, 3, 4]);
+        assert_eq!(bytes(&mut outbox), [1, 3, 4]);
         outbox.resolve(&key(1));
         outbox.resolve(&key(9));
-        assert_eq!((bytes(&outbox), outbox.len()), (vec![3, 4], 2));
+        assert_eq!(bytes(&mut outbox), [3, 4]);
+        assert_eq!(outbox.len(), 2);
         outbox.clear();
         assert!(outbox.is_empty());
         outbox.push(key(5), Bytes::from(vec![5]));
         outbox.resolve(&key(5));
-        assert!(outbox.is_empty() && bytes(&outbox).is_empty());
+        assert!(outbox.is_empty() && bytes(&mut outbox).is_empty());
     }
 
     #[test]
@@ -151,9 +198,46 @@ mod tests {
         outbox.push(key(1), Bytes::from_static(b"\x01"));
         outbox.push(key(2), Bytes::from_static(b"\x02"));
         outbox.push(key(1), Bytes::from_static(b"\x07"));
-        assert_eq!(bytes(&outbox), [2, 7]);
+        assert_eq!(bytes(&mut outbox), [2, 7]);
         outbox.resolve(&key(1));
         outbox.resolve(&key(2));
-        assert!(outbox.is_empty() && bytes(&outbox).is_empty());
+        assert!(outbox.is_empty() && bytes(&mut outbox).is_empty());
+    }
+
+    #[test]
+    fn no_more_than_the_window_is_offered_until_something_is_executed() {
+        let mut outbox = Outbox::default();
+        for n in 1..=10 {
+            outbox.push(key(n), Bytes::from(vec![n as u8; 1 << 20]));
+        }
+        let first = |offered: Vec<Bytes>| offered.iter().map(|b| b[0]).collect::<Vec<u8>>();
+        outbox.begin();
+        assert_eq!(first(outbox.offer()), [1, 2, 3, 4]);
+        assert!(outbox.offer().is_empty());
+        outbox.resolve(&key(2));
+        assert_eq!(first(outbox.offer()), [5]);
+        outbox.resolve(&key(1));
+        outbox.resolve(&key(3));
+        outbox.push(key(11), Bytes::from_static(&[11]));
+        assert_eq!(first(outbox.offer()), [6, 7]);
+        outbox.begin();
+        assert_eq!(first(outbox.offer()), [4, 5, 6, 7], "a new leader is offered all again, in order");
+        for n in 4..=10 {
+            outbox.resolve(&key(n));
+        }
+        assert_eq!(first(outbox.offer()), [11], "those that were resolved before their turn are not offered");
+        outbox.clear();
+        assert!(outbox.offer().is_empty() && outbox.is_empty());
+    }
+
+    #[test]
+    fn a_write_larger_than_the_window_goes_alone() {
+        let mut outbox = Outbox::default();
+        outbox.push(key(1), Bytes::from(vec![1; IN_FLIGHT_BYTES + 1]));
+        outbox.push(key(2), Bytes::from_static(&[2]));
+        outbox.begin();
+        assert_eq!(outbox.offer().len(), 1);
+        outbox.resolve(&key(1));
+        assert_eq!(outbox.offer().len(), 1);
     }
 }

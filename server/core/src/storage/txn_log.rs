@@ -540,7 +540,7 @@ impl TxnLog {
     fn check_promise_without_first(&self) -> Result<(), LogError> {
         let index = self.shared.index.read();
         let carried = index.segments.iter().skip(1).map(|segment| segment.promise).max().unwrap_or_default();
-        if carried < self.promise {
+        if carried.max(self.record.promise) < self.promise {
             return Err(LogError::PromiseLost { made: self.promise.epoch });
         }
         Ok(())

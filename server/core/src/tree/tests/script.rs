@@ -134,7 +134,7 @@ impl Story {
                 };
                 let ids = self.client(session).ids.clone();
                 let answer = read::read(&self.store.view(), &op, SessionId(session), &ids);
-                write_result(out, &answer, true);
+                write_result(out, &answer);
                 return Ok(());
             }
             "sessions" => {
@@ -244,10 +244,10 @@ impl Story {
     fn write_outcome(&self, out: &mut String, outcome: &Outcome) {
         let _ = write!(out, "{:?} ", self.zxid);
         match &outcome.verdict {
-            Verdict::Executed(result) => write_result(out, result, false),
+            Verdict::Executed(result) => write_result(out, result),
             Verdict::Repeated { zxid, result: Some(result) } => {
                 let _ = write!(out, "repeated from {zxid:?}: ");
-                write_result(out, result, false);
+                write_result(out, result);
             }
             Verdict::Repeated { result: None, .. } => out.push_str("repeated, result not kept\n"),
             Verdict::Moved => out.push_str("moved\n"),
@@ -478,8 +478,8 @@ fn data_text(data: &Option<Bytes>) -> String {
     }
 }
 
-/// `full`: with stats. Answers to writes show them only where they are all there is.
-fn write_result(out: &mut String, result: &Result<Answer, ErrorCode>, full: bool) {
+/// An answer in one line, a multi in several.
+fn write_result(out: &mut String, result: &Result<Answer, ErrorCode>) {
     let text = match result {
         Err(error) => format!("refused: {error} ({})", error.code()),
         Ok(Answer::Created { path, .. }) => format!("created {path}"),
@@ -492,7 +492,7 @@ fn write_result(out: &mut String, result: &Result<Answer, ErrorCode>, full: bool
             let _ = writeln!(out, "multi of {}", answers.len());
             for answer in answers {
                 out.push_str("  - ");
-                write_result(out, &Ok(answer.clone()), full);
+                write_result(out, &Ok(answer.clone()));
             }
             return;
         }
@@ -502,7 +502,7 @@ fn write_result(out: &mut String, result: &Result<Answer, ErrorCode>, full: bool
         Ok(Answer::MultiRead(results)) => {
             for result in results {
                 out.push_str("- ");
-                write_result(out, result, full);
+                write_result(out, result);
             }
             return;
         }

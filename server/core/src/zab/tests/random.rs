@@ -302,11 +302,9 @@ impl Run {
                     self.cluster.crash(id, survives);
                 }
             }
-            6 => {
-                if !down.is_empty() {
-                    let id = self.rng.pick(&down);
-                    self.cluster.start(id);
-                }
+            6 if !down.is_empty() => {
+                let id = self.rng.pick(&down);
+                self.cluster.start(id);
             }
             7 if !up.is_empty() => {
                 let id = self.rng.pick(&up);
