@@ -177,6 +177,14 @@ impl Zab {
         }
     }
 
+    /// Tells everybody whom this server follows, now that it serves: whoever still looks need not ask again, which it does
+    /// less and less often.
+    pub(super) fn announce(&self, out: &mut Outputs) {
+        for peer in self.peers.keys() {
+            self.send_settled(*peer, out);
+        }
+    }
+
     /// Tells somebody who is looking whom this server follows.
     pub(super) fn send_settled(&self, peer: ServerId, out: &mut Outputs) {
         let (state, leader, epoch) = match &self.state {

@@ -839,7 +839,8 @@ impl Zab {
                 leading.outstanding_bytes -= bytes;
             }
         }
-        if !leading.activated && self.committed >= opening {
+        let news = !leading.activated && self.committed >= opening;
+        if news {
             leading.activated = true;
             out.push(Output::Relation(Some(Relation { leader: id, epoch })));
             for tag in std::mem::take(&mut self.reads) {
@@ -860,12 +861,18 @@ impl Zab {
                 })
                 .map(|(peer, l)| {
                     l.up_to_date = true;
+                    if let Progress::Streaming { commit_sent, .. } = &mut l.progress {
+                        *commit_sent = commit;
+                    }
                     *peer
                 })
                 .collect();
             for peer in ready {
                 self.send(peer, Message::UpToDate { epoch, commit }, out);
             }
+        }
+        if news {
+            self.announce(out);
         }
     }
 

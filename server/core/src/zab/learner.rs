@@ -252,6 +252,7 @@ impl Zab {
         }
         self.commit_upto(commit);
         out.push(Output::Relation(Some(Relation { leader: peer, epoch })));
+        self.announce(out);
         for tag in self.reads.clone() {
             self.send(peer, Message::ReadIndex { epoch, tag }, out);
         }

@@ -106,6 +106,9 @@ pub struct Disk {
     pub promise: Promise,
     pub log: Log,
     pub store: Store,
+    /// For planted mistakes: the promise before this one, and what the last truncation dropped.
+    former_promise: Promise,
+    truncated: Vec<Entry>,
 }
 
 /// Work that somebody has to do, and when a plausible schedule would do it.
@@ -215,6 +218,27 @@ impl Pace {
     pub const QUICK: Pace = Pace { net: (0, 3), disk: (0, 4), apply: (0, 2), fetch: (1, 20), tick: 10 };
 }
 
+/// Mistakes of the surroundings, made on purpose: the checks must find each of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Planted {
+    /// The log writer reports operations as durable that it has not written.
+    CompletesEarly,
+    /// The disk forgets the last entry that it reported as durable.
+    ForgetsAnEntry,
+    /// The disk forgets the last promise that it reported as durable.
+    ForgetsThePromise,
+    /// The disk forgets the last truncation.
+    ForgetsATruncation,
+    /// An empty folder takes part as if it remembered everything.
+    BelievesAnEmptyFolder,
+    /// The log drops what the store has not made durable.
+    TrimsTooMuch,
+    /// The store executes some batches twice.
+    ExecutesTwice,
+    /// Entries are altered on the way, with hashes that fit.
+    AltersEntries,
+}
+
 /// What the ensemble is made of. `options` is a template: id, seed, members and quorum are filled in.
 #[derive(Clone, Debug)]
 pub struct Plan {
@@ -231,6 +255,7 @@ pub struct Plan {
     pub trim_per_mille: u64,
     pub no_snapshot_per_mille: u64,
     pub payload_bytes: u64,
+    pub planted: Option<Planted>,
 }
 
 /// Options for virtual time: short, so that runs are.
@@ -266,6 +291,7 @@ impl Default for Plan {
             trim_per_mille: 1_000,
             no_snapshot_per_mille: 0,
             payload_bytes: 0,
+            planted: None,
         }
     }
 }
@@ -288,8 +314,8 @@ pub struct Seen {
     pub confirms: u64,
     pub commits: u64,
     pub trims: u64,
-    /// The longest time from the end of all faults until everything was right, ms.
-    pub slowest_ms: u64,
+    /// The longest time from the end of all faults until everything was right, ms, and the seed of it.
+    pub slowest: (u64, u64),
 }
 
 impl std::ops::AddAssign for Seen {
@@ -309,7 +335,7 @@ impl std::ops::AddAssign for Seen {
         self.confirms += other.confirms;
         self.commits += other.commits;
         self.trims += other.trims;
-        self.slowest_ms = self.slowest_ms.max(other.slowest_ms);
+        self.slowest = self.slowest.max(other.slowest);
     }
 }
 
@@ -423,7 +449,7 @@ impl Cluster {
         assert!(node.process.is_none(), "it runs already");
         node.paused = false;
         node.disk.identity.start_count += 1;
-        let Disk { identity, promise, log, store } = node.disk.clone();
+        let Disk { identity, promise, log, store, .. } = node.disk.clone();
         assert!(store.position.zxid >= log.base.zxid, "the store is older than the log's base (P27)");
         let mut from = log.entries.partition_point(|e| e.zxid <= store.position.zxid);
         // Some of what is executed already, too.
@@ -484,6 +510,19 @@ impl Cluster {
                 self.write_disk(id, DiskOp::Log { seq, op: LogOp::Append(entries) }, &process.incoming);
             }
         }
+        let planted = self.plan.planted;
+        let disk = &mut self.node(id).disk;
+        match planted {
+            Some(Planted::ForgetsAnEntry) => drop(disk.log.entries.pop()),
+            Some(Planted::ForgetsThePromise) => disk.promise = disk.former_promise,
+            Some(Planted::ForgetsATruncation) => {
+                let dropped = std::mem::take(&mut disk.truncated);
+                if dropped.first().is_some_and(|first| disk.log.end().zxid < first.zxid) {
+                    disk.log.entries.extend(dropped);
+                }
+            }
+            _ => {}
+        }
         let links: Vec<u64> = self.streams.iter().filter(|(_, s)| s.ends.contains(&id)).map(|(l, _)| *l).collect();
         for link in links {
             self.cut(link);
@@ -504,8 +543,13 @@ impl Cluster {
     pub fn lose_folder(&mut self, id: Id) {
         assert!(!self.is_up(id), "it runs");
         let member = self.nodes[&id].disk.identity.membership == Membership::Member;
+        let former = self.nodes[&id].disk.identity;
         self.new_folder(id);
         let voter = self.is_voter(id);
+        if self.plan.planted == Some(Planted::BelievesAnEmptyFolder) {
+            let identity = &mut self.node(id).disk.identity;
+            (identity.cluster, identity.membership) = (former.cluster, former.membership);
+        }
         let node = self.node(id);
         node.lost = voter && (member || node.lost);
         let now = self.now_ms;
@@ -583,6 +627,20 @@ impl Cluster {
             Message::Handover { .. } => self.seen.handovers += 1,
             _ => {}
         }
+        let message = match (self.plan.planted, message) {
+            (Some(Planted::AltersEntries), Message::Entries { epoch, prev, entries, commit })
+                if self.rng.chance(10) =>
+            {
+                let mut hash = prev.hash;
+                let altered = entries.into_iter().map(|e| {
+                    let entry = Entry::after(hash, e.zxid, e.stamp_ms + 1, e.payload);
+                    hash = entry.hash;
+                    entry
+                });
+                Message::Entries { epoch, prev, entries: altered.collect(), commit }
+            }
+            (_, message) => message,
+        };
         let message = if self.plan.codec {
             let frame = codec::encode_frame(std::slice::from_ref(&message));
             let decoded = codec::decode_frame(&frame).expect("our own frame");
@@ -713,6 +771,13 @@ impl Cluster {
             }
             self.write_disk(id, due.item, &incoming);
         }
+        if self.plan.planted == Some(Planted::CompletesEarly) {
+            let queued = self.process(id).disk_ops.iter().filter_map(|due| match due.item {
+                DiskOp::Log { seq, .. } => Some(seq),
+                DiskOp::Trim(_) => None,
+            });
+            done = queued.last().or(done);
+        }
         self.process(id).incoming = incoming;
         self.check_disk(id);
         if let Some(seq) = done {
@@ -728,7 +793,7 @@ impl Cluster {
     fn write_disk(&mut self, id: Id, op: DiskOp, incoming: &BTreeMap<u64, Store>) {
         let now = self.now_ms;
         self.note(|| format!("{now:>6} s{id} disk {}", show_disk_op(&op)));
-        let voter = self.is_voter(id);
+        let (voter, planted) = (self.is_voter(id), self.plan.planted);
         let mut rejoined = false;
         let mut amnesiac = false;
         let disk = &mut self.node(id).disk;
@@ -739,10 +804,13 @@ impl Cluster {
                     disk.log.entries.push(entry);
                 }
             }
-            DiskOp::Log { op: LogOp::Truncate { to }, .. } => disk.log.truncate(to),
+            DiskOp::Log { op: LogOp::Truncate { to }, .. } => {
+                disk.truncated = disk.log.after(to.zxid).to_vec();
+                disk.log.truncate(to);
+            }
             DiskOp::Log { op: LogOp::SetPromise(promise), .. } => {
                 assert!(promise.epoch > disk.promise.epoch, "I11: the promise on the disk of s{id} goes down");
-                disk.promise = promise;
+                disk.former_promise = std::mem::replace(&mut disk.promise, promise);
             }
             DiskOp::Log { op: LogOp::SetIdentity(identity), .. } => {
                 disk.identity = identity;
@@ -754,7 +822,8 @@ impl Cluster {
                 disk.store = incoming[&meta.id];
             }
             DiskOp::Trim(base) => {
-                if disk.log.position_of(base.zxid) == Some(base) && base.zxid <= disk.store.position.zxid {
+                let kept = base.zxid <= disk.store.position.zxid || planted == Some(Planted::TrimsTooMuch);
+                if disk.log.position_of(base.zxid) == Some(base) && kept {
                     disk.log.trim(base);
                 }
             }
@@ -774,9 +843,13 @@ impl Cluster {
         let Some(due) = self.process(id).applies.pop_front() else { return };
         match due.item {
             ApplyWork::Batch(entries) => {
+                let twice = self.plan.planted == Some(Planted::ExecutesTwice) && self.rng.chance(10);
                 let process = self.process(id);
                 for entry in &entries {
                     process.store.execute(entry);
+                }
+                if twice {
+                    entries.iter().for_each(|entry| process.store.execute(entry));
                 }
                 let store = process.store;
                 self.ghost.on_executed(id, store);
@@ -1001,6 +1074,7 @@ impl Cluster {
                     if self.rng.chance(trim) {
                         // A segment ends somewhere at or below.
                         let log = &self.nodes[&id].disk.log;
+                        let upto = if self.plan.planted == Some(Planted::TrimsTooMuch) { Zxid::MAX } else { upto };
                         let below = log.entries.partition_point(|e| e.zxid <= upto) as u64;
                         if below > 0 {
                             let at = self.rng.below(below) as usize;

@@ -8,7 +8,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use corral_proto::ServerId;
 
-use super::cluster::{Cluster, Id, Pace, Plan, Seen, Survives, options};
+use super::cluster::{Cluster, Id, Pace, Plan, Planted, Seen, Survives, options};
 use super::rng::Rng;
 use crate::zab::io::{Admin, Membership, Options, Role};
 
@@ -113,6 +113,7 @@ fn draw(seed: u64) -> (Plan, Faults, Load, u64) {
         trim_per_mille: rng.pick(&[0, 300, 1_000]),
         no_snapshot_per_mille: rng.pick(&[0, 200]),
         payload_bytes: rng.pick(&[0, 0, 200]),
+        planted: None,
     };
     let faulty_ms = rng.pick(&[1_000, 3_000, 6_000]);
     (plan, faults, load, faulty_ms)
@@ -416,7 +417,9 @@ impl Run {
         self.next_load_ms = u64::MAX;
         let healed = self.cluster.now_ms;
         self.settle(deadline);
-        self.cluster.seen.slowest_ms = self.cluster.now_ms - healed;
+        self.cluster.seen.slowest = (self.cluster.now_ms - healed, self.cluster.plan.seed);
+        let now = self.cluster.now_ms;
+        self.cluster.note(|| format!("{now:>6} everything came right after {} ms", now - healed));
         // Then every server has one write to make, and offers it until it is there.
         for id in self.up() {
             let before = self.cluster.ghost.writes();
@@ -452,8 +455,9 @@ impl Run {
     }
 }
 
-fn play(seed: u64, trace: bool) -> Result<(Seen, u64), (String, Vec<String>)> {
+fn play(seed: u64, trace: bool, planted: Option<Planted>) -> Result<(Seen, u64, Vec<String>), (String, Vec<String>)> {
     let (mut run, faulty_ms) = Run::new(seed);
+    run.cluster.plan.planted = planted;
     if trace {
         run.cluster.trace = Some(vec![format!("{:?}\n{:?} {:?}", run.cluster.plan, run.faults, run.load)]);
     }
@@ -470,7 +474,7 @@ fn play(seed: u64, trace: bool) -> Result<(Seen, u64), (String, Vec<String>)> {
         run.must_come_right();
     }));
     match result {
-        Ok(()) => Ok((run.cluster.seen, run.cluster.fingerprint)),
+        Ok(()) => Ok((run.cluster.seen, run.cluster.fingerprint, run.cluster.trace.unwrap_or_default())),
         Err(panic) => {
             let text = panic.downcast_ref::<String>().cloned();
             let text = text.or_else(|| panic.downcast_ref::<&str>().map(|s| (*s).to_owned())).unwrap_or_default();
@@ -487,13 +491,14 @@ fn number(name: &str) -> Option<u64> {
 #[test]
 fn random_ensembles_keep_every_promise() {
     if let Some(seed) = number("SEED") {
-        let result = play(seed, true);
-        if let Err((why, story)) = result {
-            let lines = number("LINES").map_or(STORY_LINES, |n| n as usize);
-            println!("{}", story[0]);
-            println!("{}", story[1.max(story.len().saturating_sub(lines))..].join("\n"));
-            panic!("{why}");
-        }
+        let (story, why) = match play(seed, true, None) {
+            Ok((_, _, story)) => (story, None),
+            Err((why, story)) => (story, Some(why)),
+        };
+        let lines = number("LINES").map_or(STORY_LINES, |n| n as usize);
+        println!("{}", story[0]);
+        println!("{}", story[1.max(story.len().saturating_sub(lines))..].join("\n"));
+        assert_eq!(why, None);
         return;
     }
     let (first, seeds) = (number("FIRST").unwrap_or(1), number("SEEDS").unwrap_or(SEEDS));
@@ -502,8 +507,8 @@ fn random_ensembles_keep_every_promise() {
             move || {
                 let (mut seen, mut failures) = (Seen::default(), Vec::new());
                 for seed in (first..first + seeds).filter(|s| s % 2 == odd) {
-                    match play(seed, false) {
-                        Ok((one, _)) => seen += one,
+                    match play(seed, false, None) {
+                        Ok((one, ..)) => seen += one,
                         Err((why, _)) => failures.push(why),
                     }
                 }
@@ -547,7 +552,28 @@ fn random_ensembles_keep_every_promise() {
 #[test]
 fn equal_seeds_make_equal_runs() {
     for seed in [3, 14, 15, 92] {
-        let (a, b) = (play(seed, false), play(seed, true));
-        assert_eq!(a.map(|(_, f)| f).map_err(|(e, _)| e), b.map(|(_, f)| f).map_err(|(e, _)| e));
+        let (a, b) = (play(seed, false, None), play(seed, true, None));
+        assert_eq!(a.map(|(_, f, _)| f).map_err(|(e, _)| e), b.map(|(_, f, _)| f).map_err(|(e, _)| e));
+    }
+}
+
+/// What the checks are worth: each mistake is found, and by a check that names what is broken.
+#[test]
+fn planted_mistakes_are_found() {
+    const PATIENCE: u64 = 300;
+    let found =
+        |planted: Planted| (1..=PATIENCE).find_map(|seed| play(seed, false, Some(planted)).err().map(|(why, _)| why));
+    for (planted, rules) in [
+        (Planted::CompletesEarly, &["I10", "I13", "I15", "P3", "P4", "P1"][..]),
+        (Planted::ForgetsAnEntry, &["I9", "I6", "I13"]),
+        (Planted::ForgetsThePromise, &["I11", "I6", "I2", "follow"]),
+        (Planted::ForgetsATruncation, &["I9", "I3", "I7", "I6", "I14", "follow"]),
+        (Planted::BelievesAnEmptyFolder, &["I6", "I7", "I2", "I14", "I9"]),
+        (Planted::TrimsTooMuch, &["P27"]),
+        (Planted::ExecutesTwice, &["I17", "I7"]),
+        (Planted::AltersEntries, &["I3"]),
+    ] {
+        let why = found(planted).unwrap_or_else(|| panic!("{PATIENCE} seeds do not find {planted:?}"));
+        assert!(rules.iter().any(|rule| why.contains(rule)), "{planted:?} is found for another reason: {why}");
     }
 }

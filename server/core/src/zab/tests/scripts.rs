@@ -13,7 +13,8 @@
 //! - `disk ID [N]`, `apply ID`, `flush ID`, `fetch ID`, `read-log ID`: the next piece of work there.
 //! - `tick ID`, `wait MS [without=ID]`: time passes, nothing moves. `run MS [without-disk=ID] [without=ID]`: time passes and
 //!   all work is done at once.
-//! - `settle [without-disk=ID] [without=ID]`: all work is done, no time passes. Several servers: `without=1-2`.
+//! - `settle`, with the same exceptions: all work is done, no time passes. `without-apply=ID` is another exception; several
+//!   servers are `without=1-2`.
 //! - `propose ID [N]`, `read ID`, `confirm ID`, `step-down ID`, `transfer ID TO`.
 //! - `status`, `log ID`, `pending`: what is.
 
@@ -38,6 +39,14 @@ struct Script {
     isolated: BTreeSet<Id>,
 }
 
+/// Who does nothing; whose disk does nothing; whose apply room does nothing.
+#[derive(Default)]
+struct Except {
+    server: BTreeSet<Id>,
+    disk: BTreeSet<Id>,
+    apply: BTreeSet<Id>,
+}
+
 type Outcome = Result<String, Box<dyn Error>>;
 
 fn apply_option(options: &mut Options, name: &str, value: u64) -> Result<(), Box<dyn Error>> {
@@ -59,25 +68,20 @@ impl Script {
         self.cluster.as_mut().expect("the script begins with `ensemble`")
     }
 
-    fn may_run(&mut self, without: &BTreeSet<Id>, event: Event) -> bool {
-        let server = match event {
-            Event::Tick(id) | Event::Disk(id) | Event::Apply(id) | Event::Read(id) | Event::Fetch(id) => id,
-            Event::Deliver { to, .. } => to,
-        };
-        !without.contains(&server)
-    }
-
     /// Does all work that there is, in a fixed order, until none is left.
-    fn settle(&mut self, without: &BTreeSet<Id>, without_disk: &BTreeSet<Id>) {
+    fn settle(&mut self, except: &Except) {
         for _ in 0..ROUNDS_MAX {
             let cluster = self.cluster();
             let mut todo = Vec::new();
             for (id, node) in &cluster.nodes {
                 let Some(process) = &node.process else { continue };
-                if !process.disk_ops.is_empty() && !without_disk.contains(id) {
+                if except.server.contains(id) {
+                    continue;
+                }
+                if !process.disk_ops.is_empty() && !except.disk.contains(id) {
                     todo.push(Event::Disk(*id));
                 }
-                if !process.applies.is_empty() {
+                if !process.applies.is_empty() && !except.apply.contains(id) {
                     todo.push(Event::Apply(*id));
                 }
                 if !process.log_reads.is_empty() {
@@ -90,12 +94,12 @@ impl Script {
             for (link, stream) in &cluster.streams {
                 for side in 0..2 {
                     let (from, to) = (stream.ends[1 - side], stream.ends[side]);
-                    if !stream.queues[side].is_empty() && !cluster.silent.contains(&(from, to)) {
+                    let hears = !cluster.silent.contains(&(from, to)) && !except.server.contains(&to);
+                    if hears && !stream.queues[side].is_empty() {
                         todo.push(Event::Deliver { link: *link, to });
                     }
                 }
             }
-            todo.retain(|event| self.may_run(without, *event));
             if todo.is_empty() {
                 return;
             }
@@ -106,18 +110,18 @@ impl Script {
         panic!("the ensemble does not come to rest");
     }
 
-    fn pass(&mut self, ms: u64, without: &BTreeSet<Id>, without_disk: Option<&BTreeSet<Id>>) {
+    fn pass(&mut self, ms: u64, except: &Except, work: bool) {
         let end = self.cluster().now_ms + ms;
         while self.cluster().now_ms < end {
             let step = self.cluster().plan.pace.tick.min(end - self.cluster().now_ms);
             self.cluster().now_ms += step;
             for id in self.cluster().ids() {
-                if self.cluster().is_up(id) && !without.contains(&id) {
+                if self.cluster().is_up(id) && !except.server.contains(&id) {
                     self.cluster().run(Event::Tick(id));
                 }
             }
-            if let Some(without_disk) = without_disk {
-                self.settle(without, without_disk);
+            if work {
+                self.settle(except);
             }
         }
     }
@@ -209,15 +213,19 @@ impl Runner for Script {
     fn run(&mut self, command: &Command, _: &Context) -> Outcome {
         let mut args = command.consume_args();
         let mut keys: Vec<(String, u64)> = Vec::new();
-        let mut sets: [BTreeSet<Id>; 2] = Default::default();
+        let mut except = Except::default();
         while let Some((key, value)) = args.next_key() {
-            match key {
-                "without" => sets[0] = value.split('-').map(str::parse).collect::<Result<_, _>>()?,
-                "without-disk" => sets[1] = value.split('-').map(str::parse).collect::<Result<_, _>>()?,
-                _ => keys.push((key.to_owned(), value.parse()?)),
-            }
+            let set = match key {
+                "without" => &mut except.server,
+                "without-disk" => &mut except.disk,
+                "without-apply" => &mut except.apply,
+                _ => {
+                    keys.push((key.to_owned(), value.parse()?));
+                    continue;
+                }
+            };
+            *set = value.split('-').map(str::parse).collect::<Result<_, _>>()?;
         }
-        let [without, without_disk] = sets;
         let mut numbers: Vec<u64> = Vec::new();
         while let Some(value) = args.next_pos() {
             numbers.push(value.parse()?);
@@ -325,9 +333,9 @@ impl Runner for Script {
                 all = true;
                 self.cluster().run(Event::Tick(arg(0)?));
             }
-            "wait" => self.pass(arg(0)?, &without, None),
-            "run" => self.pass(arg(0)?, &without, Some(&without_disk)),
-            "settle" => self.settle(&without, &without_disk),
+            "wait" => self.pass(arg(0)?, &except, false),
+            "run" => self.pass(arg(0)?, &except, true),
+            "settle" => self.settle(&except),
             "propose" => {
                 let proposed = self.cluster().propose(arg(0)?, numbers.get(1).copied().unwrap_or(1));
                 if !proposed {
@@ -387,6 +395,7 @@ scripts! {
     read_index_needs_a_new_round
     snapshot_install
     truncation_across_epochs
+    truncation_is_durable_before_anything_is_proven
 }
 
 #[test]
