@@ -57,6 +57,9 @@ pub enum Seen {
     Reply(Zxid),
 }
 
+/// Events that a re-registration made up for what was missed.
+type MadeUp = Vec<(EventKind, String)>;
+
 /// Everything clients did.
 #[derive(Default)]
 pub struct History {
@@ -67,7 +70,7 @@ pub struct History {
     /// Answered reads, by the state that answered.
     reads: BTreeMap<Zxid, Vec<(SessionId, ReadOp, ClientResult)>>,
     /// Re-registrations of watches, by the state that answered, with the events they made up.
-    set_watches: BTreeMap<Zxid, Vec<(SetWatches, Vec<(EventKind, String)>)>>,
+    set_watches: BTreeMap<Zxid, Vec<(SetWatches, MadeUp)>>,
     /// What was seen on each connection.
     connections: BTreeMap<u64, Vec<Seen>>,
     /// Digest of the tree at the end of each batch of each server.
