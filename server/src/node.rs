@@ -446,7 +446,6 @@ pub struct ServerHandle {
     node: Arc<NodeShared>,
     client_addr: SocketAddr,
     links: Option<PeerLinks>,
-    link_runtime: tokio::runtime::Runtime,
     stop: CancellationToken,
     tasks: TaskTracker,
     log: Mailbox<LogCommand>,
@@ -476,18 +475,11 @@ impl Node {
         let client_addr = listener
             .local_addr()
             .map_err(|source| StartError::Listen { address: config.client_addr.to_string(), source })?;
-        // Streams between servers have a thread of their own: reads of clients, which may wait for the disk, must not keep
-        // heartbeats back.
-        let link_runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(1)
-            .thread_name("peers")
-            .enable_all()
-            .build()
-            .map_err(StartError::Thread)?;
+        let link_runtime = LinkRuntime::new().map_err(StartError::Thread)?;
         let peer_listener = match (&config.peer_bind, config.is_alone()) {
             (Some(address), false) => {
                 let address = address.to_string();
-                let binding = link_runtime.spawn(async move { peer_link::bind(&address).await });
+                let binding = link_runtime.handle.spawn(async move { peer_link::bind(&address).await });
                 Some(binding.await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?)
             }
             _ => None,
@@ -519,7 +511,7 @@ impl Node {
         let links = peer_listener.map(|listener| {
             let (events, received) = mpsc::channel(LINK_EVENTS);
             let options = link_options(&config, &identity, &peers, seed);
-            let _there = link_runtime.enter();
+            let _there = link_runtime.handle.enter();
             let links = PeerLinks::start(options, listener, states.clone(), events);
             let receiving = receive_from_peers(node.clone(), links.clone(), received);
             let stop = stop.clone();
@@ -569,7 +561,11 @@ impl Node {
         let read_inbox = outlets_read.clone();
         let read_node = node.clone();
         let threads = vec![
-            spawn("log", move || log_loop.run())?,
+            spawn("log", move || {
+                log_loop.run();
+                // The last thing that ends.
+                drop(link_runtime);
+            })?,
             spawn("log-read", move || log_loop::run_reader(&read_node, &reader, &read_inbox))?,
             spawn("log-prepare", move || log_loop::run_preparer(&preparer, &prepare))?,
             spawn("apply", move || apply_loop.run())?,
@@ -583,7 +579,6 @@ impl Node {
             node,
             client_addr,
             links,
-            link_runtime,
             stop,
             tasks,
             log: outlets_log,
@@ -618,7 +613,7 @@ impl ServerHandle {
 
     /// Ends the server: connections are closed, then the queues drain, the log is synced and the store flushed.
     pub async fn stop(self) {
-        let ServerHandle { node, links, link_runtime, stop, tasks, log, log_read, apply, core_thread, threads, .. } =
+        let ServerHandle { node, links, stop, tasks, log, log_read, apply, core_thread, threads, .. } =
             self;
         node.stop_serving();
         // What is answered already gets out; nobody waits for more than that.
@@ -639,7 +634,6 @@ impl ServerHandle {
         if let Some(links) = links {
             links.stop().await;
         }
-        link_runtime.shutdown_background();
         log.push(LogCommand::Stop);
         log_read.push(ReadLog::Stop);
         apply.push(ApplyCommand::Stop);
@@ -652,6 +646,30 @@ impl ServerHandle {
         })
         .await;
         info!(server = %node.options.server, "stopped");
+    }
+}
+
+/// Where streams between servers run: on a thread of their own, since reads of clients, which may wait for the disk, must
+/// not keep heartbeats back.
+struct LinkRuntime {
+    handle: tokio::runtime::Handle,
+    runtime: Option<tokio::runtime::Runtime>,
+}
+
+impl LinkRuntime {
+    fn new() -> std::io::Result<LinkRuntime> {
+        let mut builder = tokio::runtime::Builder::new_multi_thread();
+        let runtime = builder.worker_threads(1).thread_name("peers").enable_all().build()?;
+        Ok(LinkRuntime { handle: runtime.handle().clone(), runtime: Some(runtime) })
+    }
+}
+
+impl Drop for LinkRuntime {
+    fn drop(&mut self) {
+        // A runtime may not be dropped where one runs.
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
     }
 }
 
