@@ -291,7 +291,7 @@ impl<D: Door + 'static> Inner<D> {
             Protocol::Word(word) => {
                 let registration = self.stats.register(remote);
                 registration.count_received(1);
-                let answering = self.word(&mut stream, word, received, deadline, &registration);
+                let answering = self.word(&mut stream, word, received, deadline, registration);
                 if let Err(error) = answering.await {
                     tracing::debug!(%remote, %error, "four-letter word not answered");
                 }
@@ -315,7 +315,7 @@ impl<D: Door + 'static> Inner<D> {
         word: Word,
         mut received: BytesMut,
         deadline: Instant,
-        asking: &Registration,
+        asking: Registration,
     ) -> io::Result<()> {
         let text = if self.options.words.allows(word) {
             if word == Word::Stmk {
@@ -335,6 +335,8 @@ impl<D: Door + 'static> Inner<D> {
             four_letter::refusal(word)
         };
         tracing::debug!(?word, client = ?asking.remote(), "four-letter word");
+        // Whoever asks again after this answer does not find the former connection in the list.
+        drop(asking);
         let sending = async {
             stream.write_all(text.as_bytes()).await?;
             stream.shutdown().await?;
