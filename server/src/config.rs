@@ -583,7 +583,12 @@ pub const KEYS: &[Key] = &[
     ),
     outcome(zk("skipACL", Kind::Flag, Is("false"), "No permission is checked.")),
     outcome(zk("enforceQuota", Kind::Flag, Is("false"), "Hard quotas refuse writes.")),
-    outcome(zk("extendedTypesEnabled", Kind::Flag, Is("false"), "TTL znodes may be created.")),
+    outcome(zk(
+        "extendedTypesEnabled",
+        Kind::Flag,
+        Is("true"),
+        "TTL znodes may be created; ZooKeeper's default is false.",
+    )),
     zk(
         "DigestAuthenticationProvider.superDigest",
         Kind::Text("super:BASE64, the SHA-1 digest of `super:password`"),

@@ -5,6 +5,7 @@ use corral_proto::{ErrorCode, EventKind, Id, ServerId, SessionId, Zxid};
 
 use super::Change;
 use super::op::{Answer, WriteOp};
+use super::record::Reader;
 
 /// The payload of an entry. The entry adds zxid and stamp.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -70,6 +71,10 @@ pub enum Command {
 pub struct Settings {
     /// Every permission check passes.
     pub skip_acl: bool,
+    /// Hard quotas refuse writes.
+    pub enforce_quota: bool,
+    /// TTL znodes may be created.
+    pub extended_types: bool,
     /// Containers that never had a child are reaped after this, ms; 0: never.
     pub container_never_used_ms: i64,
     /// Ephemerals one session may own.
@@ -86,6 +91,8 @@ impl Default for Settings {
     fn default() -> Settings {
         Settings {
             skip_acl: false,
+            enforce_quota: false,
+            extended_types: true,
             container_never_used_ms: 5 * 60 * 1000,
             ephemerals_per_session: 100_000,
             password_key: Vec::new(),
@@ -93,6 +100,18 @@ impl Default for Settings {
             feature_level: 1,
         }
     }
+}
+
+/// Version bytes of settings that can be read: the first release's flags byte knew [`SKIP_ACL`] only.
+pub(super) const SETTINGS_VERSIONS: std::ops::RangeInclusive<u8> = 1..=2;
+/// Bits of the byte after the version. What is not set is as before the bit was thought of.
+pub(super) const SKIP_ACL: u8 = 1;
+pub(super) const ENFORCE_QUOTA: u8 = 2;
+pub(super) const NO_EXTENDED_TYPES: u8 = 4;
+
+/// The flags of a settings row; those of the defaults if it is none.
+pub(super) fn flags(row: &[u8]) -> u8 {
+    Reader::of(row, SETTINGS_VERSIONS).and_then(|mut from| from.u8()).unwrap_or(0)
 }
 
 /// How a transaction of a session stood when its turn came (P29, P31).
@@ -251,9 +270,12 @@ mod codec {
     use corral_proto::{Acl, CreateMode, Id, ServerId, SessionId, Zxid};
     use prost::Message;
 
-    use super::{Command, EntryDecodeError, Place, Settings, Txn, Undecodable};
+    use super::{
+        Command, ENFORCE_QUOTA, EntryDecodeError, NO_EXTENDED_TYPES, Place, SETTINGS_VERSIONS, SKIP_ACL, Settings, Txn,
+        Undecodable,
+    };
     use crate::tree::op::{Create, MultiOp, WriteOp};
-    use crate::tree::record::{Reader, VERSION};
+    use crate::tree::record::Reader;
 
     pub(super) fn encode(txn: &Txn) -> Bytes {
         use pb::txn::Command as C;
@@ -417,8 +439,13 @@ mod codec {
 
     pub(super) fn encode_settings(settings: &Settings) -> Bytes {
         let mut out = Vec::with_capacity(26 + settings.password_key.len() + settings.config_text.len());
-        out.put_u8(VERSION);
-        out.put_u8(u8::from(settings.skip_acl));
+        out.put_u8(*SETTINGS_VERSIONS.end());
+        let flag = |set: bool, bit: u8| if set { bit } else { 0 };
+        out.put_u8(
+            flag(settings.skip_acl, SKIP_ACL)
+                | flag(settings.enforce_quota, ENFORCE_QUOTA)
+                | flag(!settings.extended_types, NO_EXTENDED_TYPES),
+        );
         out.put_u32_le(settings.ephemerals_per_session);
         out.put_i64_le(settings.container_never_used_ms);
         out.put_u32_le(settings.feature_level);
@@ -430,8 +457,8 @@ mod codec {
     }
 
     pub(super) fn decode_settings(bytes: &[u8]) -> Option<Settings> {
-        let mut from = Reader::versioned(bytes)?;
-        let skip_acl = from.u8()? != 0;
+        let mut from = Reader::of(bytes, SETTINGS_VERSIONS)?;
+        let flags = from.u8()?;
         let ephemerals_per_session = from.u32()?;
         let container_never_used_ms = from.i64()?;
         let feature_level = from.u32()?;
@@ -440,7 +467,9 @@ mod codec {
         let len = from.u32()? as usize;
         let config_text = str::from_utf8(from.bytes(len)?).ok()?.to_owned();
         from.end(Settings {
-            skip_acl,
+            skip_acl: flags & SKIP_ACL != 0,
+            enforce_quota: flags & ENFORCE_QUOTA != 0,
+            extended_types: flags & NO_EXTENDED_TYPES == 0,
             container_never_used_ms,
             ephemerals_per_session,
             password_key,

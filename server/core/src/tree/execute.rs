@@ -14,7 +14,7 @@ use super::op::{Answer, Create, WriteOp};
 use super::overlay::Overlay;
 use super::read::{self, Reapable};
 use super::record::{self, Meta, NodeRec, Owner, SessionRow, Stored};
-use super::{Cf, Change, TreeView, acl, key};
+use super::{Cf, Change, TreeView, acl, key, quota};
 
 /// Results kept for one gRPC session (P31).
 pub const RESULTS_MAX: u64 = 1024;
@@ -146,16 +146,16 @@ impl Who<'_> {
 }
 
 /// A znode as it is now, with what is needed to write it back.
-struct Node {
+pub(super) struct Node {
     key: Bytes,
     raw: Bytes,
-    rec: NodeRec,
+    pub(super) rec: NodeRec,
 }
 
 /// An entry on its way to an outcome.
 pub(super) struct Exec<'v, V> {
-    view: Overlay<&'v V>,
-    meta: Meta,
+    pub(super) view: Overlay<&'v V>,
+    pub(super) meta: Meta,
     zxid: Zxid,
     stamp_ms: i64,
     events: Vec<TreeEvent>,
@@ -411,8 +411,13 @@ impl<V: TreeView> Exec<'_, V> {
     }
 
     pub(super) fn create(&mut self, op: &Create, who: &Who<'_>) -> Result<Answer, ErrorCode> {
-        if op.mode.is_ttl() && !(1..=TTL_MAX_MS).contains(&op.ttl_ms) {
-            return Err(ErrorCode::BadArguments);
+        if op.mode.is_ttl() {
+            if !read::has_extended_types(&self.view) {
+                return Err(ErrorCode::Unimplemented);
+            }
+            if !(1..=TTL_MAX_MS).contains(&op.ttl_ms) {
+                return Err(ErrorCode::BadArguments);
+            }
         }
         if op.mode.is_ephemeral() && who.session == SessionId::NONE {
             return Err(ErrorCode::SessionExpired);
@@ -438,6 +443,12 @@ impl<V: TreeView> Exec<'_, V> {
         if matches!(parent.rec.owner, Owner::Ephemeral(_)) {
             return Err(ErrorCode::NoChildrenForEphemerals);
         }
+        let bytes = op.data.as_ref().map_or(0, Bytes::len);
+        self.stay_within_quota(&path, 1, bytes as i64)?;
+        let usage = match quota::counted_by(&path) {
+            Some(root) => Some(self.usage_with(root, &path, bytes)?),
+            None => None,
+        };
         let owner = match op.mode {
             CreateMode::Ephemeral | CreateMode::EphemeralSequential => Owner::Ephemeral(who.session),
             CreateMode::Container => Owner::Container,
@@ -481,6 +492,13 @@ impl<V: TreeView> Exec<'_, V> {
         parent.rec.creates = parent.rec.creates.saturating_add(1);
         parent.rec.num_children = parent.rec.num_children.saturating_add(1);
         self.put_parent(parent_path, &mut parent);
+        if quota::limited_by(&path).is_some() {
+            self.meta.quotas = self.meta.quotas.saturating_add(1);
+        }
+        if let Some(usage) = usage {
+            self.put_usage(&path, &usage);
+        }
+        self.charge(&path, 1, bytes as i64);
         self.events.push(TreeEvent {
             kind: EventKind::NodeCreated,
             path: path.clone(),
@@ -517,6 +535,8 @@ impl<V: TreeView> Exec<'_, V> {
         path::validate(path)?;
         let mut node = self.node(path).ok_or(ErrorCode::NoNode)?;
         self.permit(&node.rec, perms::WRITE, who)?;
+        let growth = data.map_or(0, Bytes::len) as i64 - node.rec.data.len() as i64;
+        self.stay_within_quota(path, 0, growth)?;
         expect_version(version, node.rec.version)?;
         node.rec.version = next_version(node.rec.version);
         self.replace_data(path, &mut node, data);
@@ -576,7 +596,7 @@ impl<V: TreeView> Exec<'_, V> {
 
 // Steps that operations share.
 impl<V: TreeView> Exec<'_, V> {
-    fn node(&self, path: &str) -> Option<Node> {
+    pub(super) fn node(&self, path: &str) -> Option<Node> {
         let key = key::node(path)?;
         let raw = self.view.get(Cf::Node, &key)?;
         let rec = NodeRec::decode(&raw)?;
@@ -643,24 +663,31 @@ impl<V: TreeView> Exec<'_, V> {
 
     /// Replaces a znode's data at this zxid; its version is the caller's.
     fn replace_data(&mut self, path: &str, node: &mut Node, data: Option<&Bytes>) {
-        let before = std::mem::replace(&mut node.rec.data, Stored::of(data));
         node.rec.mzxid = self.zxid;
         node.rec.mtime = self.stamp_ms;
-        match (&node.rec.data, data) {
-            (Stored::External { .. }, Some(data)) => self.view.put(Cf::Data, node.key.clone(), Some(data.clone())),
-            _ if matches!(before, Stored::External { .. }) => self.view.put(Cf::Data, node.key.clone(), None),
-            _ => {}
-        }
-        self.put_node(&node.key, Some(&node.raw), &node.rec);
-        let (old, new) = (before.len() as u64, node.rec.data.len() as u64);
-        self.meta.data_bytes = self.meta.data_bytes.wrapping_sub(old).wrapping_add(new);
+        let growth = self.store_data(node, data);
         self.note_reapable(path, &node.rec);
+        self.charge(path, 0, growth);
         self.events.push(TreeEvent {
             kind: EventKind::NodeDataChanged,
             path: path.to_owned(),
             acl: watched_acl(&node.rec),
             parent_acl: None,
         });
+    }
+
+    /// Writes a znode with other data, where that belongs; returns by how many bytes it has grown.
+    pub(super) fn store_data(&mut self, node: &mut Node, data: Option<&Bytes>) -> i64 {
+        let before = std::mem::replace(&mut node.rec.data, Stored::of(data));
+        match (&node.rec.data, data) {
+            (Stored::External { .. }, Some(data)) => self.view.put(Cf::Data, node.key.clone(), Some(data.clone())),
+            _ if matches!(before, Stored::External { .. }) => self.view.put(Cf::Data, node.key.clone(), None),
+            _ => {}
+        }
+        self.put_node(&node.key, Some(&node.raw), &node.rec);
+        let growth = node.rec.data.len() as i64 - before.len() as i64;
+        self.meta.data_bytes = self.meta.data_bytes.wrapping_add_signed(growth);
+        growth
     }
 
     /// Deletes a znode that may go.
@@ -692,6 +719,10 @@ impl<V: TreeView> Exec<'_, V> {
             self.put_parent(&parent_path, &mut parent);
             parent_acl = watched_acl(&parent.rec);
         }
+        if quota::limited_by(&path).is_some() {
+            self.meta.quotas = self.meta.quotas.saturating_sub(1);
+        }
+        self.charge(&path, -1, -(node.rec.data.len() as i64));
         self.events.push(TreeEvent { kind: EventKind::NodeDeleted, path, acl: watched_acl(&node.rec), parent_acl });
     }
 

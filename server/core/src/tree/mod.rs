@@ -16,6 +16,7 @@ pub mod key;
 pub mod multi;
 pub mod op;
 pub mod overlay;
+pub mod quota;
 pub mod read;
 pub mod record;
 

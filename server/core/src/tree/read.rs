@@ -5,7 +5,7 @@
 use bytes::Bytes;
 use corral_proto::{ErrorCode, Id, SessionId, Stat, perms};
 
-use super::entry::Settings;
+use super::entry::{self, Settings};
 use super::op::{Answer, MultiReadOp, ReadOp};
 use super::record::{Meta, NodeRec, Owner, Reader, SessionRow, Stored};
 use super::{Cf, TreeView, acl, key};
@@ -165,16 +165,29 @@ pub fn settings(view: &impl TreeView) -> Settings {
     view.get(Cf::Aux, key::SETTINGS).and_then(|row| Settings::decode(&row).ok()).unwrap_or_default()
 }
 
-/// The one setting that permission checks need, without decoding the rest.
+/// The setting that permission checks need, without decoding the rest.
 pub(super) fn skips_acl(view: &impl TreeView) -> bool {
-    let row = view.get(Cf::Aux, key::SETTINGS).unwrap_or_default();
-    Reader::versioned(&row).and_then(|mut from| from.u8()).is_some_and(|flag| flag != 0)
+    entry::flags(&settings_row(view)) & entry::SKIP_ACL != 0
+}
+
+/// Whether hard quotas refuse writes.
+pub(super) fn enforces_quota(view: &impl TreeView) -> bool {
+    entry::flags(&settings_row(view)) & entry::ENFORCE_QUOTA != 0
+}
+
+/// Whether TTL znodes may be created.
+pub(super) fn has_extended_types(view: &impl TreeView) -> bool {
+    entry::flags(&settings_row(view)) & entry::NO_EXTENDED_TYPES == 0
+}
+
+fn settings_row(view: &impl TreeView) -> Bytes {
+    view.get(Cf::Aux, key::SETTINGS).unwrap_or_default()
 }
 
 /// The one setting that creating an ephemeral needs.
 pub(super) fn ephemerals_per_session(view: &impl TreeView) -> u32 {
     let cap = |row: Bytes| {
-        let mut from = Reader::versioned(&row)?;
+        let mut from = Reader::of(&row, entry::SETTINGS_VERSIONS)?;
         from.u8()?;
         from.u32()
     };

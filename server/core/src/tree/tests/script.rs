@@ -90,6 +90,8 @@ impl Story {
                 for (name, value) in &options {
                     match name.as_str() {
                         "skip_acl" => settings.skip_acl = value.parse()?,
+                        "enforce_quota" => settings.enforce_quota = value.parse()?,
+                        "extended_types" => settings.extended_types = value.parse()?,
                         "never_used" => settings.container_never_used_ms = value.parse()?,
                         "ephemerals" => settings.ephemerals_per_session = value.parse()?,
                         "config" => settings.config_text = value.clone(),
@@ -552,12 +554,15 @@ scripts! {
     ephemerals_belong_to_sessions,
     expiry_loses_against_a_newer_attach,
     fresh_tree,
+    hard_quotas_refuse,
     grpc_results_are_kept_for_retries,
     malformed_entries_are_answered,
     multi_is_all_or_nothing,
+    quotas_count_what_they_cover,
     requests_run_once_and_in_order,
     reads_answer_from_one_state,
     sequential_names_count_creations,
     set_checks_in_order,
     stat_follows_children,
+    ttl_needs_extended_types,
 }
