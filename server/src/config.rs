@@ -266,6 +266,8 @@ pub struct Config {
     pub enforce_quota: bool,
     /// TTL znodes may be created.
     pub extended_types: bool,
+    /// ClickHouse Keeper's own operations are answered, and `/keeper` says so.
+    pub keeper_extensions: bool,
     /// `super:` and the digest of its password.
     pub super_digest: Option<Secret>,
     /// Ephemeral znodes of one session.
@@ -588,6 +590,12 @@ pub const KEYS: &[Key] = &[
         Kind::Flag,
         Is("true"),
         "TTL znodes may be created; ZooKeeper's default is false.",
+    )),
+    outcome(own(
+        "keeperExtensions",
+        Kind::Flag,
+        Is("false"),
+        "ClickHouse Keeper's own operations are answered, and `/keeper/feature_flags` says which.",
     )),
     zk(
         "DigestAuthenticationProvider.superDigest",
@@ -1128,6 +1136,7 @@ impl Draft<'_> {
             skip_acl: self.flag("skipACL"),
             enforce_quota: self.flag("enforceQuota"),
             extended_types: self.flag("extendedTypesEnabled"),
+            keeper_extensions: self.flag("keeperExtensions"),
             super_digest: self.super_digest(),
             ephemerals_per_session: self.unsigned("ephemeralsPerSession") as u32,
             reaper_interval_ms: self.unsigned("znode.container.checkIntervalMs"),

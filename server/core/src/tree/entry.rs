@@ -75,6 +75,8 @@ pub struct Settings {
     pub enforce_quota: bool,
     /// TTL znodes may be created.
     pub extended_types: bool,
+    /// ClickHouse Keeper's operations are answered, and `/keeper` says so.
+    pub keeper_extensions: bool,
     /// Containers that never had a child are reaped after this, ms; 0: never.
     pub container_never_used_ms: i64,
     /// Ephemerals one session may own.
@@ -93,6 +95,7 @@ impl Default for Settings {
             skip_acl: false,
             enforce_quota: false,
             extended_types: true,
+            keeper_extensions: false,
             container_never_used_ms: 5 * 60 * 1000,
             ephemerals_per_session: 100_000,
             password_key: Vec::new(),
@@ -108,6 +111,7 @@ pub(super) const SETTINGS_VERSIONS: std::ops::RangeInclusive<u8> = 1..=2;
 pub(super) const SKIP_ACL: u8 = 1;
 pub(super) const ENFORCE_QUOTA: u8 = 2;
 pub(super) const NO_EXTENDED_TYPES: u8 = 4;
+pub(super) const KEEPER_EXTENSIONS: u8 = 8;
 
 /// The flags of a settings row; those of the defaults if it is none.
 pub(super) fn flags(row: &[u8]) -> u8 {
@@ -271,8 +275,8 @@ mod codec {
     use prost::Message;
 
     use super::{
-        Command, ENFORCE_QUOTA, EntryDecodeError, NO_EXTENDED_TYPES, Place, SETTINGS_VERSIONS, SKIP_ACL, Settings, Txn,
-        Undecodable,
+        Command, ENFORCE_QUOTA, EntryDecodeError, KEEPER_EXTENSIONS, NO_EXTENDED_TYPES, Place, SETTINGS_VERSIONS,
+        SKIP_ACL, Settings, Txn, Undecodable,
     };
     use crate::tree::op::{Create, MultiOp, WriteOp};
     use crate::tree::record::Reader;
@@ -287,6 +291,10 @@ mod codec {
                 C::SetAcl(pb::SetAcl { path: path.clone(), acl: acl.as_deref().map(acl_list), version: *version })
             }
             Command::Write(WriteOp::Multi(ops)) => C::Multi(pb::Multi { ops: ops.iter().map(multi_op).collect() }),
+            Command::Write(WriteOp::CreateIfNotExists(op)) => C::CreateIfNotExists(create(op)),
+            Command::Write(WriteOp::RemoveRecursive { path, limit }) => {
+                C::RemoveRecursive(pb::RemoveRecursive { path: path.clone(), limit: *limit })
+            }
             Command::CreateSession { timeout_ms, server, nonce, keeps_results } => {
                 C::CreateSession(pb::CreateSession {
                     timeout_ms: *timeout_ms,
@@ -350,6 +358,13 @@ mod codec {
             MultiOp::Delete { path, version } => Op::Delete(delete(path, *version)),
             MultiOp::SetData { path, data, version } => Op::SetData(set_data(path, data, *version)),
             MultiOp::Check { path, version } => Op::Check(pb::Check { path: path.clone(), version: *version }),
+            MultiOp::CreateIfNotExists(op) => Op::CreateIfNotExists(create(op)),
+            MultiOp::RemoveRecursive { path, limit } => {
+                Op::RemoveRecursive(pb::RemoveRecursive { path: path.clone(), limit: *limit })
+            }
+            MultiOp::CheckNotExists { path, version } => {
+                Op::CheckNotExists(pb::Check { path: path.clone(), version: *version })
+            }
         };
         pb::MultiOp { op: Some(op) }
     }
@@ -393,6 +408,8 @@ mod codec {
                 let ops: Result<Vec<MultiOp>, EntryDecodeError> = multi.ops.into_iter().map(read_multi_op).collect();
                 Command::Write(WriteOp::Multi(ops?))
             }
+            C::CreateIfNotExists(op) => Command::Write(WriteOp::CreateIfNotExists(read_create(op)?)),
+            C::RemoveRecursive(op) => Command::Write(WriteOp::RemoveRecursive { path: op.path, limit: op.limit }),
             C::CreateSession(op) => Command::CreateSession {
                 timeout_ms: op.timeout_ms,
                 server: ServerId(op.server),
@@ -434,6 +451,9 @@ mod codec {
             Op::Delete(op) => MultiOp::Delete { path: op.path, version: op.version },
             Op::SetData(op) => MultiOp::SetData { path: op.path, data: read_data(op.data), version: op.version },
             Op::Check(op) => MultiOp::Check { path: op.path, version: op.version },
+            Op::CreateIfNotExists(op) => MultiOp::CreateIfNotExists(read_create(op)?),
+            Op::RemoveRecursive(op) => MultiOp::RemoveRecursive { path: op.path, limit: op.limit },
+            Op::CheckNotExists(op) => MultiOp::CheckNotExists { path: op.path, version: op.version },
         })
     }
 
@@ -444,7 +464,8 @@ mod codec {
         out.put_u8(
             flag(settings.skip_acl, SKIP_ACL)
                 | flag(settings.enforce_quota, ENFORCE_QUOTA)
-                | flag(!settings.extended_types, NO_EXTENDED_TYPES),
+                | flag(!settings.extended_types, NO_EXTENDED_TYPES)
+                | flag(settings.keeper_extensions, KEEPER_EXTENSIONS),
         );
         out.put_u32_le(settings.ephemerals_per_session);
         out.put_i64_le(settings.container_never_used_ms);
@@ -470,6 +491,7 @@ mod codec {
             skip_acl: flags & SKIP_ACL != 0,
             enforce_quota: flags & ENFORCE_QUOTA != 0,
             extended_types: flags & NO_EXTENDED_TYPES == 0,
+            keeper_extensions: flags & KEEPER_EXTENSIONS != 0,
             container_never_used_ms,
             ephemerals_per_session,
             password_key,

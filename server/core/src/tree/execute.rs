@@ -29,7 +29,7 @@ pub const TTL_MAX_MS: i64 = (1 << 40) - 1;
 const CONFIG: &str = "/zookeeper/config";
 
 /// Znodes that cannot be deleted (wire 6.7).
-const UNDELETABLE: [&str; 4] = ["/", "/zookeeper", "/zookeeper/quota", CONFIG];
+pub(super) const UNDELETABLE: [&str; 4] = ["/", "/zookeeper", "/zookeeper/quota", CONFIG];
 
 /// The fresh tree (wire 5.2) with a meta row at zxid 0: the same bytes on every server.
 pub fn genesis() -> Vec<Change> {
@@ -142,6 +142,15 @@ pub(super) struct Who<'a> {
 impl Who<'_> {
     fn of(txn: &Txn) -> Who<'_> {
         Who { session: txn.session, ids: &txn.ids }
+    }
+
+    /// The ensemble itself, with these identities.
+    pub(super) fn internal(ids: &[Id]) -> Who<'_> {
+        Who { session: SessionId::NONE, ids }
+    }
+
+    pub(super) fn ids(&self) -> &[Id] {
+        self.ids
     }
 }
 
@@ -406,7 +415,9 @@ impl<V: TreeView> Exec<'_, V> {
             WriteOp::Delete { path, version } => self.delete(path, *version, who),
             WriteOp::SetData { path, data, version } => self.set_data(path, data.as_ref(), *version, who),
             WriteOp::SetAcl { path, acl, version } => self.set_acl(path, acl.as_deref(), *version, who),
-            WriteOp::Multi(ops) => Ok(self.multi(ops, who)),
+            WriteOp::Multi(ops) => self.multi(ops, who),
+            WriteOp::CreateIfNotExists(op) => self.create_if_not_exists(op, who),
+            WriteOp::RemoveRecursive { path, limit } => self.remove_recursive(path, *limit, who),
         }
     }
 
@@ -577,9 +588,12 @@ impl<V: TreeView> Exec<'_, V> {
     }
 
     fn settings(&mut self, settings: &Settings) -> Verdict {
-        let before = read::settings(&self.view).config_text;
+        let before = read::settings(&self.view);
         self.view.put(Cf::Aux, Bytes::from_static(key::SETTINGS), Some(settings.encode()));
-        if settings.config_text != before
+        if settings.keeper_extensions != before.keeper_extensions {
+            self.advertise_keeper(settings.keeper_extensions);
+        }
+        if settings.config_text != before.config_text
             && let Some(mut node) = self.node(CONFIG)
         {
             // Wire 11.3: the text names the entry that brought it; a server alone shows nothing.
@@ -603,12 +617,12 @@ impl<V: TreeView> Exec<'_, V> {
         Some(Node { key, raw, rec })
     }
 
-    fn permit(&self, rec: &NodeRec, need: i32, who: &Who<'_>) -> Result<(), ErrorCode> {
+    pub(super) fn permit(&self, rec: &NodeRec, need: i32, who: &Who<'_>) -> Result<(), ErrorCode> {
         if acl::allows(&self.view, rec.acl, need, who.ids) { Ok(()) } else { Err(ErrorCode::NoAuth) }
     }
 
     /// The number of a list; a new one gets the next.
-    fn intern(&mut self, list: &[Acl]) -> Result<u32, ErrorCode> {
+    pub(super) fn intern(&mut self, list: &[Acl]) -> Result<u32, ErrorCode> {
         if acl::is_open(list) {
             return Ok(acl::OPEN);
         }
@@ -691,7 +705,7 @@ impl<V: TreeView> Exec<'_, V> {
     }
 
     /// Deletes a znode that may go.
-    fn remove(&mut self, path: String, node: Node, parent: Option<(String, Node)>) {
+    pub(super) fn remove(&mut self, path: String, node: Node, parent: Option<(String, Node)>) {
         self.forget(&node.key, Some(&node.raw));
         if matches!(node.rec.data, Stored::External { .. }) {
             self.view.put(Cf::Data, node.key.clone(), None);
@@ -743,7 +757,7 @@ fn watched_acl(rec: &NodeRec) -> Option<u32> {
 }
 
 /// All that create and delete ask of a path before they look at the tree; the rest comes later (wire 3.2).
-fn slash_without_nul(path: &str) -> Result<usize, ErrorCode> {
+pub(super) fn slash_without_nul(path: &str) -> Result<usize, ErrorCode> {
     if path.contains('\0') {
         return Err(ErrorCode::BadArguments);
     }

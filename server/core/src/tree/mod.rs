@@ -12,6 +12,7 @@ pub mod acl;
 pub mod audit;
 pub mod entry;
 pub mod execute;
+pub mod keeper;
 pub mod key;
 pub mod multi;
 pub mod op;

@@ -161,7 +161,10 @@ pub fn reply(id: u64, zxid: Zxid, result: Result<Answer, ErrorCode>) -> pb::Repl
             let acl = acl.into_iter().map(|acl| pb::Acl { perms: acl.perms, id: Some(id_of(acl.id)) }).collect();
             (0, Some(Body::Acl(pb::AclBody { acl, stat: Some(self::stat(&stat)) })))
         }
-        Ok(Answer::Children { children, stat }) => (0, Some(Body::Children(children_body(children, &stat)))),
+        // A listing answers what only the other front end can ask; its names are an answer, too.
+        Ok(Answer::Children { children, stat } | Answer::Listing { children, stat, .. }) => {
+            (0, Some(Body::Children(children_body(children, &stat))))
+        }
         Ok(Answer::Multi(answers)) => {
             let results = answers.into_iter().map(|answer| multi_result(Ok(answer))).collect();
             (0, Some(Body::Multi(pb::MultiBody { results })))
@@ -271,7 +274,7 @@ pub fn weight(result: &Result<Answer, ErrorCode>) -> usize {
     fn of(answer: &Answer) -> usize {
         BASE + match answer {
             Answer::Data { data, .. } => data.as_ref().map_or(0, bytes::Bytes::len),
-            Answer::Children { children, .. } | Answer::Paths(children) => {
+            Answer::Children { children, .. } | Answer::Listing { children, .. } | Answer::Paths(children) => {
                 children.iter().map(|name| name.len() + 4).sum()
             }
             Answer::Created { path, .. } => path.len(),

@@ -406,6 +406,9 @@ impl Model {
                 node.aversion += 1;
                 Ok(Answer::Stat(self.stat(path)))
             }
+            // Off in the settings that the stories draw.
+            WriteOp::CreateIfNotExists(_) | WriteOp::RemoveRecursive { .. } => Err(ErrorCode::Unimplemented),
+            WriteOp::Multi(ops) if ops.iter().any(MultiOp::is_extension) => Err(ErrorCode::MarshallingError),
             WriteOp::Multi(ops) => {
                 let before = self.clone();
                 let mut answers = vec![];
@@ -415,6 +418,7 @@ impl Model {
                         MultiOp::Delete { path, version } => self.delete(path, *version, ids),
                         MultiOp::SetData { path, data, version } => self.set(path, data.as_deref(), *version, ids),
                         MultiOp::Check { path, version } => self.check(path, *version, ids),
+                        _ => unreachable!("refused above"),
                     };
                     match result {
                         Ok(answer) => answers.push(answer),

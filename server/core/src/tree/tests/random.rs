@@ -171,6 +171,15 @@ fn a_command() -> impl Strategy<Value = Command> {
         }),
         4 => (1..9i32, 1..3u64, nonce)
             .prop_map(|(timeout_ms, server, nonce)| Command::Attach { timeout_ms, server: ServerId(server), nonce }),
+        1 => a_create().prop_map(|op| Command::Write(WriteOp::CreateIfNotExists(op))),
+        1 => (a_path(), 0..4u32).prop_map(|(path, limit)| Command::Write(WriteOp::RemoveRecursive { path, limit })),
+        1 => (a_create(), a_path()).prop_map(|(create, path)| {
+            Command::Write(WriteOp::Multi(vec![
+                MultiOp::CreateIfNotExists(create),
+                MultiOp::RemoveRecursive { path: path.clone(), limit: 3 },
+                MultiOp::CheckNotExists { path, version: -1 },
+            ]))
+        }),
         2 => any::<bool>().prop_map(|expired| Command::CloseSession { expired }),
         12 => (a_path(), 0..9u64).prop_map(|(path, back)| Command::Reap { path, czxid: Zxid(back) }),
         3 => some_settings().prop_map(Command::Settings),
@@ -184,6 +193,7 @@ fn some_settings() -> impl Strategy<Value = Settings> {
             skip_acl,
             enforce_quota,
             extended_types,
+            keeper_extensions: false,
             container_never_used_ms: never * 20,
             ephemerals_per_session,
             password_key: vec![1, 2, 3],
