@@ -733,6 +733,9 @@ fn member_options(config: &Config, password_key: Vec<u8>) -> MemberOptions {
     MemberOptions {
         settings: Settings {
             skip_acl: config.skip_acl,
+            enforce_quota: config.enforce_quota,
+            extended_types: config.extended_types,
+            keeper_extensions: config.keeper_extensions,
             container_never_used_ms: i64::try_from(config.container_never_used_ms).unwrap_or(i64::MAX),
             ephemerals_per_session: config.ephemerals_per_session,
             password_key,
