@@ -177,6 +177,7 @@ fn connected(connected: &Connected) -> pb::Connected {
         server: connected.server.0,
         zxid: connected.attach.0,
         last_n: connected.last_n,
+        request_bytes_max: u32::try_from(connected.request_bytes_max).unwrap_or(u32::MAX),
     }
 }
 
@@ -198,6 +199,7 @@ fn protocol(text: &str) -> pb::Closed {
 
 /// Hands in requests until the client ends its side (`None`) or breaks a rule.
 async fn read(link: &impl Link, mut inbound: Streaming<pb::ClientMessage>) -> Option<pb::Closed> {
+    let most = link.connected().request_bytes_max;
     loop {
         let requests = match inbound.message().await {
             Ok(Some(message)) => match message.message {
@@ -213,7 +215,16 @@ async fn read(link: &impl Link, mut inbound: Streaming<pb::ClientMessage>) -> Op
         for request in requests {
             let id = request.id;
             match convert::request(request) {
-                Ok(request) => batch.push((id, request)),
+                Ok(request) => {
+                    if let ClientRequest::Write { op, .. } = &request
+                        && op.bytes() > most
+                    {
+                        // Clients of ZooKeeper's protocol could not read it.
+                        let bytes = op.bytes();
+                        return Some(protocol(&format!("a request of {bytes} bytes; at most {most} (jute.maxbuffer)")));
+                    }
+                    batch.push((id, request));
+                }
                 Err(error) => return Some(protocol(&error.to_string())),
             }
             if batch.len() == SUBMIT_MAX {
@@ -343,6 +354,7 @@ mod tests {
                         attach: Zxid(77),
                         last_n: 3,
                         server: ServerId(2),
+                        request_bytes_max: 1_000_000,
                     },
                 }),
             }
@@ -461,6 +473,7 @@ mod tests {
             server: 2,
             zxid: 77,
             last_n: 3,
+            request_bytes_max: 1_000_000,
         };
         assert_eq!(connected, expected);
         let seen = door.seen.lock()[0].clone();
