@@ -50,8 +50,10 @@ impl WriteOp {
     /// Bytes of paths and data.
     pub fn bytes(&self) -> usize {
         match self {
-            WriteOp::Create(op) => op.bytes(),
-            WriteOp::Delete { path, .. } | WriteOp::SetAcl { path, .. } => path.len(),
+            WriteOp::Create(op) | WriteOp::CreateIfNotExists(op) => op.bytes(),
+            WriteOp::Delete { path, .. } | WriteOp::SetAcl { path, .. } | WriteOp::RemoveRecursive { path, .. } => {
+                path.len()
+            }
             WriteOp::SetData { path, data, .. } => path.len() + data.as_ref().map_or(0, Bytes::len),
             WriteOp::Multi(ops) => ops.iter().map(MultiOp::bytes).sum(),
         }
@@ -67,8 +69,11 @@ impl Create {
 impl MultiOp {
     fn bytes(&self) -> usize {
         match self {
-            MultiOp::Create(op) => op.bytes(),
-            MultiOp::Delete { path, .. } | MultiOp::Check { path, .. } => path.len(),
+            MultiOp::Create(op) | MultiOp::CreateIfNotExists(op) => op.bytes(),
+            MultiOp::Delete { path, .. }
+            | MultiOp::Check { path, .. }
+            | MultiOp::RemoveRecursive { path, .. }
+            | MultiOp::CheckNotExists { path, .. } => path.len(),
             MultiOp::SetData { path, data, .. } => path.len() + data.as_ref().map_or(0, Bytes::len),
         }
     }
