@@ -15,13 +15,14 @@ use corral_core::session::outbox::Key;
 use corral_core::storage::folder::Condemned;
 use corral_core::tree::entry::Txn;
 use corral_core::zab::codec::{self, Encoded, decode_frame};
-use corral_core::zab::io::{Input, Now, Output, Relation, Role, SnapshotMeta};
-use corral_core::zab::message::Message;
+use corral_core::zab::io::{Input, LogOp, Membership, Now, Output, Relation, Role, SnapshotMeta};
+use corral_core::zab::message::{Message, SyncPlan};
 use corral_proto::{ServerId, Zxid};
 use tokio::sync::mpsc;
 use tracing::{debug, error, info, warn};
 
 use crate::apply_loop::ApplyCommand;
+use crate::figures::SyncKind;
 use crate::log_loop::{LogCommand, ReadLog};
 use crate::mailbox::Mailbox;
 use crate::net::peer_link::{LinkEvent, PeerLinks};
@@ -76,6 +77,10 @@ pub(crate) struct CoreLoop {
     next_waiting_log_ms: u64,
     /// Role, phase, leader and epoch as last written to the log.
     logged: String,
+    /// Whether this server counts, as last written to the log.
+    membership: Option<Membership>,
+    /// Since when there is an election, monotonic ms.
+    looking_since_ms: Option<u64>,
 }
 
 /// What a turn collects, so that each receiver is woken once.
@@ -148,6 +153,8 @@ impl CoreLoop {
             told: false,
             next_waiting_log_ms: WAITING_LOG_MS,
             logged: String::new(),
+            membership: None,
+            looking_since_ms: None,
         }
     }
 
@@ -176,6 +183,10 @@ impl CoreLoop {
                     CoreEvent::Withdraw(key) => withdrawn.push(key),
                     CoreEvent::ReadIndex { tag } => read_points.push(tag),
                     CoreEvent::Stop => stop = true,
+                    CoreEvent::SessionDeadlines(answer) => {
+                        // Who asked may be gone.
+                        let _ = answer.send(self.member.session_deadlines());
+                    }
                     event => self.on_event(now, event),
                 }
             }
@@ -236,7 +247,11 @@ impl CoreLoop {
                 return self.step(now, MemberInput::SessionTable { sessions, settings });
             }
             CoreEvent::Reapable(due) => return self.step(now, MemberInput::Reapable(due)),
-            CoreEvent::Submit(_) | CoreEvent::Withdraw(_) | CoreEvent::ReadIndex { .. } | CoreEvent::Stop => {
+            CoreEvent::Submit(_)
+            | CoreEvent::Withdraw(_)
+            | CoreEvent::ReadIndex { .. }
+            | CoreEvent::SessionDeadlines(_)
+            | CoreEvent::Stop => {
                 unreachable!("collected by the caller")
             }
         };
@@ -262,14 +277,31 @@ impl CoreLoop {
             MemberOutput::LoadSessions => self.turn.apply.push(ApplyCommand::LoadSessions),
             MemberOutput::ScanReapable { wall_ms } => self.turn.apply.push(ApplyCommand::ScanReapable { wall_ms }),
             MemberOutput::Zab(output) => match output {
-                Output::Log { seq, op } => self.turn.log.push(LogCommand::Write { seq, op }),
+                Output::Log { seq, op } => {
+                    // What is appended and executed without a relation is history, not traffic.
+                    if let (LogOp::Append(entries), Some(_)) = (&op, self.relation) {
+                        let sizes = entries.iter().map(|entry| entry.payload.len());
+                        self.node.stats.appended(self.leads(), sizes);
+                    }
+                    self.turn.log.push(LogCommand::Write { seq, op });
+                }
                 Output::Send { peer, link, message } => {
+                    if let Message::SyncPlan { plan, .. } = &message {
+                        let snapshot = matches!(plan, SyncPlan::Snap(_));
+                        let kind = if snapshot { SyncKind::Snapshot } else { SyncKind::Diff };
+                        self.node.stats.synchronizing(kind);
+                    }
                     match self.turn.frames.iter_mut().find(|(to, _)| *to == (peer, link)) {
                         Some((_, messages)) => messages.push(message),
                         None => self.turn.frames.push(((peer, link), vec![message])),
                     }
                 }
-                Output::Apply(entries) => self.turn.apply.push(ApplyCommand::Entries(entries)),
+                Output::Apply(entries) => {
+                    if self.relation.is_some() {
+                        self.node.stats.committed(self.leads(), entries.len());
+                    }
+                    self.turn.apply.push(ApplyCommand::Entries(entries));
+                }
                 Output::ReadLog { request, after, max_bytes } => {
                     self.outlets.log_read.push(ReadLog::Read { request, after, max_bytes });
                 }
@@ -296,8 +328,14 @@ impl CoreLoop {
 
     fn on_relation(&mut self, now: Now, relation: Option<Relation>) {
         self.relation = relation;
+        let leading = self.leads();
         if relation.is_some() {
-            self.lost_ms = None;
+            if let Some(lost_ms) = self.lost_ms.take() {
+                self.node.stats.available(now.mono_ms.saturating_sub(lost_ms), leading);
+            }
+            if leading {
+                self.node.stats.lead(now.mono_ms);
+            }
             self.told = false;
             // Every session with a connection here is alive, whatever the former leader knew (P32).
             self.turn.again.push(MemberInput::Touched(self.node.shared.lanes.sessions()));
@@ -306,7 +344,12 @@ impl CoreLoop {
             self.next_waiting_log_ms = now.mono_ms + WAITING_LOG_MS;
         }
         self.node.set_related(relation.is_some());
-        self.publish();
+        self.publish(now);
+    }
+
+    /// Whether what goes to the log now are this server's own proposals, as far as figures are concerned.
+    fn leads(&self) -> bool {
+        self.relation.is_some_and(|relation| relation.leader == self.node.options.server)
     }
 
     /// Marks the folder and ends the process. The log thread does both, after what it was given already.
@@ -359,7 +402,7 @@ impl CoreLoop {
     }
 
     fn on_tick(&mut self, now: Now) {
-        self.publish();
+        self.publish(now);
         self.node.update_keyed();
         let Some(lost_ms) = self.lost_ms else { return };
         let options = &self.node.options;
@@ -382,8 +425,18 @@ impl CoreLoop {
     }
 
     /// Makes the state of the machine visible to operators; writes changes of role to the log.
-    fn publish(&mut self) {
+    fn publish(&mut self, now: Now) {
         let status = self.member.status();
+        if status.role == Role::Looking {
+            self.looking_since_ms.get_or_insert(now.mono_ms);
+        } else if let Some(since_ms) = self.looking_since_ms.take() {
+            self.node.stats.elected(now.mono_ms.saturating_sub(since_ms));
+        }
+        let membership = status.identity.membership;
+        if self.membership != Some(membership) {
+            say_membership(self.membership, membership);
+            self.membership = Some(membership);
+        }
         let line = format!("{:?}/{:?} epoch {} leader {:?}", status.role, status.phase, status.epoch, status.leader);
         if line != self.logged {
             match (status.role, status.leader) {
@@ -396,6 +449,25 @@ impl CoreLoop {
             self.logged = line;
         }
         self.node.set_status(status);
+    }
+}
+
+/// Says in plain words whether this server counts, when that changes and when it starts.
+fn say_membership(before: Option<Membership>, now: Membership) {
+    match (before, now) {
+        (None, Membership::Member) => {}
+        (_, Membership::Empty) => info!("this data folder is new: asking the others what they know of this server"),
+        (None, Membership::Amnesiac) => {
+            warn!("this server is still amnesiac: it does not vote until it has learned everything again from a leader")
+        }
+        (Some(_), Membership::Amnesiac) => warn!(
+            "this data folder is new, and the ensemble is not: whatever a server of this number knew and promised is \
+             lost. This server is amnesiac: it does not vote until it has learned everything again from a leader"
+        ),
+        (Some(Membership::Amnesiac), Membership::Member) => {
+            info!("this server has learned everything again and was welcomed back: it votes");
+        }
+        (Some(_), Membership::Member) => info!("this server is a member of the ensemble"),
     }
 }
 

@@ -36,7 +36,7 @@ use corral_proto::{ServerId, SessionId, Zxid};
 use dashmap::DashMap;
 use parking_lot::Mutex;
 use tokio::net::TcpListener;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{error, info, warn};
@@ -45,8 +45,12 @@ use crate::apply_loop::{ApplyCommand, ApplyLoop};
 use crate::clock::Clock;
 use crate::config::{self, Config, HostPort};
 use crate::core_loop::{CoreLoop, CoreOutlets, PeerEvent, StartFetch, receive_from_peers};
+use crate::figures::Stats;
+use crate::frontend::admin::{AdminSite, MetricsSite};
+use crate::frontend::http;
 use crate::frontend::listen::{self, Listen, ListenOptions};
-use crate::frontend::wire::{FrontendStats, Whitelist, WireOptions};
+use crate::frontend::operators::Operators;
+use crate::frontend::wire::{FrontendStats, Whitelist, WireOptions, Word};
 use crate::frontend::{Frontend, grpc};
 use crate::log_loop::{self, LogCommand, LogLoop, ReadLog};
 use crate::mailbox::Mailbox;
@@ -109,48 +113,10 @@ pub(crate) enum CoreEvent {
     SnapshotOpened { position: Position },
     /// An operator asked.
     Admin(Admin),
+    /// An operator wants to know which session ends when; see [`Member::session_deadlines`].
+    SessionDeadlines(oneshot::Sender<Vec<(u64, Vec<SessionId>)>>),
     /// End the thread.
     Stop,
-}
-
-/// What a server counts beside its front ends.
-#[derive(Debug, Default)]
-pub(crate) struct Stats {
-    /// Sessions with a connection here.
-    pub(crate) connections: AtomicU64,
-    /// Proofs of identity that named nobody.
-    pub(crate) auth_failed: AtomicU64,
-    /// Writes of the log that were synced; their time, and the longest, ms.
-    pub(crate) syncs: AtomicU64,
-    pub(crate) sync_ms: AtomicU64,
-    pub(crate) sync_max_ms: AtomicU64,
-    /// Size of the store's files, as of its last flush.
-    pub(crate) store_bytes: AtomicU64,
-}
-
-impl Stats {
-    pub(crate) fn connected(&self) {
-        self.connections.fetch_add(1, Ordering::Relaxed);
-    }
-
-    pub(crate) fn disconnected(&self) {
-        self.connections.fetch_sub(1, Ordering::Relaxed);
-    }
-
-    pub(crate) fn store_bytes(&self) -> u64 {
-        self.store_bytes.load(Ordering::Relaxed)
-    }
-
-    pub(crate) fn auth_failed(&self) {
-        self.auth_failed.fetch_add(1, Ordering::Relaxed);
-    }
-
-    pub(crate) fn log_synced(&self, took: Duration) {
-        let ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
-        self.syncs.fetch_add(1, Ordering::Relaxed);
-        self.sync_ms.fetch_add(ms, Ordering::Relaxed);
-        self.sync_max_ms.fetch_max(ms, Ordering::Relaxed);
-    }
 }
 
 /// Settings of a server that front ends need, as plain values.
@@ -317,6 +283,11 @@ impl NodeShared {
         tag
     }
 
+    /// Read points that the leader has not named yet.
+    pub(crate) fn waiting_read_points(&self) -> usize {
+        self.read_points.len()
+    }
+
     /// The leader named a read point.
     pub(crate) fn answer_read_point(&self, tag: u64, zxid: Zxid) {
         if let Some((_, lane)) = self.read_points.remove(&tag) {
@@ -473,8 +444,9 @@ pub struct Node;
 pub struct ServerHandle {
     node: Arc<NodeShared>,
     client_addr: SocketAddr,
+    admin_addr: Option<SocketAddr>,
+    metrics_addr: Option<SocketAddr>,
     links: Option<PeerLinks>,
-    link_runtime: tokio::runtime::Runtime,
     stop: CancellationToken,
     tasks: TaskTracker,
     log: Mailbox<LogCommand>,
@@ -504,24 +476,18 @@ impl Node {
         let client_addr = listener
             .local_addr()
             .map_err(|source| StartError::Listen { address: config.client_addr.to_string(), source })?;
-        // Streams between servers have a thread of their own: reads of clients, which may wait for the disk, must not keep
-        // heartbeats back.
-        let link_runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(1)
-            .thread_name("peers")
-            .enable_all()
-            .build()
-            .map_err(StartError::Thread)?;
+        let link_runtime = LinkRuntime::new().map_err(StartError::Thread)?;
         let peer_listener = match (&config.peer_bind, config.is_alone()) {
             (Some(address), false) => {
                 let address = address.to_string();
-                let binding = link_runtime.spawn(async move { peer_link::bind(&address).await });
+                let binding = link_runtime.handle.spawn(async move { peer_link::bind(&address).await });
                 Some(binding.await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?)
             }
             _ => None,
         };
 
         let opening = config.clone();
+        let opening_ms = clock.now().mono_ms;
         let opened = tokio::task::spawn_blocking(move || Opened::open(&opening, instance)).await;
         let Opened { folder, lock, log, recovered, store, states, peers } =
             opened.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?;
@@ -533,6 +499,7 @@ impl Node {
 
         let apply = Apply::new(config.my_id, store, config.skip_entries.iter().copied().collect());
         let node = Arc::new(NodeShared::new(node_options(&config), clock, apply.shared(), nonces));
+        node.stats.recovered(node.clock.now().mono_ms.saturating_sub(opening_ms), recovered.persisted);
         let identity = recovered.identity;
         let member = Member::new(zab_options(&config, seed), recovered, member_options(&config, password_key));
         node.set_status(member.status());
@@ -547,7 +514,7 @@ impl Node {
         let links = peer_listener.map(|listener| {
             let (events, received) = mpsc::channel(LINK_EVENTS);
             let options = link_options(&config, &identity, &peers, seed);
-            let _there = link_runtime.enter();
+            let _there = link_runtime.handle.enter();
             let links = PeerLinks::start(options, listener, states.clone(), events);
             let receiving = receive_from_peers(node.clone(), links.clone(), received);
             let stop = stop.clone();
@@ -597,21 +564,27 @@ impl Node {
         let read_inbox = outlets_read.clone();
         let read_node = node.clone();
         let threads = vec![
-            spawn("log", move || log_loop.run())?,
+            spawn("log", move || {
+                log_loop.run();
+                // The last thing that ends.
+                drop(link_runtime);
+            })?,
             spawn("log-read", move || log_loop::run_reader(&read_node, &reader, &read_inbox))?,
             spawn("log-prepare", move || log_loop::run_preparer(&preparer, &prepare))?,
             spawn("apply", move || apply_loop.run())?,
         ];
         let core_thread = spawn("core", move || core.run())?;
 
-        open_front_ends(&node, &config, listener, &stop, &tasks);
+        let operators = open_front_ends(&node, &config, listener, &stop, &tasks);
+        let (admin_addr, metrics_addr) = open_admin(&operators, &config, &stop, &tasks).await;
         tasks.spawn(watch_free_space(node.clone(), config.clone(), stop.clone()));
         info!(%client_addr, server = %config.my_id, "started");
         Ok(ServerHandle {
             node,
             client_addr,
+            admin_addr,
+            metrics_addr,
             links,
-            link_runtime,
             stop,
             tasks,
             log: outlets_log,
@@ -627,6 +600,16 @@ impl ServerHandle {
     /// Where clients connect.
     pub fn client_addr(&self) -> SocketAddr {
         self.client_addr
+    }
+
+    /// Where AdminServer answers; `None` if it is off or its port could not be opened.
+    pub fn admin_addr(&self) -> Option<SocketAddr> {
+        self.admin_addr
+    }
+
+    /// Where Prometheus finds the figures; `None` as for [`ServerHandle::admin_addr`].
+    pub fn metrics_addr(&self) -> Option<SocketAddr> {
+        self.metrics_addr
     }
 
     /// Whether clients are served.
@@ -646,9 +629,12 @@ impl ServerHandle {
 
     /// Ends the server: connections are closed, then the queues drain, the log is synced and the store flushed.
     pub async fn stop(self) {
-        let ServerHandle { node, links, link_runtime, stop, tasks, log, log_read, apply, core_thread, threads, .. } =
-            self;
+        let ServerHandle { node, links, stop, tasks, log, log_read, apply, core_thread, threads, .. } = self;
         node.stop_serving();
+        if let Some(links) = &links {
+            // Streams that are up go on while clients are seen off; no new one begins on a server that is leaving.
+            links.quiesce();
+        }
         // What is answered already gets out; nobody waits for more than that.
         node.shared.lanes.close_all(CloseReason::ShuttingDown);
         let _ = tokio::time::timeout(GOODBYE, async {
@@ -657,17 +643,17 @@ impl ServerHandle {
             }
         })
         .await;
+        node.core.push(CoreEvent::Stop);
+        join(vec![core_thread]).await;
+        if let Some(links) = links {
+            // While the task that takes what they report still runs: they end without waiting for anybody.
+            links.stop().await;
+        }
         stop.cancel();
         tasks.close();
         if tokio::time::timeout(2 * GOODBYE, tasks.wait()).await.is_err() {
             warn!("some connections did not end in time");
         }
-        node.core.push(CoreEvent::Stop);
-        join(vec![core_thread]).await;
-        if let Some(links) = links {
-            links.stop().await;
-        }
-        link_runtime.shutdown_background();
         log.push(LogCommand::Stop);
         log_read.push(ReadLog::Stop);
         apply.push(ApplyCommand::Stop);
@@ -680,6 +666,30 @@ impl ServerHandle {
         })
         .await;
         info!(server = %node.options.server, "stopped");
+    }
+}
+
+/// Where streams between servers run: on a thread of their own, since reads of clients, which may wait for the disk, must
+/// not keep heartbeats back.
+struct LinkRuntime {
+    handle: tokio::runtime::Handle,
+    runtime: Option<tokio::runtime::Runtime>,
+}
+
+impl LinkRuntime {
+    fn new() -> std::io::Result<LinkRuntime> {
+        let mut builder = tokio::runtime::Builder::new_multi_thread();
+        let runtime = builder.worker_threads(1).thread_name("peers").enable_all().build()?;
+        Ok(LinkRuntime { handle: runtime.handle().clone(), runtime: Some(runtime) })
+    }
+}
+
+impl Drop for LinkRuntime {
+    fn drop(&mut self) {
+        // A runtime may not be dropped where one runs.
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
     }
 }
 
@@ -914,6 +924,46 @@ fn snapshot_fetcher(
     })
 }
 
+/// Opens the ports for operators, those that are wanted. One that cannot be opened is a warning: clients are served all the
+/// same. Returns where AdminServer and Prometheus are answered.
+async fn open_admin(
+    operators: &Arc<Operators>,
+    config: &Config,
+    stop: &CancellationToken,
+    tasks: &TaskTracker,
+) -> (Option<SocketAddr>, Option<SocketAddr>) {
+    let idle = Duration::from_millis(config.admin_idle_timeout_ms);
+    let open = async |what: &str, key: &str, address: &HostPort| {
+        let bound = http::bind(&address.host, address.port).await.and_then(|l| Ok((l.local_addr()?, l)));
+        match bound {
+            Ok((address, listener)) => {
+                info!(%address, "{what}");
+                Some((address, listener))
+            }
+            Err(error) => {
+                warn!(%address, %error, "{what}: the port cannot be opened, going on without it; see {key}");
+                None
+            }
+        }
+    };
+    let mut opened = (None, None);
+    if let Some(address) = &config.admin
+        && let Some((address, listener)) = open("AdminServer", "admin.serverPort", address).await
+    {
+        let site = Arc::new(AdminSite::new(operators.clone(), &config.admin_command_url));
+        tasks.spawn(http::serve(listener, site, idle, stop.clone()));
+        opened.0 = Some(address);
+    }
+    if let Some(address) = &config.metrics
+        && let Some((address, listener)) = open("metrics for Prometheus", "metricsProvider.httpPort", address).await
+    {
+        let site = Arc::new(MetricsSite::new(operators.clone()));
+        tasks.spawn(http::serve(listener, site, idle, stop.clone()));
+        opened.1 = Some(address);
+    }
+    opened
+}
+
 /// Opens the client port to sessions of both protocols and to four-letter words.
 fn open_front_ends(
     node: &Arc<NodeShared>,
@@ -921,8 +971,14 @@ fn open_front_ends(
     listener: TcpListener,
     stop: &CancellationToken,
     tasks: &TaskTracker,
-) {
+) -> Arc<Operators> {
     let frontend = Frontend::new(node.clone());
+    let words = match &config.whitelist {
+        config::Whitelist::All => Whitelist::parse("*"),
+        config::Whitelist::Only(words) => {
+            Whitelist::parse(&words.iter().map(String::as_str).collect::<Vec<_>>().join(","))
+        }
+    };
     let options = ListenOptions {
         connections_per_address_max: config.max_client_cnxns as usize,
         connections_max: config.max_cnxns as usize,
@@ -930,26 +986,24 @@ fn open_front_ends(
             max_frame_bytes: config.jute_max_buffer,
             handshake_timeout: Duration::from_millis(config.min_session_timeout_ms.max(HANDSHAKE_MIN_MS)),
         },
-        words: match &config.whitelist {
-            config::Whitelist::All => Whitelist::parse("*"),
-            config::Whitelist::Only(words) => {
-                Whitelist::parse(&words.iter().map(String::as_str).collect::<Vec<_>>().join(","))
-            }
-        },
+        // Clients that look for a server ask it.
+        words: if config.read_only_mode { words.with(Word::Isro) } else { words },
     };
-    let reporter = report::reporter(node.clone(), config.clone());
-    let (listen, grpc_connections) = Listen::new(frontend.clone(), options, FrontendStats::new(), reporter);
+    let stats = FrontendStats::new();
+    let operators = Operators::new(report::reporter(node.clone(), config.clone()), stats.clone());
+    let (listen, grpc_connections) = Listen::new(frontend.clone(), options, operators.clone());
     let stopped = stop.clone();
     tasks.spawn(async move { listen.serve(listener, stopped).await });
     let router = tonic::transport::Server::builder()
         .initial_stream_window_size(grpc::STREAM_WINDOW)
         .initial_connection_window_size(grpc::CONNECTION_WINDOW)
         .http2_adaptive_window(Some(false))
-        .add_service(grpc::service(frontend));
+        .add_service(grpc::service(frontend, stats));
     let stopped = stop.clone().cancelled_owned();
     tasks.spawn(async move {
         if let Err(error) = router.serve_with_incoming_shutdown(grpc_connections, stopped).await {
             warn!(%error, "the gRPC service ended");
         }
     });
+    operators
 }

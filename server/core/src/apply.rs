@@ -170,9 +170,17 @@ impl<V: TreeView> Shared<V> {
         self.watches.lock().table.count()
     }
 
-    /// See [`WatchTable::summary`].
-    pub fn watch_summary(&self) -> (usize, usize, usize) {
-        self.watches.lock().table.summary()
+    /// The sessions that watch here, each with its paths of the data table (see [`WatchTable::data_watches`]). Holds the
+    /// lock of the watches for a walk of the table: for operators who ask, not for figures.
+    pub fn watched_paths(&self) -> Vec<(SessionId, Vec<String>)> {
+        let watches = self.watches.lock();
+        let sessions = watches.table.data_watches().into_iter();
+        let mut sessions: Vec<(SessionId, Vec<String>)> = sessions
+            .filter_map(|(watcher, paths)| Some((watches.lanes.get(&watcher)?.session, paths.into_iter().collect())))
+            .collect();
+        drop(watches);
+        sessions.sort_unstable();
+        sessions
     }
 }
 

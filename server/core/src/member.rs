@@ -117,6 +117,11 @@ impl Member {
         self.zab.status()
     }
 
+    /// On the leader: sessions by deadline, see [`Tracker::deadlines`]. Empty elsewhere.
+    pub fn session_deadlines(&self) -> Vec<(u64, Vec<SessionId>)> {
+        self.tracker.deadlines()
+    }
+
     /// Writes not yet known to be executed.
     pub fn unresolved(&self) -> usize {
         self.outbox.len()

@@ -3,8 +3,12 @@
 //! Front ends translate; a rule that holds for only one of them is a bug, unless its protocol demands it. They never
 //! see the ordering machine or the store.
 
+pub mod admin;
 pub mod grpc;
+pub mod http;
 pub mod listen;
+pub mod metrics;
+pub mod operators;
 pub mod wire;
 
 use std::net::SocketAddr;

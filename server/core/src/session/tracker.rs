@@ -163,6 +163,12 @@ impl Tracker {
         }
     }
 
+    /// Sessions by the time at which they are asked for unless they are heard, ms on the clock of
+    /// [`Tracker::touch`], ascending. Sessions in doubt are not among them. Empty unless this server leads.
+    pub fn deadlines(&self) -> Vec<(u64, Vec<SessionId>)> {
+        self.buckets.iter().map(|(bucket, sessions)| (bucket * BUCKET_MS, sessions.iter().copied().collect())).collect()
+    }
+
     /// Sessions that are tracked.
     pub fn len(&self) -> usize {
         self.sessions.len()
@@ -229,6 +235,16 @@ mod tests {
         assert_eq!(tick(&mut tracker, 1300), [], "one round at a time");
         assert_eq!(confirmed(&mut tracker, 1), [Wish::Expire { session: A, attach: attach(1) }]);
         assert_eq!(confirmed(&mut tracker, 1), [], "an answer counts once");
+    }
+
+    #[test]
+    fn deadlines_name_the_sessions_that_are_not_in_doubt() {
+        let mut tracker = tracker();
+        assert_eq!(tracker.deadlines(), [(1250, vec![A]), (4250, vec![B])]);
+        tick(&mut tracker, 1250);
+        assert_eq!(tracker.deadlines(), [(4250, vec![B])]);
+        tracker.stop();
+        assert_eq!(tracker.deadlines(), []);
     }
 
     #[test]

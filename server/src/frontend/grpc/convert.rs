@@ -6,6 +6,7 @@
 
 use corral_core::session::{ClientRequest, CloseReason, Consistency, SetWatches, SharedEvent};
 use corral_core::tree::op::{Answer, Create, MultiOp, MultiReadOp, ReadOp, WriteOp};
+use corral_proto::jute::opcode;
 use corral_proto::pb::client as pb;
 use corral_proto::{Acl, CreateMode, ErrorCode, Id, Stat, WatchKind, Zxid};
 
@@ -146,6 +147,42 @@ fn watch_kind(kind: i32) -> Option<WatchKind> {
         pb::WatchKind::Persistent => WatchKind::Persistent,
         pb::WatchKind::PersistentRecursive => WatchKind::PersistentRecursive,
     })
+}
+
+/// The opcode under which ZooKeeper knows a request, for operators.
+pub fn opcode_of(request: &ClientRequest) -> i32 {
+    match request {
+        ClientRequest::Write { op, .. } => match op {
+            WriteOp::Create(_) => opcode::CREATE,
+            WriteOp::Delete { .. } => opcode::DELETE,
+            WriteOp::SetData { .. } => opcode::SET_DATA,
+            WriteOp::SetAcl { .. } => opcode::SET_ACL,
+            WriteOp::Multi(_) => opcode::MULTI,
+            WriteOp::CreateIfNotExists(_) => opcode::CREATE_IF_NOT_EXISTS,
+            WriteOp::RemoveRecursive { .. } => opcode::REMOVE_RECURSIVE,
+        },
+        ClientRequest::Read { op, .. } => match op {
+            ReadOp::Exists { .. } => opcode::EXISTS,
+            ReadOp::GetData { .. } => opcode::GET_DATA,
+            ReadOp::GetAcl { .. } => opcode::GET_ACL,
+            ReadOp::GetChildren { .. } => opcode::GET_CHILDREN2,
+            ReadOp::MultiRead(_) => opcode::MULTI_READ,
+            ReadOp::GetEphemerals { .. } => opcode::GET_EPHEMERALS,
+            ReadOp::CountDescendants { .. } => opcode::GET_ALL_CHILDREN_NUMBER,
+            ReadOp::List(_) => opcode::FILTERED_LIST,
+            ReadOp::CheckNotExists { .. } => opcode::CHECK_NOT_EXISTS,
+        },
+        ClientRequest::AddWatch { .. } => opcode::ADD_WATCH,
+        ClientRequest::RemoveWatches { .. } => opcode::REMOVE_WATCHES,
+        ClientRequest::CheckWatches { .. } => opcode::CHECK_WATCHES,
+        ClientRequest::SetWatches(_) => opcode::SET_WATCHES2,
+        ClientRequest::Sync => opcode::SYNC,
+        ClientRequest::AddAuth { .. } => opcode::AUTH,
+        ClientRequest::WhoAmI => opcode::WHO_AM_I,
+        ClientRequest::Ping => opcode::PING,
+        ClientRequest::CloseSession { .. } => opcode::CLOSE_SESSION,
+        ClientRequest::Refuse(_) => opcode::ERROR,
+    }
 }
 
 /// The reply to request `id`.
