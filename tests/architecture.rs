@@ -48,6 +48,10 @@ const ROOMS: &[(&str, &[&str])] = &[
             "server/src/node.rs",
         ],
     ),
+    (
+        "server/src/recover.rs",
+        &["server/core/src/storage", "server/src/config.rs", "server/src/node.rs", "server/src/storage"],
+    ),
     // Counters in the form in which the front ends show them.
     ("server/src/figures.rs", &["server/src/frontend"]),
     // Loops carry what the pure rooms decide.

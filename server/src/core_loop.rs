@@ -51,7 +51,7 @@ pub(crate) enum PeerEvent {
 }
 
 /// Begins to fetch a snapshot from a peer; ends with [`CoreEvent::SnapshotFetched`].
-pub(crate) type StartFetch = Box<dyn Fn(ServerId, SnapshotMeta) + Send>;
+pub(crate) type StartFetch = Box<dyn Fn(u64, ServerId, SnapshotMeta) + Send>;
 
 /// Where the core hands things to.
 pub(crate) struct CoreOutlets {
@@ -169,6 +169,7 @@ impl CoreLoop {
             let now = self.node.clock.now();
             let mut stop = false;
             let mut writes: Vec<(Key, Bytes)> = Vec::new();
+            let mut withdrawn = Vec::new();
             let mut read_points = Vec::new();
             // Touches first: what a pong of this turn claims to contain must be in it (P32).
             let touched = std::mem::take(&mut *self.node.touched.lock());
@@ -179,6 +180,7 @@ impl CoreLoop {
                 match event {
                     CoreEvent::Submit(mut more) if writes.is_empty() => writes.append(&mut more),
                     CoreEvent::Submit(more) => writes.extend(more),
+                    CoreEvent::Withdraw(key) => withdrawn.push(key),
                     CoreEvent::ReadIndex { tag } => read_points.push(tag),
                     CoreEvent::Stop => stop = true,
                     CoreEvent::SessionDeadlines(answer) => {
@@ -190,6 +192,10 @@ impl CoreLoop {
             }
             if !writes.is_empty() {
                 self.step(now, MemberInput::Submit(writes));
+            }
+            // Behind the writes: what is withdrawn may have come in this turn.
+            for key in withdrawn {
+                self.step(now, MemberInput::Withdraw(key));
             }
             for tag in read_points {
                 self.step(now, MemberInput::Zab(Input::ReadIndex { tag }));
@@ -233,7 +239,7 @@ impl CoreLoop {
             CoreEvent::LogRead { request, entries } => Input::LogRead { request, entries },
             CoreEvent::LogTrimmed { base } => Input::LogTrimmed { base },
             CoreEvent::SnapshotReady { request, snapshot } => Input::SnapshotReady { request, snapshot },
-            CoreEvent::SnapshotFetched { id, ok } => Input::SnapshotFetched { id, ok },
+            CoreEvent::SnapshotFetched { request, ok } => Input::SnapshotFetched { request, ok },
             CoreEvent::SnapshotOpened { position } => Input::SnapshotOpened { position },
             CoreEvent::Admin(admin) => Input::Admin(admin),
             CoreEvent::Applied(applied) => return self.step(now, MemberInput::Applied(applied)),
@@ -241,7 +247,11 @@ impl CoreLoop {
                 return self.step(now, MemberInput::SessionTable { sessions, settings });
             }
             CoreEvent::Reapable(due) => return self.step(now, MemberInput::Reapable(due)),
-            CoreEvent::Submit(_) | CoreEvent::ReadIndex { .. } | CoreEvent::SessionDeadlines(_) | CoreEvent::Stop => {
+            CoreEvent::Submit(_)
+            | CoreEvent::Withdraw(_)
+            | CoreEvent::ReadIndex { .. }
+            | CoreEvent::SessionDeadlines(_)
+            | CoreEvent::Stop => {
                 unreachable!("collected by the caller")
             }
         };
@@ -300,10 +310,10 @@ impl CoreLoop {
                     self.turn.apply.push(ApplyCommand::MakeSnapshot { request, at_least });
                 }
                 Output::DropSnapshot { id } => self.turn.apply.push(ApplyCommand::DropSnapshot { id }),
-                Output::FetchSnapshot { leader, snapshot } => {
+                Output::FetchSnapshot { request, leader, snapshot } => {
                     info!(%leader, zxid = %snapshot.position.zxid, bytes = snapshot.bytes, "fetching a snapshot");
                     self.turn.apply.push(ApplyCommand::ResetClients);
-                    (self.outlets.fetch)(leader, snapshot);
+                    (self.outlets.fetch)(request, leader, snapshot);
                 }
                 Output::OpenSnapshot(snapshot) => self.turn.apply.push(ApplyCommand::OpenSnapshot(snapshot)),
                 Output::TrimLog { upto } => self.turn.log.push(LogCommand::Trim { upto }),

@@ -70,8 +70,9 @@ const FREE_SPACE_INTERVAL: Duration = Duration::from_secs(1);
 const HANDSHAKE_MIN_MS: u64 = 4_000;
 /// A session is reported as touched at least so often, ms, if it is.
 const TOUCH_INTERVAL_MAX_MS: u64 = 500;
-/// What a transaction may have beside the largest request: session, identities.
-const TXN_OVERHEAD_BYTES: usize = 64 << 10;
+/// Bytes of one transaction, whatever the front ends let pass: with what may be before it in a message it fits into a
+/// frame between servers.
+const TXN_BYTES_MAX: usize = peer_link::FRAME_BYTES_MAX - MESSAGE_BYTES - (64 << 10);
 /// Bytes sent to one learner and not yet acknowledged.
 const LEARNER_WINDOW_BYTES: usize = 8 << 20;
 /// Bytes of one message with entries.
@@ -86,6 +87,8 @@ pub(crate) type View = <RocksStore as TreeStore>::View;
 pub(crate) enum CoreEvent {
     /// Writes of clients, in order.
     Submit(Vec<(Key, Bytes)>),
+    /// Nobody waits for this handshake any more.
+    Withdraw(Key),
     /// Somebody wants a read point; it is answered to the lane registered for the tag.
     ReadIndex { tag: u64 },
     /// Something from another server.
@@ -105,7 +108,7 @@ pub(crate) enum CoreEvent {
     /// See [`corral_core::zab::io::Input::SnapshotReady`].
     SnapshotReady { request: u64, snapshot: Option<SnapshotMeta> },
     /// See [`corral_core::zab::io::Input::SnapshotFetched`].
-    SnapshotFetched { id: u64, ok: bool },
+    SnapshotFetched { request: u64, ok: bool },
     /// See [`corral_core::zab::io::Input::SnapshotOpened`].
     SnapshotOpened { position: Position },
     /// An operator asked.
@@ -135,6 +138,8 @@ pub(crate) struct NodeOptions {
     pub(crate) outstanding_max: usize,
     /// Largest transaction, bytes.
     pub(crate) txn_bytes_max: usize,
+    /// Bytes of paths and data in one request.
+    pub(crate) request_bytes_max: usize,
 }
 
 /// Whether clients can be served.
@@ -414,6 +419,7 @@ pub struct ServerHandle {
     admin_addr: Option<SocketAddr>,
     metrics_addr: Option<SocketAddr>,
     links: Option<PeerLinks>,
+    link_runtime: tokio::runtime::Runtime,
     stop: CancellationToken,
     tasks: TaskTracker,
     log: Mailbox<LogCommand>,
@@ -443,8 +449,20 @@ impl Node {
         let client_addr = listener
             .local_addr()
             .map_err(|source| StartError::Listen { address: config.client_addr.to_string(), source })?;
+        // Streams between servers have a thread of their own: reads of clients, which may wait for the disk, must not keep
+        // heartbeats back.
+        let link_runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .thread_name("peers")
+            .enable_all()
+            .build()
+            .map_err(StartError::Thread)?;
         let peer_listener = match (&config.peer_bind, config.is_alone()) {
-            (Some(address), false) => Some(peer_link::bind(&address.to_string()).await?),
+            (Some(address), false) => {
+                let address = address.to_string();
+                let binding = link_runtime.spawn(async move { peer_link::bind(&address).await });
+                Some(binding.await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?)
+            }
             _ => None,
         };
 
@@ -476,6 +494,7 @@ impl Node {
         let links = peer_listener.map(|listener| {
             let (events, received) = mpsc::channel(LINK_EVENTS);
             let options = link_options(&config, &identity, &peers, seed);
+            let _there = link_runtime.enter();
             let links = PeerLinks::start(options, listener, states.clone(), events);
             let receiving = receive_from_peers(node.clone(), links.clone(), received);
             let stop = stop.clone();
@@ -542,6 +561,7 @@ impl Node {
             admin_addr,
             metrics_addr,
             links,
+            link_runtime,
             stop,
             tasks,
             log: outlets_log,
@@ -586,7 +606,8 @@ impl ServerHandle {
 
     /// Ends the server: connections are closed, then the queues drain, the log is synced and the store flushed.
     pub async fn stop(self) {
-        let ServerHandle { node, links, stop, tasks, log, log_read, apply, core_thread, threads, .. } = self;
+        let ServerHandle { node, links, link_runtime, stop, tasks, log, log_read, apply, core_thread, threads, .. } =
+            self;
         node.stop_serving();
         if let Some(links) = &links {
             // Streams that are up go on while clients are seen off; no new one begins on a server that is leaving.
@@ -611,6 +632,7 @@ impl ServerHandle {
         if tokio::time::timeout(2 * GOODBYE, tasks.wait()).await.is_err() {
             warn!("some connections did not end in time");
         }
+        link_runtime.shutdown_background();
         log.push(LogCommand::Stop);
         log_read.push(ReadLog::Stop);
         apply.push(ApplyCommand::Stop);
@@ -658,7 +680,8 @@ fn node_options(config: &Config) -> NodeOptions {
         touch_interval_ms: (config.min_session_timeout_ms / 10).clamp(1, TOUCH_INTERVAL_MAX_MS),
         sync_timeout_ms: config.sync_timeout_ms,
         outstanding_max: config.global_outstanding_limit,
-        txn_bytes_max: config.jute_max_buffer.max(grpc::REQUEST_MESSAGE_MAX) + TXN_OVERHEAD_BYTES,
+        txn_bytes_max: TXN_BYTES_MAX,
+        request_bytes_max: config.jute_max_buffer,
     }
 }
 
@@ -689,7 +712,7 @@ fn zab_options(config: &Config, seed: u64) -> Options {
 
 fn member_options(config: &Config, password_key: Vec<u8>) -> MemberOptions {
     let membership = config.membership_text(0);
-    let config_text = membership.rsplit_once("version=").map_or("", |(members, _)| members).to_owned();
+    let config_text = membership.rsplit_once("\nversion=").map_or("", |(members, _)| members).to_owned();
     MemberOptions {
         settings: Settings {
             skip_acl: config.skip_acl,
@@ -700,6 +723,7 @@ fn member_options(config: &Config, password_key: Vec<u8>) -> MemberOptions {
             ..Settings::default()
         },
         reap_interval_ms: config.reaper_interval_ms,
+        touch_interval_ms: TOUCH_INTERVAL_MAX_MS,
     }
 }
 
@@ -821,7 +845,7 @@ fn snapshot_fetcher(
     let (node, config, states) = (node.clone(), config.clone(), states.clone());
     let (tasks, stop) = (tasks.clone(), stop.clone());
     let runtime = tokio::runtime::Handle::current();
-    Box::new(move |leader, snapshot| {
+    Box::new(move |request, leader, snapshot| {
         let (node, config, states) = (node.clone(), config.clone(), states.clone());
         let (runtime, stop) = (runtime.clone(), stop.clone());
         // Files are written on the way: not on a thread that connections wait for.
@@ -837,13 +861,13 @@ fn snapshot_fetcher(
                     let fetched = runtime.block_on(async {
                         tokio::select! {
                             () = stop.cancelled() => Err("this server is going down".to_owned()),
-                            fetched = states.fetch(&address, &snapshot, cluster, secret, timeout) => fetched,
+                            fetched = states.fetch(request, &address, &snapshot, cluster, secret, timeout) => fetched,
                         }
                     });
                     if let Err(error) = &fetched {
                         warn!(%leader, zxid = %snapshot.position.zxid, "a snapshot could not be fetched: {error}");
                     }
-                    node.core.push(CoreEvent::SnapshotFetched { id: snapshot.id, ok: fetched.is_ok() });
+                    node.core.push(CoreEvent::SnapshotFetched { request, ok: fetched.is_ok() });
                 }
             },
             &runtime,

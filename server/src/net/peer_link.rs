@@ -40,7 +40,7 @@ pub const PROTOCOL_VERSION: u32 = 1;
 /// largest message on top, and room for what is no history.
 pub const QUEUE_BYTES_MAX: usize = 16 << 20;
 /// Largest frame: the largest transaction (4 MiB) and what it travels with.
-const FRAME_BYTES_MAX: usize = 8 << 20;
+pub const FRAME_BYTES_MAX: usize = 8 << 20;
 /// HTTP/2 windows: one learner's window in a stream, two streams' worth in a connection.
 const STREAM_WINDOW: u32 = 8 << 20;
 const CONNECTION_WINDOW: u32 = 16 << 20;

@@ -48,6 +48,8 @@ pub enum Command {
         server: ServerId,
         /// Tells a copy from another attach.
         nonce: u64,
+        /// As at its creation: the numbers of requests mean something else in the other protocol.
+        keeps_results: bool,
     },
     /// Ends the session and deletes its ephemerals.
     CloseSession {
@@ -273,9 +275,12 @@ mod codec {
                     keeps_results: *keeps_results,
                 })
             }
-            Command::Attach { timeout_ms, server, nonce } => {
-                C::AttachSession(pb::Attach { timeout_ms: *timeout_ms, server: server.0, nonce: *nonce })
-            }
+            Command::Attach { timeout_ms, server, nonce, keeps_results } => C::AttachSession(pb::Attach {
+                timeout_ms: *timeout_ms,
+                server: server.0,
+                nonce: *nonce,
+                keeps_results: *keeps_results,
+            }),
             Command::CloseSession { expired } => C::CloseSession(pb::CloseSession { expired: *expired }),
             Command::Reap { path, czxid } => C::Reap(pb::Reap { path: path.clone(), czxid: czxid.0 }),
             Command::Settings(settings) => C::Settings(pb::Settings { body: encode_settings(settings) }),
@@ -377,9 +382,12 @@ mod codec {
                 nonce: op.nonce,
                 keeps_results: op.keeps_results,
             },
-            C::AttachSession(op) => {
-                Command::Attach { timeout_ms: op.timeout_ms, server: ServerId(op.server), nonce: op.nonce }
-            }
+            C::AttachSession(op) => Command::Attach {
+                timeout_ms: op.timeout_ms,
+                server: ServerId(op.server),
+                nonce: op.nonce,
+                keeps_results: op.keeps_results,
+            },
             C::CloseSession(op) => Command::CloseSession { expired: op.expired },
             C::Reap(op) => Command::Reap { path: op.path, czxid: Zxid(op.czxid) },
             C::Settings(op) => Command::Settings(Settings::decode(&op.body)?),

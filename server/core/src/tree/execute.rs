@@ -19,7 +19,7 @@ use super::{Cf, Change, TreeView, acl, key};
 /// Results kept for one gRPC session (P31).
 pub const RESULTS_MAX: u64 = 1024;
 
-/// Bytes of results kept for one gRPC session (P31). A single larger result is not kept at all.
+/// Bytes of results kept for one gRPC session (P31). The newest is kept whatever its size, which its request bounds.
 pub const RESULT_BYTES_MAX: u64 = 1 << 20;
 
 /// Longest time to live, ms (wire 3.2): 2^40-1.
@@ -123,7 +123,9 @@ pub fn execute_txn(view: &impl TreeView, zxid: Zxid, stamp_ms: i64, log_hash: u6
         Command::CreateSession { timeout_ms, server, nonce, keeps_results } => {
             exec.create_session(txn.session, *timeout_ms, *server, *nonce, *keeps_results)
         }
-        Command::Attach { timeout_ms, server, nonce } => exec.attach(txn.session, *timeout_ms, *server, *nonce),
+        Command::Attach { timeout_ms, server, nonce, keeps_results } => {
+            exec.attach(txn.session, *timeout_ms, *server, *nonce, *keeps_results)
+        }
         Command::CloseSession { expired: true } => exec.expire(txn.session, txn.attach),
         Command::CloseSession { expired: false } => exec.close(txn.place()),
         Command::Reap { path, czxid } => exec.reap(path, *czxid),
@@ -259,9 +261,6 @@ impl<V: TreeView> Exec<'_, V> {
         }
         let Some(value) = record::encode_result(self.zxid, result) else { return };
         let size = value.len() as u64;
-        if size > RESULT_BYTES_MAX {
-            return;
-        }
         while row.results_from < n
             && (n - row.results_from >= RESULTS_MAX || row.result_bytes.saturating_add(size) > RESULT_BYTES_MAX)
         {
@@ -324,9 +323,20 @@ impl<V: TreeView> Exec<'_, V> {
         Verdict::Attached { timeout_ms, last_n: 0 }
     }
 
-    fn attach(&mut self, session: SessionId, timeout_ms: i32, server: ServerId, nonce: u64) -> Verdict {
+    fn attach(
+        &mut self,
+        session: SessionId,
+        timeout_ms: i32,
+        server: ServerId,
+        nonce: u64,
+        keeps_results: bool,
+    ) -> Verdict {
         let key = key::session(session);
         let Some(mut row) = self.session_row(&key) else { return Verdict::Expired };
+        if row.keeps_results != keeps_results {
+            // The other protocol counts requests otherwise: a new write would pass for an old one.
+            return Verdict::Expired;
+        }
         if (row.server, row.nonce) == (server, nonce) {
             return Verdict::Attached { timeout_ms: row.timeout_ms, last_n: row.last_n };
         }

@@ -37,6 +37,34 @@ pub enum WriteOp {
     Multi(Vec<MultiOp>),
 }
 
+impl WriteOp {
+    /// Bytes of paths and data.
+    pub fn bytes(&self) -> usize {
+        match self {
+            WriteOp::Create(op) => op.bytes(),
+            WriteOp::Delete { path, .. } | WriteOp::SetAcl { path, .. } => path.len(),
+            WriteOp::SetData { path, data, .. } => path.len() + data.as_ref().map_or(0, Bytes::len),
+            WriteOp::Multi(ops) => ops.iter().map(MultiOp::bytes).sum(),
+        }
+    }
+}
+
+impl Create {
+    fn bytes(&self) -> usize {
+        self.path.len() + self.data.as_ref().map_or(0, Bytes::len)
+    }
+}
+
+impl MultiOp {
+    fn bytes(&self) -> usize {
+        match self {
+            MultiOp::Create(op) => op.bytes(),
+            MultiOp::Delete { path, .. } | MultiOp::Check { path, .. } => path.len(),
+            MultiOp::SetData { path, data, .. } => path.len() + data.as_ref().map_or(0, Bytes::len),
+        }
+    }
+}
+
 /// What to create.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Create {

@@ -193,6 +193,7 @@ fn connected(connected: &Connected) -> pb::Connected {
         server: connected.server.0,
         zxid: connected.attach.0,
         last_n: connected.last_n,
+        request_bytes_max: u32::try_from(connected.request_bytes_max).unwrap_or(u32::MAX),
     }
 }
 
@@ -227,6 +228,7 @@ struct Conversation<'a, L> {
 impl<L: Link> Conversation<'_, L> {
     /// Hands in requests until the client ends its side (`None`) or breaks a rule.
     async fn read(&self, mut inbound: Streaming<pb::ClientMessage>) -> Option<pb::Closed> {
+        let most = self.link.connected().request_bytes_max;
         loop {
             let message = match inbound.message().await {
                 Ok(Some(message)) => message,
@@ -245,7 +247,19 @@ impl<L: Link> Conversation<'_, L> {
             for request in requests {
                 let id = request.id;
                 match convert::request(request) {
-                    Ok(request) => batch.push((id, request)),
+                    Ok(request) => {
+                        if let ClientRequest::Write { op, .. } = &request
+                            && op.bytes() > most
+                        {
+                            // Clients of ZooKeeper's protocol could not read it.
+                            self.stats.too_large();
+                            let bytes = op.bytes();
+                            return Some(protocol(&format!(
+                                "a request of {bytes} bytes; at most {most} (jute.maxbuffer)"
+                            )));
+                        }
+                        batch.push((id, request));
+                    }
                     Err(error) => return Some(protocol(&error.to_string())),
                 }
                 if batch.len() == SUBMIT_MAX {
@@ -414,6 +428,7 @@ mod tests {
                         attach: Zxid(77),
                         last_n: 3,
                         server: ServerId(2),
+                        request_bytes_max: 1_000_000,
                     },
                 }),
             }
@@ -534,6 +549,7 @@ mod tests {
             server: 2,
             zxid: 77,
             last_n: 3,
+            request_bytes_max: 1_000_000,
         };
         assert_eq!(connected, expected);
         let seen = door.seen.lock()[0].clone();

@@ -215,8 +215,11 @@ impl Model {
                 self.sessions.insert(session, row);
                 Verdict::Attached { timeout_ms: *timeout_ms, last_n: 0 }
             }
-            Command::Attach { timeout_ms, server, nonce } => {
+            Command::Attach { timeout_ms, server, nonce, keeps_results } => {
                 let Some(row) = self.sessions.get_mut(&session) else { return Verdict::Expired };
+                if row.grpc != *keeps_results {
+                    return Verdict::Expired;
+                }
                 if row.nonce != *nonce || row.server != server.0 {
                     row.nonce = *nonce;
                     row.server = server.0;

@@ -107,7 +107,9 @@ impl Story {
             "connect" => {
                 Command::CreateSession { timeout_ms, server, nonce, keeps_results: words.contains(&"grpc".to_owned()) }
             }
-            "attach" => Command::Attach { timeout_ms, server, nonce },
+            "attach" => {
+                Command::Attach { timeout_ms, server, nonce, keeps_results: words.contains(&"grpc".to_owned()) }
+            }
             "close" => Command::CloseSession { expired: false },
             "expire" => Command::CloseSession { expired: true },
             "ids" => {
