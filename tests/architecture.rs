@@ -108,7 +108,10 @@ const ROOMS: &[(&str, &[&str])] = &[
     // The only file that knows everybody.
     ("server/src/node.rs", &["server/core", "server/src"]),
     ("server/src/lib.rs", &["server/src"]),
-    ("server/src/main.rs", &["server/src/ensemble.rs", "server/src/config.rs", "server/src/node.rs"]),
+    (
+        "server/src/main.rs",
+        &["server/src/ensemble.rs", "server/src/config.rs", "server/src/node.rs", "server/src/recover.rs"],
+    ),
     ("server/src/ensemble.rs", &["server/src/main.rs", "server/src/config.rs"]),
     // Client side: never the server.
     ("client/src", &[]),

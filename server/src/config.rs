@@ -274,6 +274,8 @@ pub struct Config {
     pub enforce_quota: bool,
     /// TTL znodes may be created.
     pub extended_types: bool,
+    /// ClickHouse Keeper's own operations are answered, and `/keeper` says so.
+    pub keeper_extensions: bool,
     /// `super:` and the digest of its password.
     pub super_digest: Option<Secret>,
     /// Ephemeral znodes of one session.
@@ -609,7 +611,18 @@ pub const KEYS: &[Key] = &[
     ),
     outcome(zk("skipACL", Kind::Flag, Is("false"), "No permission is checked.")),
     outcome(zk("enforceQuota", Kind::Flag, Is("false"), "Hard quotas refuse writes.")),
-    outcome(zk("extendedTypesEnabled", Kind::Flag, Is("false"), "TTL znodes may be created.")),
+    outcome(zk(
+        "extendedTypesEnabled",
+        Kind::Flag,
+        Is("true"),
+        "TTL znodes may be created; ZooKeeper's default is false.",
+    )),
+    outcome(own(
+        "keeperExtensions",
+        Kind::Flag,
+        Is("false"),
+        "ClickHouse Keeper's own operations are answered, and `/keeper/feature_flags` says which.",
+    )),
     zk(
         "DigestAuthenticationProvider.superDigest",
         Kind::Text("super:BASE64, the SHA-1 digest of `super:password`"),
@@ -1162,6 +1175,7 @@ impl Draft<'_> {
             skip_acl: self.flag("skipACL"),
             enforce_quota: self.flag("enforceQuota"),
             extended_types: self.flag("extendedTypesEnabled"),
+            keeper_extensions: self.flag("keeperExtensions"),
             super_digest: self.super_digest(),
             ephemerals_per_session: self.unsigned("ephemeralsPerSession") as u32,
             reaper_interval_ms: self.unsigned("znode.container.checkIntervalMs"),

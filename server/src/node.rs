@@ -419,7 +419,6 @@ pub struct ServerHandle {
     admin_addr: Option<SocketAddr>,
     metrics_addr: Option<SocketAddr>,
     links: Option<PeerLinks>,
-    link_runtime: tokio::runtime::Runtime,
     stop: CancellationToken,
     tasks: TaskTracker,
     log: Mailbox<LogCommand>,
@@ -449,18 +448,11 @@ impl Node {
         let client_addr = listener
             .local_addr()
             .map_err(|source| StartError::Listen { address: config.client_addr.to_string(), source })?;
-        // Streams between servers have a thread of their own: reads of clients, which may wait for the disk, must not keep
-        // heartbeats back.
-        let link_runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(1)
-            .thread_name("peers")
-            .enable_all()
-            .build()
-            .map_err(StartError::Thread)?;
+        let link_runtime = LinkRuntime::new().map_err(StartError::Thread)?;
         let peer_listener = match (&config.peer_bind, config.is_alone()) {
             (Some(address), false) => {
                 let address = address.to_string();
-                let binding = link_runtime.spawn(async move { peer_link::bind(&address).await });
+                let binding = link_runtime.handle.spawn(async move { peer_link::bind(&address).await });
                 Some(binding.await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?)
             }
             _ => None,
@@ -494,7 +486,7 @@ impl Node {
         let links = peer_listener.map(|listener| {
             let (events, received) = mpsc::channel(LINK_EVENTS);
             let options = link_options(&config, &identity, &peers, seed);
-            let _there = link_runtime.enter();
+            let _there = link_runtime.handle.enter();
             let links = PeerLinks::start(options, listener, states.clone(), events);
             let receiving = receive_from_peers(node.clone(), links.clone(), received);
             let stop = stop.clone();
@@ -544,7 +536,11 @@ impl Node {
         let read_inbox = outlets_read.clone();
         let read_node = node.clone();
         let threads = vec![
-            spawn("log", move || log_loop.run())?,
+            spawn("log", move || {
+                log_loop.run();
+                // The last thing that ends.
+                drop(link_runtime);
+            })?,
             spawn("log-read", move || log_loop::run_reader(&read_node, &reader, &read_inbox))?,
             spawn("log-prepare", move || log_loop::run_preparer(&preparer, &prepare))?,
             spawn("apply", move || apply_loop.run())?,
@@ -561,7 +557,6 @@ impl Node {
             admin_addr,
             metrics_addr,
             links,
-            link_runtime,
             stop,
             tasks,
             log: outlets_log,
@@ -606,8 +601,7 @@ impl ServerHandle {
 
     /// Ends the server: connections are closed, then the queues drain, the log is synced and the store flushed.
     pub async fn stop(self) {
-        let ServerHandle { node, links, link_runtime, stop, tasks, log, log_read, apply, core_thread, threads, .. } =
-            self;
+        let ServerHandle { node, links, stop, tasks, log, log_read, apply, core_thread, threads, .. } = self;
         node.stop_serving();
         if let Some(links) = &links {
             // Streams that are up go on while clients are seen off; no new one begins on a server that is leaving.
@@ -632,7 +626,6 @@ impl ServerHandle {
         if tokio::time::timeout(2 * GOODBYE, tasks.wait()).await.is_err() {
             warn!("some connections did not end in time");
         }
-        link_runtime.shutdown_background();
         log.push(LogCommand::Stop);
         log_read.push(ReadLog::Stop);
         apply.push(ApplyCommand::Stop);
@@ -645,6 +638,30 @@ impl ServerHandle {
         })
         .await;
         info!(server = %node.options.server, "stopped");
+    }
+}
+
+/// Where streams between servers run: on a thread of their own, since reads of clients, which may wait for the disk, must
+/// not keep heartbeats back.
+struct LinkRuntime {
+    handle: tokio::runtime::Handle,
+    runtime: Option<tokio::runtime::Runtime>,
+}
+
+impl LinkRuntime {
+    fn new() -> std::io::Result<LinkRuntime> {
+        let mut builder = tokio::runtime::Builder::new_multi_thread();
+        let runtime = builder.worker_threads(1).thread_name("peers").enable_all().build()?;
+        Ok(LinkRuntime { handle: runtime.handle().clone(), runtime: Some(runtime) })
+    }
+}
+
+impl Drop for LinkRuntime {
+    fn drop(&mut self) {
+        // A runtime may not be dropped where one runs.
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
     }
 }
 
@@ -716,6 +733,9 @@ fn member_options(config: &Config, password_key: Vec<u8>) -> MemberOptions {
     MemberOptions {
         settings: Settings {
             skip_acl: config.skip_acl,
+            enforce_quota: config.enforce_quota,
+            extended_types: config.extended_types,
+            keeper_extensions: config.keeper_extensions,
             container_never_used_ms: i64::try_from(config.container_never_used_ms).unwrap_or(i64::MAX),
             ephemerals_per_session: config.ephemerals_per_session,
             password_key,

@@ -449,9 +449,11 @@ impl Connection {
 /// Whether a write may need space on the disk.
 fn may_grow(op: &WriteOp) -> bool {
     match op {
-        WriteOp::Create(_) | WriteOp::SetData { .. } | WriteOp::SetAcl { .. } => true,
-        WriteOp::Delete { .. } => false,
-        WriteOp::Multi(ops) => ops.iter().any(|op| !matches!(op, MultiOp::Delete { .. } | MultiOp::Check { .. })),
+        WriteOp::Create(_) | WriteOp::CreateIfNotExists(_) | WriteOp::SetData { .. } | WriteOp::SetAcl { .. } => true,
+        WriteOp::Delete { .. } | WriteOp::RemoveRecursive { .. } => false,
+        WriteOp::Multi(ops) => ops
+            .iter()
+            .any(|op| matches!(op, MultiOp::Create(_) | MultiOp::CreateIfNotExists(_) | MultiOp::SetData { .. })),
     }
 }
 

@@ -436,6 +436,7 @@ impl State {
                     }
                     ReadOp::GetData { path } => (path, WatchKind::Data, result.is_ok()),
                     ReadOp::GetChildren { path } => (path, WatchKind::Child, result.is_ok()),
+                    ReadOp::List(op) => (&op.path, WatchKind::Child, result.is_ok()),
                     // Watch flags inside other reads are ignored (wire 3.4).
                     _ => return result,
                 };
@@ -513,6 +514,10 @@ fn weight(answer: &Answer) -> usize {
     match answer {
         Answer::Data { data, .. } => data.as_ref().map_or(0, bytes::Bytes::len),
         Answer::Children { children, .. } => children.iter().map(|c| c.len() + 24).sum(),
+        Answer::Listing { children, stats, data, .. } => {
+            let data: usize = data.iter().flatten().map(bytes::Bytes::len).sum();
+            children.iter().map(|c| c.len() + 32).sum::<usize>() + stats.len() * 68 + data
+        }
         Answer::Paths(paths) => paths.iter().map(|p| p.len() + 24).sum(),
         Answer::Multi(answers) => answers.iter().map(weight).sum(),
         Answer::MultiRead(results) => results.iter().flatten().map(weight).sum(),

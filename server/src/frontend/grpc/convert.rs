@@ -158,6 +158,8 @@ pub fn opcode_of(request: &ClientRequest) -> i32 {
             WriteOp::SetData { .. } => opcode::SET_DATA,
             WriteOp::SetAcl { .. } => opcode::SET_ACL,
             WriteOp::Multi(_) => opcode::MULTI,
+            WriteOp::CreateIfNotExists(_) => opcode::CREATE_IF_NOT_EXISTS,
+            WriteOp::RemoveRecursive { .. } => opcode::REMOVE_RECURSIVE,
         },
         ClientRequest::Read { op, .. } => match op {
             ReadOp::Exists { .. } => opcode::EXISTS,
@@ -167,6 +169,8 @@ pub fn opcode_of(request: &ClientRequest) -> i32 {
             ReadOp::MultiRead(_) => opcode::MULTI_READ,
             ReadOp::GetEphemerals { .. } => opcode::GET_EPHEMERALS,
             ReadOp::CountDescendants { .. } => opcode::GET_ALL_CHILDREN_NUMBER,
+            ReadOp::List(_) => opcode::FILTERED_LIST,
+            ReadOp::CheckNotExists { .. } => opcode::CHECK_NOT_EXISTS,
         },
         ClientRequest::AddWatch { .. } => opcode::ADD_WATCH,
         ClientRequest::RemoveWatches { .. } => opcode::REMOVE_WATCHES,
@@ -194,7 +198,10 @@ pub fn reply(id: u64, zxid: Zxid, result: Result<Answer, ErrorCode>) -> pb::Repl
             let acl = acl.into_iter().map(|acl| pb::Acl { perms: acl.perms, id: Some(id_of(acl.id)) }).collect();
             (0, Some(Body::Acl(pb::AclBody { acl, stat: Some(self::stat(&stat)) })))
         }
-        Ok(Answer::Children { children, stat }) => (0, Some(Body::Children(children_body(children, &stat)))),
+        // A listing answers what only the other front end can ask; its names are an answer, too.
+        Ok(Answer::Children { children, stat } | Answer::Listing { children, stat, .. }) => {
+            (0, Some(Body::Children(children_body(children, &stat))))
+        }
         Ok(Answer::Multi(answers)) => {
             let results = answers.into_iter().map(|answer| multi_result(Ok(answer))).collect();
             (0, Some(Body::Multi(pb::MultiBody { results })))
@@ -304,7 +311,7 @@ pub fn weight(result: &Result<Answer, ErrorCode>) -> usize {
     fn of(answer: &Answer) -> usize {
         BASE + match answer {
             Answer::Data { data, .. } => data.as_ref().map_or(0, bytes::Bytes::len),
-            Answer::Children { children, .. } | Answer::Paths(children) => {
+            Answer::Children { children, .. } | Answer::Listing { children, .. } | Answer::Paths(children) => {
                 children.iter().map(|name| name.len() + 4).sum()
             }
             Answer::Created { path, .. } => path.len(),

@@ -254,9 +254,8 @@ impl<L: Link> Conversation<'_, L> {
                             // Clients of ZooKeeper's protocol could not read it.
                             self.stats.too_large();
                             let bytes = op.bytes();
-                            return Some(protocol(&format!(
-                                "a request of {bytes} bytes; at most {most} (jute.maxbuffer)"
-                            )));
+                            let text = format!("a request of {bytes} bytes; at most {most} (jute.maxbuffer)");
+                            return Some(protocol(&text));
                         }
                         batch.push((id, request));
                     }
