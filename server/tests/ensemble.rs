@@ -205,6 +205,10 @@ async fn a_server_that_lost_its_disk_learns_before_it_votes_again() {
     ensemble
         .until("the server is a member again", |e| e.mntr(follower, "zk_membership").is_some_and(|m| m == "member"))
         .await;
+    let log = ensemble.log(follower);
+    let lost = log.find("whatever a server of this number knew and promised is lost").expect("it says what it lost");
+    let back = log.find("was welcomed back: it votes").expect("it says that it is back");
+    assert!(lost < back, "{log}");
     let leader = ensemble.leader().await;
     ensemble.kill(leader);
     let set = soon(&ensemble, "a write with the relearned server", client.set("/kept", "still", None)).await;
@@ -430,6 +434,22 @@ async fn sigterm_drains_and_exits_with_0() {
     ensemble.leader().await;
     let again = ensemble.client([1], SESSION).await;
     assert!(again.exists("/a").await.unwrap().is_some());
+}
+
+#[tokio::test]
+async fn a_server_that_stops_begins_no_streams_with_its_peers() {
+    let mut ensemble = Ensemble::start(3, "").await;
+    ensemble.converge().await;
+    // Server 1 is dialled by both others.
+    let before: Vec<usize> = [2, 3].map(|id| ensemble.log(id).matches("connected to peer peer=1").count()).to_vec();
+    assert_eq!(ensemble.terminate(1).await, Some(0), "{}", ensemble.tails());
+    for (id, before) in [2, 3].into_iter().zip(before) {
+        let gone = |e: &Ensemble| e.log(id).contains("disconnected from peer peer=1");
+        ensemble.until("the peer is missed", gone).await;
+        let after = ensemble.log(id).matches("connected to peer peer=1").count();
+        // "disconnected from peer" does not hold the text.
+        assert_eq!(after, before, "{}", ensemble.tails());
+    }
 }
 
 #[tokio::test]
