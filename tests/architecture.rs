@@ -28,7 +28,8 @@ const ROOMS: &[(&str, &[&str])] = &[
     ),
     ("server/core/src/lib.rs", &[]),
     // Edges of the server.
-    ("server/src/config.rs", &[]),
+    ("server/src/tls.rs", &[]),
+    ("server/src/config.rs", &["server/core/src/auth", "server/src/tls.rs"]),
     ("server/src/mailbox.rs", &[]),
     ("server/src/clock.rs", &["server/core/src/zab"]),
     ("server/src/net", &[]),
@@ -46,6 +47,7 @@ const ROOMS: &[(&str, &[&str])] = &[
             "server/core/src/tree",
             "server/core/src/watch",
             "server/src/node.rs",
+            "server/src/tls.rs",
         ],
     ),
     // Loops carry what the pure rooms decide.

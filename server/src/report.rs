@@ -71,7 +71,7 @@ pub(crate) fn reporter(node: Arc<NodeShared>, config: Arc<Config>) -> Reporter {
 fn conf(config: &Config) -> Vec<(String, String)> {
     let mut conf: Vec<(&str, String)> = vec![
         ("clientPort", config.client_addr.port.to_string()),
-        ("secureClientPort", "-1".to_owned()),
+        ("secureClientPort", config.secure_client_addr.as_ref().map_or("-1".to_owned(), |addr| addr.port.to_string())),
         ("dataDir", config.data_dir.display().to_string()),
         ("dataLogDir", config.data_log_dir.display().to_string()),
         ("tickTime", config.tick_time_ms.to_string()),

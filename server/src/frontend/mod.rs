@@ -7,12 +7,12 @@ pub mod grpc;
 pub mod listen;
 pub mod wire;
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use corral_core::auth::{digest, password};
+use corral_core::auth::{digest, password, sasl};
 use corral_core::session::lane::{Handshake, Lane, Step};
 use corral_core::session::outbox::Key;
 use corral_core::session::{ClientRequest, CloseReason, Consistency, Outgoing, Protocol};
@@ -21,6 +21,7 @@ use corral_core::tree::op::{Answer, MultiOp, WriteOp};
 use corral_core::tree::read;
 use corral_core::watch::WatcherId;
 use corral_proto::{ErrorCode, Id, ServerId, SessionId, Zxid};
+use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::timeout;
 
@@ -35,6 +36,15 @@ pub const OUTSTANDING_PER_CONNECTION: usize = 2_000;
 /// Times a server draws another session id when the one it drew is taken.
 const SESSION_ID_DRAWS: usize = 16;
 
+/// What a port knows of a client before it said a word of its protocol.
+#[derive(Clone, Debug)]
+pub struct Peer {
+    /// Where it is.
+    pub remote: SocketAddr,
+    /// Whom its certificate names; empty without TLS.
+    pub identities: Vec<Id>,
+}
+
 /// A client's wish to begin or take up a session.
 #[derive(Clone, Debug)]
 pub struct ConnectRequest {
@@ -48,8 +58,8 @@ pub struct ConnectRequest {
     pub last_zxid_seen: Zxid,
     /// Which protocol.
     pub protocol: Protocol,
-    /// Where the client is.
-    pub remote: SocketAddr,
+    /// Whose wish.
+    pub peer: Peer,
 }
 
 /// Why a connect was not accepted.
@@ -96,6 +106,9 @@ pub struct Connection {
     last_n: AtomicU64,
     /// Monotonic ms of the last touch that was passed on.
     touched_ms: AtomicU64,
+    sasl: Mutex<sasl::DigestMd5>,
+    /// The connection ends after a reply that is queued: nothing that came behind it is done.
+    barred: AtomicBool,
 }
 
 /// Wake-ups of one connection's task.
@@ -179,7 +192,8 @@ impl Frontend {
         let node = &self.node;
         let signals = Arc::new(Signals::default());
         let wake = signals.clone();
-        let ids = vec![Id::new("ip", request.remote.ip().to_canonical().to_string())];
+        let mut ids = vec![Id::new("ip", java_address(request.peer.remote.ip()))];
+        ids.extend(request.peer.identities.iter().cloned());
         let lane = Arc::new(Lane::new(
             WatcherId(node.next_number()),
             session,
@@ -238,7 +252,16 @@ impl Frontend {
             last_n,
             server: node.options.server,
         };
-        Connection { node, connected, lane, signals, last_n: AtomicU64::new(0), touched_ms: AtomicU64::new(0) }
+        Connection {
+            node,
+            connected,
+            lane,
+            signals,
+            last_n: AtomicU64::new(0),
+            touched_ms: AtomicU64::new(0),
+            sasl: Mutex::default(),
+            barred: AtomicBool::new(false),
+        }
     }
 }
 
@@ -297,8 +320,15 @@ impl Connection {
         writes: &mut Vec<(Key, bytes::Bytes)>,
         read_point: &mut Option<u64>,
     ) {
+        if self.barred.load(Ordering::Relaxed) {
+            return;
+        }
         let local = Consistency::Local;
         let (step, consistency) = match request {
+            ClientRequest::AddAuth { scheme, auth } => (self.proof(self.add_auth(&scheme, &auth)), local),
+            ClientRequest::Sasl { token } => (self.proof(self.sasl(&token)), local),
+            // Whatever else it is, a ping and a close too, as in ZooKeeper (wire 6.5).
+            _ if !self.may_ask() => (self.proof(Err(ErrorCode::SessionClosedRequireSaslAuth)), local),
             ClientRequest::Write { op, n: None, .. } if self.node.is_full() && may_grow(&op) => {
                 // Not numbered: what follows is the next.
                 (Step::Answer(Err(ErrorCode::SystemError)), local)
@@ -319,7 +349,6 @@ impl Connection {
             ClientRequest::RemoveWatches { path, kind } => (Step::Watches { path, kind, remove: true }, local),
             ClientRequest::CheckWatches { path, kind } => (Step::Watches { path, kind, remove: false }, local),
             ClientRequest::SetWatches(watches) => (Step::SetWatches(watches), local),
-            ClientRequest::AddAuth { scheme, auth } => (Step::Answer(self.add_auth(&scheme, &auth)), local),
             ClientRequest::WhoAmI => {
                 let display = |id: &Id| Id::new(id.scheme.clone(), digest::display_name(id));
                 (Step::Answer(Ok(Answer::Ids(self.lane.ids().iter().map(display).collect()))), local)
@@ -358,6 +387,48 @@ impl Connection {
         }
     }
 
+    /// The answer to a proof of identity. After a wrong one nothing is taken from the client any more.
+    fn proof(&self, result: Result<Answer, ErrorCode>) -> Step {
+        if result.is_err() {
+            self.barred.store(true, Ordering::Relaxed);
+        }
+        Step::Answer(result)
+    }
+
+    /// Whether the connection has one of the identities that are demanded, if any are.
+    fn may_ask(&self) -> bool {
+        let demanded = &self.node.options.demanded_schemes;
+        demanded.is_empty() || self.lane.ids().iter().any(|id| demanded.contains(&id.scheme))
+    }
+
+    /// One step of a SASL exchange (wire 6.6). Without users there is no SASL here, which is no error.
+    fn sasl(&self, token: &[u8]) -> Result<Answer, ErrorCode> {
+        let options = &self.node.options;
+        let Some(users) = &options.sasl_users else { return Ok(Answer::Token(None)) };
+        let answer = match crate::node::system_random() {
+            Ok(nonce) => self.sasl.lock().respond(token, nonce, users).map_err(|error| error.to_string()),
+            Err(error) => Err(format!("no random numbers from the system: {error}")),
+        };
+        match answer {
+            Ok(sasl::Answer::Challenge(challenge)) => Ok(Answer::Token(Some(challenge.into()))),
+            Ok(sasl::Answer::Proven { user, proof }) => {
+                tracing::debug!(session = %self.connected.session, user, "identity proven by SASL");
+                self.lane.add_ids(sasl::identities(&user, &options.sasl_super_users));
+                Ok(Answer::Token(Some(proof.into())))
+            }
+            Err(error) => {
+                self.node.stats.auth_failed();
+                tracing::info!(session = %self.connected.session, "SASL failed: {error}");
+                let demanded = options.demanded_schemes.contains("sasl");
+                match (demanded, options.allow_sasl_failed) {
+                    (true, _) => Err(ErrorCode::SessionClosedRequireSaslAuth),
+                    (false, true) => Ok(Answer::Token(None)),
+                    (false, false) => Err(ErrorCode::AuthFailed),
+                }
+            }
+        }
+    }
+
     fn touch(&self) {
         let now = self.node.clock.now().mono_ms;
         let last = self.touched_ms.load(Ordering::Relaxed);
@@ -388,6 +459,14 @@ impl Connection {
     }
 }
 
+/// An address as Java writes it, which is what clients are shown: IPv6 without abbreviation.
+fn java_address(address: IpAddr) -> String {
+    match address.to_canonical() {
+        IpAddr::V4(address) => address.to_string(),
+        IpAddr::V6(address) => address.segments().map(|segment| format!("{segment:x}")).join(":"),
+    }
+}
+
 /// Whether a write may need space on the disk.
 fn may_grow(op: &WriteOp) -> bool {
     match op {
@@ -407,5 +486,22 @@ impl Drop for Connection {
     fn drop(&mut self) {
         self.node.shared.detach(&self.lane);
         self.node.stats.disconnected();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_shown_as_java_writes_them() {
+        for (address, shown) in [
+            ("10.0.0.1", "10.0.0.1"),
+            ("::ffff:10.0.0.1", "10.0.0.1"),
+            ("::1", "0:0:0:0:0:0:0:1"),
+            ("fe80::1:0", "fe80:0:0:0:0:0:1:0"),
+        ] {
+            assert_eq!(java_address(address.parse().unwrap()), shown);
+        }
     }
 }

@@ -484,6 +484,7 @@ fn weight(answer: &Answer) -> usize {
         Answer::MultiFailed { ops, .. } => ops * 16,
         Answer::Acl { acl, .. } => acl.len() * 64,
         Answer::Ids(ids) => ids.len() * 64,
+        Answer::Token(token) => token.as_ref().map_or(0, bytes::Bytes::len),
         Answer::Done | Answer::Stat(_) | Answer::Count(_) => 0,
     }
 }

@@ -16,7 +16,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::convert;
-use crate::frontend::{ConnectRefused, ConnectRequest, Connected, Connection, Frontend};
+use crate::frontend::{ConnectRefused, ConnectRequest, Connected, Connection, Frontend, Peer};
 
 /// The largest message taken from a client, in bytes.
 pub const REQUEST_MESSAGE_MAX: usize = 4 * 1024 * 1024;
@@ -42,7 +42,7 @@ const STALL_MAX: Duration = Duration::from_secs(20);
 
 /// The gRPC service over a server's door.
 ///
-/// The client's address is taken from a [`SocketAddr`] in the request's extensions, else from tonic's own connect info.
+/// Who the client is is taken from a [`Peer`] in the request's extensions, else its address from tonic's own connect info.
 pub fn service(frontend: Frontend) -> CorralServer<GrpcService<Frontend>> {
     serve(frontend)
 }
@@ -109,15 +109,18 @@ impl<D: Door> Corral for GrpcService<D> {
         &self,
         request: Request<Streaming<pb::ClientMessage>>,
     ) -> Result<Response<Self::SessionStream>, Status> {
-        let remote = request.extensions().get::<SocketAddr>().copied().or_else(|| request.remote_addr());
-        let remote = remote.unwrap_or_else(|| SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)));
+        let peer = request.extensions().get::<Peer>().cloned().unwrap_or_else(|| {
+            let remote = request.remote_addr().unwrap_or_else(|| SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)));
+            Peer { remote, identities: Vec::new() }
+        });
+        let remote = peer.remote;
         let (outbound, replies) = mpsc::channel(OUTBOUND_MESSAGES);
         let door = self.door.clone();
         // The task ends with the stream: it waits for nothing without also waiting for the client to go.
         tokio::spawn(async move {
             let gone = outbound.clone();
             tokio::select! {
-                () = session(door, request.into_inner(), &outbound, remote) => {}
+                () = session(door, request.into_inner(), &outbound, peer) => {}
                 () = gone.closed() => tracing::debug!(%remote, "the client is gone"),
             }
         });
@@ -126,8 +129,9 @@ impl<D: Door> Corral for GrpcService<D> {
 }
 
 /// One connection, from its first message to its last.
-async fn session<D: Door>(door: D, mut inbound: Streaming<pb::ClientMessage>, outbound: &Outbound, remote: SocketAddr) {
-    let request = match hello(&mut inbound, remote).await {
+async fn session<D: Door>(door: D, mut inbound: Streaming<pb::ClientMessage>, outbound: &Outbound, peer: Peer) {
+    let remote = peer.remote;
+    let request = match hello(&mut inbound, peer).await {
         Ok(request) => request,
         Err(closed) => return close(outbound, closed, remote).await,
     };
@@ -149,7 +153,7 @@ async fn session<D: Door>(door: D, mut inbound: Streaming<pb::ClientMessage>, ou
 }
 
 /// The first message.
-async fn hello(inbound: &mut Streaming<pb::ClientMessage>, remote: SocketAddr) -> Result<ConnectRequest, pb::Closed> {
+async fn hello(inbound: &mut Streaming<pb::ClientMessage>, peer: Peer) -> Result<ConnectRequest, pb::Closed> {
     let first = match tokio::time::timeout(HELLO_WAIT, inbound.message()).await {
         Ok(Ok(Some(message))) => message.message,
         Ok(Ok(None)) => return Err(protocol("the stream ended before its first message")),
@@ -165,7 +169,7 @@ async fn hello(inbound: &mut Streaming<pb::ClientMessage>, remote: SocketAddr) -
         timeout_ms: i32::try_from(connect.timeout_ms).unwrap_or(i32::MAX),
         last_zxid_seen: Zxid(connect.last_zxid_seen),
         protocol: Protocol::Grpc,
-        remote,
+        peer,
     })
 }
 
@@ -237,8 +241,14 @@ async fn write(link: &impl Link, outbound: &Outbound) -> Option<pb::Closed> {
         for outgoing in out.drain(..) {
             let (weight, reply) = match outgoing {
                 Outgoing::Reply { cookie, zxid, result } => {
+                    let reason = pb::closed::Reason::AuthFailed.into();
+                    if result == Err(ErrorCode::SessionClosedRequireSaslAuth) {
+                        // No reply: a write without one is not counted, and can be made again by a client who is known.
+                        let text = "this ensemble demands a proven identity first".to_owned();
+                        closed = Some(pb::Closed { reason, text });
+                        break;
+                    }
                     if result == Err(ErrorCode::AuthFailed) {
-                        let reason = pb::closed::Reason::AuthFailed.into();
                         closed = Some(pb::Closed { reason, text: "the identity was not proven".to_owned() });
                     }
                     (convert::weight(&result), convert::reply(cookie, zxid, result))
@@ -466,7 +476,7 @@ mod tests {
         let seen = door.seen.lock()[0].clone();
         assert_eq!((seen.session, seen.password.as_slice(), seen.timeout_ms), (SessionId(5), b"pw".as_slice(), 9_000));
         assert_eq!(
-            (seen.last_zxid_seen, seen.protocol, seen.remote.ip().is_loopback()),
+            (seen.last_zxid_seen, seen.protocol, seen.peer.remote.ip().is_loopback()),
             (Zxid(70), Protocol::Grpc, true)
         );
     }

@@ -122,7 +122,8 @@ impl Setup {
         let options = self.options;
         let task = tokio::spawn(async move {
             let (reader, writer) = tokio::io::split(server);
-            serve(reader, writer, BytesMut::new(), remote(), &door, &options, &registration).await
+            let peer = Peer { remote: remote(), identities: Vec::new() };
+            serve(reader, writer, BytesMut::new(), peer, &door, &options, &registration).await
         });
         Rig { stream, buffer: BytesMut::new(), batches, replies, asked, stats, task }
     }
