@@ -241,14 +241,15 @@ async fn write(link: &impl Link, outbound: &Outbound) -> Option<pb::Closed> {
         for outgoing in out.drain(..) {
             let (weight, reply) = match outgoing {
                 Outgoing::Reply { cookie, zxid, result } => {
-                    let reason = pb::closed::Reason::AuthFailed.into();
                     if result == Err(ErrorCode::SessionClosedRequireSaslAuth) {
                         // No reply: a write without one is not counted, and can be made again by a client who is known.
-                        let text = "this ensemble demands a proven identity first".to_owned();
+                        let reason = pb::closed::Reason::AuthRequired.into();
+                        let text = "this ensemble demands a proven identity".to_owned();
                         closed = Some(pb::Closed { reason, text });
                         break;
                     }
                     if result == Err(ErrorCode::AuthFailed) {
+                        let reason = pb::closed::Reason::AuthFailed.into();
                         closed = Some(pb::Closed { reason, text: "the identity was not proven".to_owned() });
                     }
                     (convert::weight(&result), convert::reply(cookie, zxid, result))
