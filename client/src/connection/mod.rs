@@ -319,7 +319,12 @@ fn on_message(shared: &Arc<Shared>, message: pb::ServerMessage) -> Result<(), Cu
 }
 
 fn broken(status: &tonic::Status) -> Cut {
-    Cut::Broken(format!("{}: {}", status.code(), status.message()))
+    let mut text = format!("{}: {}", status.code(), status.message());
+    // Why a TLS server hung up stands only there.
+    if let Some(cause) = std::error::Error::source(status) {
+        text = format!("{text}: {}", describe(cause));
+    }
+    Cut::Broken(text)
 }
 
 /// An error with its causes: tonic's own text says only "transport error".
