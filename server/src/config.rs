@@ -235,6 +235,14 @@ pub struct Config {
     pub max_cnxns: u32,
     /// Four-letter words that are answered.
     pub whitelist: Whitelist,
+    /// Where AdminServer answers; `None`: nowhere.
+    pub admin: Option<HostPort>,
+    /// The path above its commands.
+    pub admin_command_url: String,
+    /// An operator's connection that says nothing for so long is closed.
+    pub admin_idle_timeout_ms: u64,
+    /// Where Prometheus finds the figures; `None`: nowhere, but for AdminServer's `/metrics`.
+    pub metrics: Option<HostPort>,
     /// Requests accepted and not yet answered, all sessions together.
     pub global_outstanding_limit: usize,
     /// The same for one session.
@@ -273,6 +281,8 @@ pub struct Config {
     pub enforce_quota: bool,
     /// TTL znodes may be created.
     pub extended_types: bool,
+    /// ClickHouse Keeper's own operations are answered, and `/keeper` says so.
+    pub keeper_extensions: bool,
     /// `super:` and the digest of its password.
     pub super_digest: Option<Secret>,
     /// How clients prove who they are beside passwords, and whether they must.
@@ -599,6 +609,24 @@ pub const KEYS: &[Key] = &[
         "Four-letter words that are answered.",
     ),
     zk(
+        "admin.enableServer",
+        Kind::Flag,
+        Follows("true if admin.serverPort or admin.serverAddress is given"),
+        "AdminServer: ZooKeeper's commands over HTTP, and figures for Prometheus at `/metrics`.",
+    ),
+    zk("admin.serverPort", count(0, 65535), Is("8080"), "Its port. 0: any free one."),
+    zk("admin.serverAddress", Kind::Text("a host name or address"), Follows("clientPortAddress"), "Its address."),
+    zk("admin.commandURL", Kind::Text("a path"), Is("/commands"), "The path above its commands."),
+    zk("admin.idleTimeout", ms(100, 3_600_000), Is("30000"), "A connection that asks nothing for so long is closed."),
+    zk(
+        "metricsProvider.className",
+        Kind::Text("the name of a class of ZooKeeper's"),
+        DefaultValue::None,
+        "With a name that ends in `PrometheusMetricsProvider`, figures for Prometheus have a port of their own.",
+    ),
+    zk("metricsProvider.httpPort", count(0, 65535), Is("7000"), "That port; the path is `/metrics`. 0: any free one."),
+    zk("metricsProvider.httpHost", Kind::Text("a host name or address"), Follows("clientPortAddress"), "Its address."),
+    zk(
         "globalOutstandingLimit",
         count(1, 10_000_000),
         Is("20000"),
@@ -650,15 +678,36 @@ pub const KEYS: &[Key] = &[
     ),
     outcome(zk("skipACL", Kind::Flag, Is("false"), "No permission is checked.")),
     outcome(zk("enforceQuota", Kind::Flag, Is("false"), "Hard quotas refuse writes.")),
-    outcome(zk("extendedTypesEnabled", Kind::Flag, Is("false"), "TTL znodes may be created.")),
+    outcome(zk(
+        "extendedTypesEnabled",
+        Kind::Flag,
+        Is("true"),
+        "TTL znodes may be created; ZooKeeper's default is false.",
+    )),
+    outcome(own(
+        "keeperExtensions",
+        Kind::Flag,
+        Is("false"),
+        "ClickHouse Keeper's own operations are answered, and `/keeper/feature_flags` says which.",
+    )),
     zk(
         "DigestAuthenticationProvider.superDigest",
         Kind::Text("super:BASE64, the SHA-1 digest of `super:password`"),
         DefaultValue::None,
         "Who knows the password passes every permission.",
     ),
-    zk("secureClientPort", count(0, 65535), DefaultValue::None, "Port for clients over TLS, both protocols. 0: any free one."),
-    zk("secureClientPortAddress", Kind::Text("a host name or address"), Is("0.0.0.0"), "Address to listen on for them."),
+    zk(
+        "secureClientPort",
+        count(0, 65535),
+        DefaultValue::None,
+        "Port for clients over TLS, both protocols. 0: any free one.",
+    ),
+    zk(
+        "secureClientPortAddress",
+        Kind::Text("a host name or address"),
+        Is("0.0.0.0"),
+        "Address to listen on for them.",
+    ),
     zk("client.portUnification", Kind::Flag, Is("false"), "clientPort takes TLS too."),
     zk(
         "ssl.keyStore.location",
@@ -787,8 +836,13 @@ pub const KEYS: &[Key] = &[
     ignored("throttled_op_wait_time", "a full server stops reading its sockets (globalOutstandingLimit)"),
     ignored("connectionMaxTokens", "not available yet"),
     ignored("connectionToken*", "not available yet"),
-    ignored("admin.*", "the HTTP commands are not available yet"),
-    ignored("metricsProvider.*", "not available yet; the word mntr gives figures"),
+    ignored("admin.rateLimiterIntervalInMS", "there is no snapshot to ask for"),
+    ignored("admin.snapshot.*", "a server gets its state from its ensemble"),
+    ignored("admin.restore.*", "a server gets its state from its ensemble"),
+    ignored("admin.portUnification", "AdminServer speaks plain HTTP"),
+    ignored("admin.*", "AdminServer has no such setting here"),
+    ignored("metricsProvider.exportJvmInfo", "there is no virtual machine"),
+    ignored("metricsProvider.*", "there is no such setting here"),
     ignored("audit.enable", "not available yet"),
     ignored("ssl.keyStore.password", "PEM files have none"),
     ignored("ssl.keyStore.passwordPath", "PEM files have none"),
@@ -815,6 +869,8 @@ pub const KEYS: &[Key] = &[
     refused("ssl.authProvider", Some("x509"), "certificates are identities of the scheme x509"),
     refused("ssl.*", None, "there is no such setting of TLS here"),
     refused("letAnySaslUserDoX", None, "a name in an ACL means that user"),
+    refused("admin.forceHttps", Some("false"), "AdminServer speaks plain HTTP only"),
+    refused("admin.needClientAuth", Some("false"), "AdminServer speaks plain HTTP only"),
     refused("group.*", None, "a quorum is a majority of servers; weights and groups are not available"),
     refused("weight.*", None, "a quorum is a majority of servers; weights and groups are not available"),
 ];
@@ -1251,6 +1307,8 @@ impl Draft<'_> {
                 ),
             );
         }
+        let admin = self.admin(&client_addr);
+        let metrics = self.metrics(&client_addr);
         let min_free = self.given("minFreeSpace").map(i64::unsigned_abs);
         let config = Config {
             my_id,
@@ -1275,6 +1333,10 @@ impl Draft<'_> {
             max_client_cnxns: self.unsigned("maxClientCnxns") as u32,
             max_cnxns: self.unsigned("maxCnxns") as u32,
             whitelist,
+            admin,
+            admin_command_url: self.text("admin.commandURL").unwrap_or_else(|| "/commands".into()),
+            admin_idle_timeout_ms: self.unsigned("admin.idleTimeout"),
+            metrics,
             global_outstanding_limit: self.unsigned("globalOutstandingLimit") as usize,
             session_outstanding_limit: self.unsigned("sessionOutstandingLimit") as usize,
             worker_threads: self.unsigned("workerThreads") as usize,
@@ -1293,6 +1355,7 @@ impl Draft<'_> {
             skip_acl: self.flag("skipACL"),
             enforce_quota: self.flag("enforceQuota"),
             extended_types: self.flag("extendedTypesEnabled"),
+            keeper_extensions: self.flag("keeperExtensions"),
             super_digest: self.super_digest(),
             auth,
             ephemerals_per_session: self.unsigned("ephemeralsPerSession") as u32,
@@ -1498,6 +1561,43 @@ impl Draft<'_> {
         Whitelist::Only(words)
     }
 
+    /// Off unless it is asked for, by any of the keys that say where: a port that nobody asked for is one to be found by
+    /// strangers, and 8080 is everybody's favourite.
+    fn admin(&mut self, clients: &HostPort) -> Option<HostPort> {
+        let port = self.number("admin.serverPort") as u16;
+        let address = self.text("admin.serverAddress");
+        let asked = address.is_some() || self.values.contains_key("admin.serverPort");
+        let enabled = match self.text("admin.enableServer") {
+            None => asked,
+            Some(value) => parse_flag(&value).unwrap_or_else(|| {
+                let problem = format!("\"{value}\" is neither; allowed: {}", allowed(Kind::Flag));
+                self.fail("admin.enableServer", problem);
+                false
+            }),
+        };
+        let host = address.map_or_else(|| clients.host.clone(), |a| a.trim_matches(['[', ']']).to_string());
+        enabled.then(|| HostPort::new(host, port))
+    }
+
+    fn metrics(&mut self, clients: &HostPort) -> Option<HostPort> {
+        let port = self.number("metricsProvider.httpPort") as u16;
+        let host = self.text("metricsProvider.httpHost");
+        let class = self.text("metricsProvider.className").unwrap_or_default();
+        match class.rsplit('.').next().unwrap_or_default() {
+            "PrometheusMetricsProvider" => {
+                let host = host.map_or_else(|| clients.host.clone(), |h| h.trim_matches(['[', ']']).to_string());
+                Some(HostPort::new(host, port))
+            }
+            "" | "DefaultMetricsProvider" | "NullMetricsProvider" => None,
+            _ => {
+                let origin = self.origin("metricsProvider.className");
+                let text = format!("{class} is not known here; only PrometheusMetricsProvider has an effect");
+                self.notice(origin, "metricsProvider.className", text, true);
+                None
+            }
+        }
+    }
+
     fn peer_secret(&mut self) -> Option<Secret> {
         let path = self.text("peerSecretFile")?;
         let problem = match (self.read_file)(Path::new(&path)) {
@@ -1533,7 +1633,8 @@ impl Draft<'_> {
             let kind = draft.text(&kind).map(|kind| (kind.to_ascii_uppercase(), kind));
             let is_java = match kind.as_ref().map(|(kind, _)| kind.as_str()) {
                 Some("PEM" | "") | None => {
-                    let ending = path.as_deref().and_then(|path| path.rsplit_once('.')).map(|(_, e)| e.to_ascii_lowercase());
+                    let ending =
+                        path.as_deref().and_then(|path| path.rsplit_once('.')).map(|(_, e)| e.to_ascii_lowercase());
                     kind.is_none() && matches!(ending.as_deref(), Some("jks" | "p12" | "pfx" | "bcfks"))
                 }
                 Some(_) => true,
@@ -1542,23 +1643,23 @@ impl Draft<'_> {
                 let shown = kind.map_or_else(|| "a keystore of Java's".to_owned(), |(_, kind)| format!("\"{kind}\""));
                 let path = path.clone().unwrap_or_else(|| "KEYSTORE".into());
                 let is_pkcs12 = path.ends_with("p12") || path.ends_with("pfx") || shown.contains("12");
-                let command =
-                    crate::tls::conversion(Path::new(&path), is_pkcs12, store == "ssl.keyStore");
+                let command = crate::tls::conversion(Path::new(&path), is_pkcs12, store == "ssl.keyStore");
                 draft.fail(&location, format!("{shown}: only PEM is read; convert it: {command}"));
             }
             path.map(PathBuf::from)
         };
         let key_store = file(self, "ssl.keyStore");
         let trust_store = file(self, "ssl.trustStore");
-        let client_auth = match self.text("ssl.clientAuth").unwrap_or_else(|| "need".into()).to_ascii_lowercase().as_str() {
-            "need" => ClientAuth::Need,
-            "want" => ClientAuth::Want,
-            "none" => ClientAuth::None,
-            other => {
-                self.fail("ssl.clientAuth", format!("\"{other}\" is neither; allowed: need, want or none"));
-                ClientAuth::None
-            }
-        };
+        let client_auth =
+            match self.text("ssl.clientAuth").unwrap_or_else(|| "need".into()).to_ascii_lowercase().as_str() {
+                "need" => ClientAuth::Need,
+                "want" => ClientAuth::Want,
+                "none" => ClientAuth::None,
+                other => {
+                    self.fail("ssl.clientAuth", format!("\"{other}\" is neither; allowed: need, want or none"));
+                    ClientAuth::None
+                }
+            };
         let (tls12, tls13) = self.tls_versions();
         let words = |text: Option<String>| {
             let text = text.unwrap_or_default();
@@ -1572,7 +1673,8 @@ impl Draft<'_> {
         if !wanted {
             return None;
         }
-        let port = if self.values.contains_key("secureClientPort") { "secureClientPort" } else { "client.portUnification" };
+        let port =
+            if self.values.contains_key("secureClientPort") { "secureClientPort" } else { "client.portUnification" };
         let Some(key_store) = key_store else {
             self.fail(port, "TLS needs a certificate; set ssl.keyStore.location to a PEM file".into());
             return None;
@@ -1597,7 +1699,8 @@ impl Draft<'_> {
 
     /// Whether TLS 1.2 and TLS 1.3 are spoken.
     fn tls_versions(&mut self) -> (bool, bool) {
-        let key = if self.values.contains_key("ssl.enabledProtocols") { "ssl.enabledProtocols" } else { "ssl.protocol" };
+        let key =
+            if self.values.contains_key("ssl.enabledProtocols") { "ssl.enabledProtocols" } else { "ssl.protocol" };
         let value = self.text(key).unwrap_or_else(|| "TLS".into());
         let (mut tls12, mut tls13) = (false, false);
         let before = self.errors.len();
@@ -2093,10 +2196,8 @@ mod tests {
     #[test]
     fn an_identity_can_only_be_demanded_where_somebody_can_prove_it() {
         let users: &[(&str, &str)] = &[("/d/myid", "1"), ("/u", "user_bob=\"secret\"\nuser_admin=\"other\"\n")];
-        let parsed = parse_with(
-            "dataDir=/d\nsaslUsersFile=/u\nsuperUser=admin\nsessionRequireClientSASLAuth=true\n",
-            users,
-        );
+        let parsed =
+            parse_with("dataDir=/d\nsaslUsersFile=/u\nsuperUser=admin\nsessionRequireClientSASLAuth=true\n", users);
         let auth = parsed.unwrap().config.auth;
         assert_eq!(auth.sasl_users.as_ref().unwrap().len(), 2);
         assert!(auth.demanded_schemes.contains("sasl") && auth.sasl_super_users.contains("admin"));

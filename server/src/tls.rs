@@ -94,7 +94,9 @@ pub enum TlsError {
         source: rustls::Error,
     },
     /// Client certificates are asked for, and there is nothing to check them against.
-    #[error("no trust store: client certificates cannot be checked; set ssl.trustStore.location, or ssl.clientAuth=none")]
+    #[error(
+        "no trust store: client certificates cannot be checked; set ssl.trustStore.location, or ssl.clientAuth=none"
+    )]
     NoTrustStore,
     /// None of the configured cipher suites exists.
     #[error("none of the cipher suites is supported; supported: {0}")]

@@ -7,8 +7,8 @@ use std::net::SocketAddr;
 use bytes::{Bytes, BytesMut};
 use common::{PATIENCE, alone_with, eventually, start};
 use corral_client::{CreateMode, EndReason, Error, ErrorCode};
-use corral_proto::jute::{ConnectRequest, Create, ReplyHeader, Request, decode_reply, frame, opcode};
 use corral_proto::Acl;
+use corral_proto::jute::{ConnectRequest, Create, ReplyHeader, Request, decode_reply, frame, opcode};
 use corral_server::node::ServerHandle;
 use md5::{Digest as _, Md5};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -110,7 +110,11 @@ fn answer(user: &str, password: &str, challenge: &[u8]) -> String {
     let challenge = str::from_utf8(challenge).unwrap();
     let nonce = challenge.split("nonce=\"").nth(1).unwrap().split('"').next().unwrap();
     let (realm, uri) = ("zk-sasl-md5", "zookeeper/zk-sasl-md5");
-    assert_eq!(challenge, format!("realm=\"{realm}\",nonce=\"{nonce}\",charset=utf-8,algorithm=md5-sess"), "as ZooKeeper's");
+    assert_eq!(
+        challenge,
+        format!("realm=\"{realm}\",nonce=\"{nonce}\",charset=utf-8,algorithm=md5-sess"),
+        "as ZooKeeper's"
+    );
     let secret = [&Md5::digest(format!("{user}:{realm}:{password}"))[..], format!(":{nonce}:abc").as_bytes()].concat();
     let secret: String = Md5::digest(secret).iter().map(|byte| format!("{byte:02x}")).collect();
     let response = md5(&format!("{secret}:{nonce}:00000001:abc:auth:{}", md5(&format!("AUTHENTICATE:{uri}"))));
@@ -192,8 +196,13 @@ async fn nothing_behind_a_failed_proof_is_done() {
 #[tokio::test(flavor = "multi_thread")]
 async fn where_sasl_is_demanded_everything_else_is_refused_first() {
     let (_folder, server) = server("sessionRequireClientSASLAuth=true\n").await;
-    let requests =
-        [Request::Ping, Request::CloseSession, Request::WhoAmI, create("/x"), Request::Exists { path: "/".into(), watch: false }];
+    let requests = [
+        Request::Ping,
+        Request::CloseSession,
+        Request::WhoAmI,
+        create("/x"),
+        Request::Exists { path: "/".into(), watch: false },
+    ];
     for request in requests {
         let mut raw = Raw::open(server.client_addr()).await;
         let xid = if request == Request::Ping { opcode::XID_PING } else { 1 };

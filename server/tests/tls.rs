@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use certificates::{Authority, Signed, place, server_files};
 use common::{PATIENCE, alone_with, eventually, start, word};
-use corral_client::{Acl, Client, CreateOptions, CreateMode, Error, ErrorCode, Id, TlsOptions, perms};
+use corral_client::{Acl, Client, CreateMode, CreateOptions, Error, ErrorCode, Id, TlsOptions, perms};
 use corral_server::node::ServerHandle;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -177,10 +177,8 @@ async fn handshakes_under_way_are_bounded_and_places_come_back() {
     let good = showing(&rig.authority, &rig.authority.sign("good"));
     // Takes the only place and says nothing.
     let silent = TcpStream::connect(rig.secure).await.unwrap();
-    eventually("the place is taken", async || {
-        (figure(&rig, "zk_outstanding_tls_handshake").await == 1).then_some(())
-    })
-    .await;
+    eventually("the place is taken", async || (figure(&rig, "zk_outstanding_tls_handshake").await == 1).then_some(()))
+        .await;
     assert!(secure_word(rig.secure, &good, "ruok").await.is_err());
     assert_eq!(figure(&rig, "zk_tls_handshake_exceeded").await, 1);
     drop(silent);
@@ -196,7 +194,8 @@ async fn new_certificates_are_used_without_a_restart_and_broken_ones_are_not() {
 
     let next = Authority::new("next");
     place(&store, &next.sign("server").store());
-    eventually("the new certificate is shown", async || secure_word(rig.secure, &trusting(&next), "ruok").await.ok()).await;
+    eventually("the new certificate is shown", async || secure_word(rig.secure, &trusting(&next), "ruok").await.ok())
+        .await;
     assert!(secure_word(rig.secure, &trusting(&rig.authority), "ruok").await.is_err(), "the old one is not any more");
     old.create("/still", "", CreateMode::Persistent).await.expect("an open connection goes on");
 

@@ -12,8 +12,6 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
-use std::sync::atomic::Ordering::Relaxed;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -26,14 +24,15 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::time::{Instant, sleep, timeout_at};
-use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 use tonic::transport::server::Connected;
 
+use super::operators::{Operators, ServerMode};
 use super::wire::connection::{self, Door};
-use super::wire::four_letter::{self, ServerReport, Spoken, Whitelist, Word};
+use super::wire::four_letter::{self, Whitelist, Word};
 use super::wire::stats::{FrontendStats, Registration};
 use super::wire::{End, WireOptions};
 use super::{Frontend, Peer};
@@ -89,9 +88,6 @@ pub struct SecureOptions {
     /// Subject of the certificate whose owner passes every permission.
     pub super_user: Option<String>,
 }
-
-/// What a word shows beside the traffic; asked each time.
-pub type Reporter = Arc<dyn Fn() -> ServerReport + Send + Sync>;
 
 /// Counts connections by address. One for all ports of a server.
 #[derive(Debug, Default)]
@@ -273,13 +269,8 @@ pub struct Listen {
 
 impl Listen {
     /// Ports that hand sessions to `frontend`, and gRPC connections to the stream.
-    pub fn new(
-        frontend: Frontend,
-        options: ListenOptions,
-        stats: Arc<FrontendStats>,
-        reporter: Reporter,
-    ) -> (Listen, GrpcIncoming) {
-        let (inner, incoming) = Inner::new(frontend, options, stats, reporter);
+    pub fn new(frontend: Frontend, options: ListenOptions, operators: Arc<Operators>) -> (Listen, GrpcIncoming) {
+        let (inner, incoming) = Inner::new(frontend, options, operators);
         (Listen { inner }, incoming)
     }
 
@@ -321,23 +312,22 @@ struct Inner<D> {
     door: D,
     options: ListenOptions,
     stats: Arc<FrontendStats>,
-    reporter: Reporter,
+    operators: Arc<Operators>,
     grpc: mpsc::Sender<GrpcStream>,
     limits: Arc<Limits>,
-    handshakes: Handshakes,
+    handshakes: Semaphore,
+    handshake_log: HandshakeLog,
 }
 
 impl<D: Door + 'static> Inner<D> {
-    fn new(
-        door: D,
-        options: ListenOptions,
-        stats: Arc<FrontendStats>,
-        reporter: Reporter,
-    ) -> (Arc<Inner<D>>, GrpcIncoming) {
+    fn new(door: D, options: ListenOptions, operators: Arc<Operators>) -> (Arc<Inner<D>>, GrpcIncoming) {
         let (grpc, connections) = mpsc::channel(GRPC_WAITING_MAX);
         let limits = Arc::new(Limits::default());
-        let handshakes = Handshakes::new(options.secure.as_ref().map_or(0, |secure| secure.handshakes_max));
-        (Arc::new(Inner { door, options, stats, reporter, grpc, limits, handshakes }), GrpcIncoming { connections })
+        let handshakes = Semaphore::new(options.secure.as_ref().map_or(0, |secure| secure.handshakes_max));
+        let handshake_log = HandshakeLog::default();
+        let stats = Arc::clone(operators.stats());
+        let inner = Inner { door, options, stats, operators, grpc, limits, handshakes, handshake_log };
+        (Arc::new(inner), GrpcIncoming { connections })
     }
 
     async fn serve(self: Arc<Self>, listener: TcpListener, port: Port, stop: CancellationToken) {
@@ -430,7 +420,8 @@ impl<D: Door + 'static> Inner<D> {
             Protocol::Word(word) => {
                 let registration = self.stats.register(remote);
                 registration.count_received(1);
-                if let Err(error) = self.word(&mut transport, word, &registration).await {
+                let answering = self.word(&mut transport, word, received, deadline, registration);
+                if let Err(error) = answering.await {
                     tracing::debug!(%remote, %error, "four-letter word not answered");
                 }
             }
@@ -486,11 +477,12 @@ impl<D: Door + 'static> Inner<D> {
         deadline: Instant,
     ) -> Option<Transport> {
         let (Some(secure), Transport::Plain(inner)) = (&self.options.secure, transport) else { return None };
-        let Ok(_under_way) = self.handshakes.places.try_acquire() else {
-            self.handshakes.refused.fetch_add(1, Relaxed);
-            self.handshakes.log(peer.remote, "too many handshakes under way");
+        let Ok(_place) = self.handshakes.try_acquire() else {
+            self.stats.tls_refused();
+            self.handshake_log.log(peer.remote, "too many handshakes under way");
             return None;
         };
+        let _under_way = self.stats.tls_begun();
         let stream = PrefixedStream { prefix: received, inner };
         let accepting = TlsAcceptor::from(secure.tls.server_config()).accept(stream);
         let problem = match timeout_at(deadline, accepting).await {
@@ -504,25 +496,39 @@ impl<D: Door + 'static> Inner<D> {
             Ok(Err(error)) => error.to_string(),
             Err(_) => "not done in time".to_owned(),
         };
-        self.handshakes.failed.fetch_add(1, Relaxed);
-        self.handshakes.log(peer.remote, &problem);
+        self.stats.tls_failed();
+        self.handshake_log.log(peer.remote, &problem);
         None
     }
 
-    async fn word(&self, stream: &mut Transport, spoken: Spoken, asking: &Registration) -> io::Result<()> {
-        let words = &self.options.words;
-        let mut report = (self.reporter)();
-        report.traffic = self.stats.report();
-        report.mntr.extend(self.handshakes.figures());
-        let text = four_letter::answer(spoken, words, &report);
-        if report.mode != four_letter::ServerMode::NotServing {
-            match spoken {
-                Spoken::Known(Word::Crst) if words.allows(Word::Crst) => self.stats.reset_connections(),
-                Spoken::Known(Word::Srst) if words.allows(Word::Srst) => self.stats.reset(),
-                _ => {}
+    async fn word(
+        &self,
+        stream: &mut Transport,
+        word: Word,
+        mut received: BytesMut,
+        deadline: Instant,
+        asking: Registration,
+    ) -> io::Result<()> {
+        let text = if self.options.words.allows(word) {
+            if word == Word::Stmk {
+                let mask = timeout_at(deadline, trace_mask(stream, &mut received)).await??;
+                self.operators.set_trace_mask(mask);
             }
-        }
-        tracing::debug!(?spoken, client = ?asking.remote(), "four-letter word");
+            let report = self.operators.report(word.detail()).await;
+            if report.mode != ServerMode::NotServing {
+                match word {
+                    Word::Crst => self.stats.reset_connections(),
+                    Word::Srst => self.stats.reset(),
+                    _ => {}
+                }
+            }
+            four_letter::answer(word, &report, self.operators.trace_mask())
+        } else {
+            four_letter::refusal(word)
+        };
+        tracing::debug!(?word, client = ?asking.remote(), "four-letter word");
+        // Whoever asks again after this answer does not find the former connection in the list.
+        drop(asking);
         let sending = async {
             stream.write_all(text.as_bytes()).await?;
             stream.shutdown().await?;
@@ -539,53 +545,29 @@ impl<D: Door + 'static> Inner<D> {
     }
 }
 
-/// TLS handshakes: how many may be under way, and what became of the others.
-#[derive(Debug)]
-struct Handshakes {
-    places: Semaphore,
-    max: usize,
-    failed: AtomicU64,
-    refused: AtomicU64,
-    logged: Mutex<Logged>,
-}
-
 /// When a failed handshake was last told, and how many were not since.
 #[derive(Debug, Default)]
-struct Logged {
-    at: Option<Instant>,
-    untold: u64,
+struct HandshakeLog {
+    told: Mutex<(Option<Instant>, u64)>,
 }
 
-impl Handshakes {
-    fn new(max: usize) -> Handshakes {
-        let (failed, refused) = (AtomicU64::new(0), AtomicU64::new(0));
-        Handshakes { places: Semaphore::new(max), max, failed, refused, logged: Mutex::default() }
-    }
-
+impl HandshakeLog {
     /// One line for a handshake that failed; those that follow at once are only counted.
     fn log(&self, remote: SocketAddr, problem: &str) {
         let now = Instant::now();
-        let mut logged = self.logged.lock();
-        if logged.at.is_some_and(|at| now < at + HANDSHAKE_LOG_INTERVAL) {
-            logged.untold += 1;
-            tracing::debug!(%remote, problem, "TLS handshake failed");
-            return;
+        let untold = {
+            let mut told = self.told.lock();
+            if told.0.is_some_and(|at| now < at + HANDSHAKE_LOG_INTERVAL) {
+                told.1 += 1;
+                None
+            } else {
+                Some(std::mem::replace(&mut *told, (Some(now), 0)).1)
+            }
+        };
+        match untold {
+            None => tracing::debug!(%remote, problem, "TLS handshake failed"),
+            Some(untold) => tracing::warn!(%remote, problem, untold, "TLS handshake failed"),
         }
-        let untold = std::mem::take(&mut *logged).untold;
-        logged.at = Some(now);
-        drop(logged);
-        tracing::warn!(%remote, problem, untold, "TLS handshake failed");
-    }
-
-    /// Under ZooKeeper's names, for `mntr`.
-    fn figures(&self) -> [(String, String); 3] {
-        let under_way = self.max - self.places.available_permits();
-        [
-            ("outstanding_tls_handshake", under_way as u64),
-            ("tls_handshake_exceeded", self.refused.load(Relaxed)),
-            ("unsuccessful_handshake", self.failed.load(Relaxed)),
-        ]
-        .map(|(key, value)| (key.to_owned(), value.to_string()))
     }
 }
 
@@ -603,15 +585,15 @@ enum Protocol {
     /// Frames; the first four bytes are the length of a connect request, or nothing known.
     ZooKeeper,
     /// A four-letter word.
-    Word(Spoken),
+    Word(Word),
     /// gRPC.
     Http2,
 }
 
 impl Protocol {
     fn of(first: &[u8; 4]) -> Protocol {
-        match Spoken::parse(first) {
-            Some(spoken) => Protocol::Word(spoken),
+        match Word::parse(first) {
+            Some(word) => Protocol::Word(word),
             None if first == HTTP2 => Protocol::Http2,
             None => Protocol::ZooKeeper,
         }
@@ -623,6 +605,18 @@ async fn sniff(stream: &mut (impl AsyncRead + Unpin), received: &mut BytesMut) -
     loop {
         if let Some(first) = received.first_chunk::<4>() {
             return Ok(Protocol::of(first));
+        }
+        if stream.read_buf(received).await? == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+    }
+}
+
+/// The argument of `stmk`: eight bytes after the word.
+async fn trace_mask(stream: &mut (impl AsyncRead + Unpin), received: &mut BytesMut) -> io::Result<i64> {
+    loop {
+        if let Some(mask) = received.get(4..).and_then(|rest| rest.first_chunk::<8>()) {
+            return Ok(i64::from_be_bytes(*mask));
         }
         if stream.read_buf(received).await? == 0 {
             return Err(io::ErrorKind::UnexpectedEof.into());

@@ -3,8 +3,12 @@
 //! Front ends translate; a rule that holds for only one of them is a bug, unless its protocol demands it. They never
 //! see the ordering machine or the store.
 
+pub mod admin;
 pub mod grpc;
+pub mod http;
 pub mod listen;
+pub mod metrics;
+pub mod operators;
 pub mod wire;
 
 use std::net::{IpAddr, SocketAddr};
@@ -13,7 +17,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use corral_core::auth::{digest, password, sasl};
-use corral_core::session::lane::{Handshake, Lane, Step};
+use corral_core::session::lane::{Handshake, Lane, Step, add_ids};
 use corral_core::session::outbox::Key;
 use corral_core::session::{ClientRequest, CloseReason, Consistency, Outgoing, Protocol};
 use corral_core::tree::entry::{Command, Txn};
@@ -24,11 +28,15 @@ use corral_proto::{ErrorCode, Id, ServerId, SessionId, Zxid};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::timeout;
+use tracing::warn;
 
 use crate::node::{CoreEvent, NodeShared};
 
 /// How long a server that is behind a client's last zxid waits for it before it refuses (P33).
 const BEHIND_WAIT: Duration = Duration::from_millis(500);
+
+/// Bytes of a connection's identities: they travel with each of its writes.
+pub const IDENTITY_BYTES_MAX: usize = 16 << 10;
 
 /// Requests of one connection that may be unanswered; beyond it the socket is not read.
 pub const OUTSTANDING_PER_CONNECTION: usize = 2_000;
@@ -88,6 +96,8 @@ pub struct Connected {
     pub last_n: u64,
     /// This server.
     pub server: ServerId,
+    /// Bytes of paths and data that one request may have.
+    pub request_bytes_max: usize,
 }
 
 /// The door to the server: cheap to clone, one for all front ends.
@@ -100,15 +110,17 @@ pub struct Frontend {
 pub struct Connection {
     node: Arc<NodeShared>,
     connected: Connected,
+    /// Who the client is for the next request that comes; the lane knows it for the next that is answered.
+    ids: Mutex<Arc<Vec<Id>>>,
     lane: Arc<Lane>,
     signals: Arc<Signals>,
+    /// An identity was not proven: what comes behind is not looked at.
+    rejected: AtomicBool,
     /// ZooKeeper protocol: number of the last write under this attach.
     last_n: AtomicU64,
     /// Monotonic ms of the last touch that was passed on.
     touched_ms: AtomicU64,
     sasl: Mutex<sasl::DigestMd5>,
-    /// The connection ends after a reply that is queued: nothing that came behind it is done.
-    barred: AtomicBool,
 }
 
 /// Wake-ups of one connection's task.
@@ -120,16 +132,29 @@ struct Signals {
     room: Notify,
 }
 
-/// Removes a handshake that nobody waits for any more.
+/// Removes a handshake that nobody waits for any more, whatever became of it.
 struct Joining<'a> {
     node: &'a NodeShared,
-    session: SessionId,
+    lane: &'a Arc<Lane>,
     nonce: u64,
+    /// The lane has got an owner.
+    handed_over: bool,
 }
 
 impl Drop for Joining<'_> {
     fn drop(&mut self) {
-        self.node.shared.lanes.abandon(self.session, self.nonce);
+        if self.handed_over {
+            return;
+        }
+        let (session, nonce) = (self.lane.session, self.nonce);
+        // It may be executed this moment: the apply room lets go of a lane that is closed.
+        self.lane.close(CloseReason::ShuttingDown);
+        self.node.shared.lanes.abandon(session, nonce);
+        self.node.shared.detach(self.lane);
+        if self.lane.handshake().is_none() {
+            // Offered to a later leader, it would take the session away from wherever its client is by then.
+            self.node.core.push(CoreEvent::Withdraw(Key::Handshake { session, nonce }));
+        }
     }
 }
 
@@ -206,13 +231,13 @@ impl Frontend {
         if !node.shared.lanes.join(session, nonce, lane.clone()) {
             return Err(ConnectRefused::NotServing);
         }
-        let joining = Joining { node, session, nonce };
+        let mut joining = Joining { node, lane: &lane, nonce, handed_over: false };
         let server = node.options.server;
+        let keeps_results = request.protocol == Protocol::Grpc;
         let command = if request.session == SessionId::NONE {
-            let keeps_results = request.protocol == Protocol::Grpc;
             Command::CreateSession { timeout_ms, server, nonce, keeps_results }
         } else {
-            Command::Attach { timeout_ms, server, nonce }
+            Command::Attach { timeout_ms, server, nonce, keeps_results }
         };
         let txn = Txn { session, attach: Zxid::ZERO, n: 0, answered_through: 0, ids, command };
         node.core.push(CoreEvent::Submit(vec![(Key::Handshake { session, nonce }, txn.encode())]));
@@ -230,10 +255,11 @@ impl Frontend {
         if outcome.is_err() {
             return Err(ConnectRefused::NotServing);
         }
-        drop(joining);
         match lane.handshake() {
             None => Err(ConnectRefused::NotServing),
             Some(Handshake::Attached { attach, timeout_ms, last_n }) => {
+                joining.handed_over = true;
+                drop(joining);
                 Ok(Ok(Attached { lane, signals, attach, timeout_ms, last_n }))
             }
             Some(refused) => Ok(Err(refused)),
@@ -251,16 +277,18 @@ impl Frontend {
             attach,
             last_n,
             server: node.options.server,
+            request_bytes_max: node.options.request_bytes_max,
         };
         Connection {
             node,
             connected,
+            ids: Mutex::new(lane.ids()),
             lane,
             signals,
-            last_n: AtomicU64::new(0),
+            rejected: AtomicBool::new(false),
+            last_n: AtomicU64::new(last_n),
             touched_ms: AtomicU64::new(0),
             sasl: Mutex::default(),
-            barred: AtomicBool::new(false),
         }
     }
 }
@@ -302,6 +330,9 @@ impl Connection {
         let mut writes = Vec::new();
         let mut read_point = None;
         for (cookie, request) in requests {
+            if self.rejected.load(Ordering::Relaxed) {
+                break;
+            }
             self.enqueue(cookie, request, &mut writes, &mut read_point);
         }
         if let Some(tag) = read_point {
@@ -320,23 +351,30 @@ impl Connection {
         writes: &mut Vec<(Key, bytes::Bytes)>,
         read_point: &mut Option<u64>,
     ) {
-        if self.barred.load(Ordering::Relaxed) {
-            return;
-        }
         let local = Consistency::Local;
         let (step, consistency) = match request {
-            ClientRequest::AddAuth { scheme, auth } => (self.proof(self.add_auth(&scheme, &auth)), local),
-            ClientRequest::Sasl { token } => (self.proof(self.sasl(&token)), local),
+            ClientRequest::AddAuth { scheme, auth } => (self.add_auth(&scheme, &auth), local),
+            ClientRequest::Sasl { token } => (self.sasl(&token), local),
             // Whatever else it is, a ping and a close too, as in ZooKeeper (wire 6.5).
-            _ if !self.may_ask() => (self.proof(Err(ErrorCode::SessionClosedRequireSaslAuth)), local),
+            _ if !self.may_ask() => (self.reject(ErrorCode::SessionClosedRequireSaslAuth), local),
             ClientRequest::Write { op, n: None, .. } if self.node.is_full() && may_grow(&op) => {
                 // Not numbered: what follows is the next.
                 (Step::Answer(Err(ErrorCode::SystemError)), local)
             }
-            ClientRequest::Write { op, n, answered_through } => {
-                let n = self.number(n);
-                writes.push(self.txn(n, answered_through, Command::Write(op)));
-                (Step::Write { n }, local)
+            ClientRequest::Write { op, n: given, answered_through } => {
+                let n = self.number(given);
+                let (key, txn) = self.txn(n, answered_through, Command::Write(op));
+                if txn.len() <= self.node.options.txn_bytes_max {
+                    writes.push((key, txn));
+                    (Step::Write { n }, local)
+                } else if given.is_none() {
+                    self.last_n.store(n - 1, Ordering::Relaxed);
+                    (Step::Answer(Err(ErrorCode::BadArguments)), local)
+                } else {
+                    // Behind a number that never comes nothing could be executed. The front end admits no such request.
+                    self.rejected.store(true, Ordering::Relaxed);
+                    return self.lane.close(CloseReason::OutOfOrder);
+                }
             }
             ClientRequest::CloseSession { n } => {
                 let n = self.number(n);
@@ -351,7 +389,7 @@ impl Connection {
             ClientRequest::SetWatches(watches) => (Step::SetWatches(watches), local),
             ClientRequest::WhoAmI => {
                 let display = |id: &Id| Id::new(id.scheme.clone(), digest::display_name(id));
-                (Step::Answer(Ok(Answer::Ids(self.lane.ids().iter().map(display).collect()))), local)
+                (Step::Answer(Ok(Answer::Ids(self.ids.lock().iter().map(display).collect()))), local)
             }
             ClientRequest::Ping => (Step::Answer(Ok(Answer::Done)), local),
             ClientRequest::Refuse(error) => (Step::Answer(Err(error)), local),
@@ -367,63 +405,74 @@ impl Connection {
 
     fn txn(&self, n: u64, answered_through: u64, command: Command) -> (Key, bytes::Bytes) {
         let (session, attach) = (self.connected.session, self.connected.attach);
-        let ids = self.lane.ids().as_ref().clone();
+        let ids = self.ids.lock().as_ref().clone();
         let txn = Txn { session, attach, n, answered_through, ids, command };
         (Key::Request { session, attach, n }, txn.encode())
     }
 
     /// Proofs that name somebody add to the connection; `ip` succeeds and adds nothing (wire 6.4).
-    fn add_auth(&self, scheme: &str, auth: &[u8]) -> Result<Answer, ErrorCode> {
+    fn add_auth(&self, scheme: &str, auth: &[u8]) -> Step {
         match scheme {
             "digest" | "super" => {
-                self.lane.add_ids(digest::identities(auth, self.node.options.super_digest.as_deref()));
-                Ok(Answer::Done)
+                self.identify(digest::identities(auth, self.node.options.super_digest.as_deref()), Answer::Done)
             }
-            "ip" => Ok(Answer::Done),
+            "ip" => Step::Answer(Ok(Answer::Done)),
             _ => {
                 self.node.stats.auth_failed();
-                Err(ErrorCode::AuthFailed)
+                self.reject(ErrorCode::AuthFailed)
             }
         }
     }
 
-    /// The answer to a proof of identity. After a wrong one nothing is taken from the client any more.
-    fn proof(&self, result: Result<Answer, ErrorCode>) -> Step {
-        if result.is_err() {
-            self.barred.store(true, Ordering::Relaxed);
+    /// The client is these too, for the requests behind this one.
+    fn identify(&self, more: Vec<Id>, answer: Answer) -> Step {
+        let mut ids = self.ids.lock();
+        add_ids(&mut ids, more.clone());
+        if ids.iter().map(|id| id.scheme.len() + id.id.len()).sum::<usize>() <= IDENTITY_BYTES_MAX {
+            return Step::Identify { ids: more, answer };
         }
-        Step::Answer(result)
+        drop(ids);
+        warn!(session = %self.connected.session, "identities of more than {IDENTITY_BYTES_MAX} bytes");
+        self.node.stats.auth_failed();
+        self.reject(ErrorCode::AuthFailed)
+    }
+
+    /// An identity was not proven: nothing more is taken from this connection.
+    fn reject(&self, code: ErrorCode) -> Step {
+        self.rejected.store(true, Ordering::Relaxed);
+        Step::Answer(Err(code))
     }
 
     /// Whether the connection has one of the identities that are demanded, if any are.
     fn may_ask(&self) -> bool {
         let demanded = &self.node.options.demanded_schemes;
-        demanded.is_empty() || self.lane.ids().iter().any(|id| demanded.contains(&id.scheme))
+        demanded.is_empty() || self.ids.lock().iter().any(|id| demanded.contains(&id.scheme))
     }
 
     /// One step of a SASL exchange (wire 6.6). Without users there is no SASL here, which is no error.
-    fn sasl(&self, token: &[u8]) -> Result<Answer, ErrorCode> {
+    fn sasl(&self, token: &[u8]) -> Step {
         let options = &self.node.options;
-        let Some(users) = &options.sasl_users else { return Ok(Answer::Token(None)) };
+        let Some(users) = &options.sasl_users else { return Step::Answer(Ok(Answer::Token(None))) };
         let answer = match crate::node::system_random() {
             Ok(nonce) => self.sasl.lock().respond(token, nonce, users).map_err(|error| error.to_string()),
             Err(error) => Err(format!("no random numbers from the system: {error}")),
         };
         match answer {
-            Ok(sasl::Answer::Challenge(challenge)) => Ok(Answer::Token(Some(challenge.into()))),
+            Ok(sasl::Answer::Challenge(challenge)) => Step::Answer(Ok(Answer::Token(Some(challenge.into())))),
             Ok(sasl::Answer::Proven { user, proof }) => {
                 tracing::debug!(session = %self.connected.session, user, "identity proven by SASL");
-                self.lane.add_ids(sasl::identities(&user, &options.sasl_super_users));
-                Ok(Answer::Token(Some(proof.into())))
+                let ids = sasl::identities(&user, &options.sasl_super_users);
+                self.identify(ids, Answer::Token(Some(proof.into())))
             }
             Err(error) => {
                 self.node.stats.auth_failed();
                 tracing::info!(session = %self.connected.session, "SASL failed: {error}");
-                let demanded = options.demanded_schemes.contains("sasl");
-                match (demanded, options.allow_sasl_failed) {
-                    (true, _) => Err(ErrorCode::SessionClosedRequireSaslAuth),
-                    (false, true) => Ok(Answer::Token(None)),
-                    (false, false) => Err(ErrorCode::AuthFailed),
+                if options.demanded_schemes.contains("sasl") {
+                    self.reject(ErrorCode::SessionClosedRequireSaslAuth)
+                } else if options.allow_sasl_failed {
+                    Step::Answer(Ok(Answer::Token(None)))
+                } else {
+                    self.reject(ErrorCode::AuthFailed)
                 }
             }
         }
@@ -470,9 +519,11 @@ fn java_address(address: IpAddr) -> String {
 /// Whether a write may need space on the disk.
 fn may_grow(op: &WriteOp) -> bool {
     match op {
-        WriteOp::Create(_) | WriteOp::SetData { .. } | WriteOp::SetAcl { .. } => true,
-        WriteOp::Delete { .. } => false,
-        WriteOp::Multi(ops) => ops.iter().any(|op| !matches!(op, MultiOp::Delete { .. } | MultiOp::Check { .. })),
+        WriteOp::Create(_) | WriteOp::CreateIfNotExists(_) | WriteOp::SetData { .. } | WriteOp::SetAcl { .. } => true,
+        WriteOp::Delete { .. } | WriteOp::RemoveRecursive { .. } => false,
+        WriteOp::Multi(ops) => ops
+            .iter()
+            .any(|op| matches!(op, MultiOp::Create(_) | MultiOp::CreateIfNotExists(_) | MultiOp::SetData { .. })),
     }
 }
 

@@ -68,7 +68,10 @@ fn each_wrong_file_says_what_is_wrong_with_it() {
     let certificate = &whole[whole.find("-----BEGIN CERTIFICATE").unwrap()..];
     for (text, says) in [
         (certificate.to_owned(), "holds no private key; key and certificates stand in one file"),
-        (format!("-----BEGIN ENCRYPTED PRIVATE KEY-----\nAAAA\n-----END ENCRYPTED PRIVATE KEY-----\n{certificate}"), "openssl pkey"),
+        (
+            format!("-----BEGIN ENCRYPTED PRIVATE KEY-----\nAAAA\n-----END ENCRYPTED PRIVATE KEY-----\n{certificate}"),
+            "openssl pkey",
+        ),
         (format!("{key}{certificate}"), "keys may not be consistent"),
     ] {
         fs::write(&options.key_store, &text).unwrap();
@@ -79,7 +82,11 @@ fn each_wrong_file_says_what_is_wrong_with_it() {
     let asking = TlsOptions { client_auth: ClientAuth::Need, ..options.clone() };
     assert!(refusal(&asking).contains("ssl.clientAuth=none"));
     let suites = TlsOptions { cipher_suites: vec!["TLS_RSA_WITH_RC4_128_MD5".into()], ..options.clone() };
-    assert!(refusal(&suites).contains("supported: TLS_AES_256_GCM_SHA384, TLS_AES_128_GCM_SHA256"), "{}", refusal(&suites));
+    assert!(
+        refusal(&suites).contains("supported: TLS_AES_256_GCM_SHA384, TLS_AES_128_GCM_SHA256"),
+        "{}",
+        refusal(&suites)
+    );
     let suites = TlsOptions { cipher_suites: vec!["TLS_AES_128_GCM_SHA256".into()], tls12: false, ..options };
     assert!(Tls::load(suites).is_ok());
 }

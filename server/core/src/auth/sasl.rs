@@ -109,7 +109,8 @@ fn check(token: &[u8], nonce: &str, users: &Users) -> Result<Answer, SaslError> 
     }
     let given = directives(token)?;
     let get = |name: &str| given.get(name).map(Vec::as_slice);
-    let is = |name: &'static str, value: &[u8]| if get(name) == Some(value) { Ok(()) } else { Err(SaslError::Wrong(name)) };
+    let is =
+        |name: &'static str, value: &[u8]| if get(name) == Some(value) { Ok(()) } else { Err(SaslError::Wrong(name)) };
     let utf8 = match get("charset") {
         None => false,
         Some(charset) if charset.eq_ignore_ascii_case(b"utf-8") => true,
@@ -261,7 +262,9 @@ pub fn parse_users(text: &str) -> Result<Users, String> {
         }
     }
     if users.is_empty() {
-        return Err("it names no user; allowed: lines user_NAME=\"PASSWORD\", or a JAAS section Server with them".into());
+        return Err(
+            "it names no user; allowed: lines user_NAME=\"PASSWORD\", or a JAAS section Server with them".into()
+        );
     }
     Ok(users)
 }
@@ -329,10 +332,15 @@ mod tests {
 
     use super::*;
 
-    const NONCE: [u8; NONCE_BYTES] = *b"\xa9\x84\x91\xd8Wn\x14\xe64\x55\x11\xed\x66d\x02\xce\x44\x87\x50w\xd8\x32RW\xeb\x4d0qt\xb0";
+    const NONCE: [u8; NONCE_BYTES] =
+        *b"\xa9\x84\x91\xd8Wn\x14\xe64\x55\x11\xed\x66d\x02\xce\x44\x87\x50w\xd8\x32RW\xeb\x4d0qt\xb0";
 
     fn users() -> Users {
-        Users::from([("bob".into(), "bobsecret".into()), ("süß".into(), "naïve".into()), ("ключ".into(), "тайна".into())])
+        Users::from([
+            ("bob".into(), "bobsecret".into()),
+            ("süß".into(), "naïve".into()),
+            ("ключ".into(), "тайна".into()),
+        ])
     }
 
     fn challenged() -> (DigestMd5, String) {
@@ -391,7 +399,10 @@ mod tests {
         };
         assert!(answer(&|t| t).is_ok());
         assert_eq!(answer(&|t| t.replace("\"bob\"", "\"eve\"")), Err(SaslError::UnknownUser("eve".into())));
-        assert_eq!(answer(&|t| t.replace("cnonce=\"abc\"", "cnonce=\"abd\"")), Err(SaslError::WrongPassword("bob".into())));
+        assert_eq!(
+            answer(&|t| t.replace("cnonce=\"abc\"", "cnonce=\"abd\"")),
+            Err(SaslError::WrongPassword("bob".into()))
+        );
         for (from, to, wrong) in [
             ("nc=00000001", "nc=00000002", "nc"),
             ("qop=auth", "qop=auth-int", "qop"),
@@ -413,10 +424,9 @@ mod tests {
     #[test]
     fn names_beyond_ascii_are_hashed_as_the_rfc_wants() {
         // Latin 1 where it fits, else UTF-8.
-        for (user, user_bytes, password) in [
-            ("süß", b"s\xfc\xdf".as_slice(), b"na\xefve".as_slice()),
-            ("ключ", "ключ".as_bytes(), "тайна".as_bytes()),
-        ] {
+        for (user, user_bytes, password) in
+            [("süß", b"s\xfc\xdf".as_slice(), b"na\xefve".as_slice()), ("ключ", "ключ".as_bytes(), "тайна".as_bytes())]
+        {
             let (mut exchange, nonce) = challenged();
             let token = response(user_bytes, password, &nonce, &format!(",username=\"{user}\""));
             let answer = exchange.respond(token.as_bytes(), NONCE, &users());
@@ -436,7 +446,10 @@ mod tests {
         let jaas = "// ours\nClient { x.Y required user_no=\"no\"; };\nServer {\n  org.apache.zookeeper.server.auth.DigestLoginModule required\n\
             /* two */ user_super=\"admin \\\"secret\\\"\"\n  user_bob=\"bob;secret\";\n};\nQuorumServer { a required user_q=\"q\"; };";
         let users = parse_users(jaas).unwrap();
-        assert_eq!(users, Users::from([("super".into(), "admin \"secret\"".into()), ("bob".into(), "bob;secret".into())]));
+        assert_eq!(
+            users,
+            Users::from([("super".into(), "admin \"secret\"".into()), ("bob".into(), "bob;secret".into())])
+        );
         assert_eq!(parse_users("# x\nuser_bob=\"s\"\nuser_eve=t\n").unwrap().len(), 2);
         for (wrong, says) in [
             ("", "names no user"),

@@ -73,11 +73,7 @@ fn write_attribute(out: &mut String, oid: &str, value: AnyRef<'_>) -> Result<(),
     let name = NAMES.iter().find(|(known, _)| *known == oid).map(|(_, name)| *name);
     let is_text = matches!(
         value.tag(),
-        Tag::Utf8String
-            | Tag::PrintableString
-            | Tag::TeletexString
-            | Tag::Ia5String
-            | Tag::BmpString
+        Tag::Utf8String | Tag::PrintableString | Tag::TeletexString | Tag::Ia5String | Tag::BmpString
     );
     match name {
         Some(name) if is_text => {

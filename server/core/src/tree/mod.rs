@@ -13,10 +13,12 @@ pub mod audit;
 mod distinguished_name;
 pub mod entry;
 pub mod execute;
+pub mod keeper;
 pub mod key;
 pub mod multi;
 pub mod op;
 pub mod overlay;
+pub mod quota;
 pub mod read;
 pub mod record;
 
