@@ -103,10 +103,14 @@ const ROOMS: &[(&str, &[&str])] = &[
             "server/src/node.rs",
         ],
     ),
+    ("server/src/recover.rs", &["server/core", "server/src"]),
     // The only file that knows everybody.
     ("server/src/node.rs", &["server/core", "server/src"]),
     ("server/src/lib.rs", &["server/src"]),
-    ("server/src/main.rs", &["server/src/ensemble.rs", "server/src/config.rs", "server/src/node.rs"]),
+    (
+        "server/src/main.rs",
+        &["server/src/ensemble.rs", "server/src/config.rs", "server/src/node.rs", "server/src/recover.rs"],
+    ),
     ("server/src/ensemble.rs", &["server/src/main.rs", "server/src/config.rs"]),
     // Client side: never the server.
     ("client/src", &[]),

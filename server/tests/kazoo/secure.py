@@ -63,12 +63,18 @@ def sasl(hosts, user, password):
     other.stop()
 
     # kazoo says that it is connected before it proves anything: what counts is that it does not stay so.
-    lost = threading.Event()
+    lost, why = threading.Event(), []
     wrong = KazooClient(hosts=hosts, **options("not " + password))
-    wrong.add_listener(lambda state: lost.set() if state == KazooState.LOST else None)
+
+    def listen(state):
+        if state == KazooState.LOST:
+            why.append(wrong.client_state)
+            lost.set()
+
+    wrong.add_listener(listen)
     wrong.start_async()
     assert lost.wait(PATIENCE), "a wrong password was taken"
-    assert wrong.client_state == KeeperState.AUTH_FAILED, wrong.client_state
+    assert why[0] == KeeperState.AUTH_FAILED, why
     wrong.stop()
 
 
