@@ -207,16 +207,20 @@ fn new_znode(create: jute::Create, mode: CreateMode) -> op::Create {
     op::Create { path: create.path, data: create.data, acl: create.acl, mode, ttl_ms: create.ttl_ms }
 }
 
-/// A multi. Unknown flags and null ACL lists make the whole of it undecodable; every other fault belongs to its
-/// operation (wire 3.4).
+/// A multi. Unknown flags, TTL flags without a TTL, and null ACL lists without one make the whole of it undecodable;
+/// every other fault belongs to its operation (wire 3.4).
 fn multi(ops: Vec<Request>) -> (Form, ClientRequest) {
     let mut forms = Vec::with_capacity(ops.len());
     let mut list = Vec::with_capacity(ops.len());
     for op in ops {
         let (form, op) = match op {
             Request::Create(create) => {
-                if create.acl.is_none() || CreateMode::from_flags(create.flags).is_none() {
-                    return undecodable();
+                // Without a place for a time to live, a mode that needs one is none; with it, a null list is the
+                // operation's own fault. So ZooKeeper's decoder happens to see it.
+                let takes_ttl = create.op == CreateOp::Ttl;
+                match CreateMode::from_flags(create.flags) {
+                    Some(mode) if takes_ttl || (create.acl.is_some() && !mode.is_ttl()) => {}
+                    _ => return undecodable(),
                 }
                 let plain = create.op == CreateOp::Create && create.flags != CreateMode::Container.flags();
                 let form = if plain { MultiForm::Create } else { MultiForm::Create2 };
@@ -444,13 +448,28 @@ mod tests {
 
     #[test]
     fn a_misfit_in_a_multi_fails_in_its_place_as_bad_arguments() {
-        for misfit in [create(CreateOp::Create, 5), create(CreateOp::Ttl, 0), create(CreateOp::Container, 0)] {
+        for misfit in [create(CreateOp::Ttl, 0), create(CreateOp::Container, 0)] {
             let before = Request::Check { path: "/b".into(), version: 1 };
             let asked = ask(&Request::Multi(vec![before, misfit])).unwrap();
             let ClientRequest::Write { op: WriteOp::Multi(ops), .. } = asked.request else { panic!("no multi") };
             let MultiOp::Create(znode) = &ops[1] else { panic!("no create") };
             assert_eq!((znode.path.as_str(), znode.mode), ("", CreateMode::Persistent));
         }
+    }
+
+    #[test]
+    fn ttl_flags_without_a_ttl_spoil_a_multi_and_a_null_acl_with_one_does_not() {
+        for op in [CreateOp::Create, CreateOp::Create2, CreateOp::Container] {
+            for flags in [5, 6] {
+                let asked = ask(&Request::Multi(vec![create(op, flags)]));
+                assert_eq!(refused(asked), (Form::Header, ErrorCode::MarshallingError), "{op:?} {flags}");
+            }
+        }
+        let Request::Create(mut znode) = create(CreateOp::Ttl, 5) else { unreachable!() };
+        znode.acl = None;
+        let asked = ask(&Request::Multi(vec![Request::Create(znode)])).unwrap();
+        let ClientRequest::Write { op: WriteOp::Multi(ops), .. } = asked.request else { panic!("no multi") };
+        assert!(matches!(&ops[0], MultiOp::Create(op::Create { acl: None, .. })));
     }
 
     #[test]

@@ -1,0 +1,184 @@
+//! Corral against a real ZooKeeper: one program of requests, valid and not, from several connections, goes to both, and
+//! everything that a client can see is compared (see `differential/`).
+//!
+//! ```text
+//! cargo test --test differential                                      # some seeds
+//! SEEDS=200 OPS=2000 cargo test --test differential -- --nocapture     # the long run
+//! SEED=17 cargo test --test differential                               # one again, whole
+//! SERVERS=3 cargo test --test differential                             # an ensemble of ours against one of theirs
+//! ZOOKEEPER_CLASSPATH=/opt/zookeeper/lib/* cargo test --test differential     # another release
+//! ```
+//!
+//! Without Java and ZooKeeper nothing is compared, and the test says so.
+
+#[path = "differential/bytes.rs"]
+mod bytes;
+#[path = "differential/generate.rs"]
+mod generate;
+#[path = "differential/known.rs"]
+mod known;
+#[path = "differential/peers.rs"]
+mod peers;
+#[path = "differential/program.rs"]
+mod program;
+#[path = "differential/shrink.rs"]
+mod shrink;
+#[path = "differential/side.rs"]
+mod side;
+
+use std::fmt::Write as _;
+use std::time::{Duration, Instant};
+
+use known::{Known, Version};
+use peers::{Corral, ZooKeeper};
+use program::Step;
+use side::{Coverage, Transcript};
+use tokio::runtime::Runtime;
+
+/// Seeds and requests of an ordinary test run.
+const SEEDS: u64 = 4;
+const OPS: usize = 1_500;
+
+/// Time to make a failing program shorter (`SHRINK`, seconds).
+const SHRINK: Duration = Duration::from_secs(120);
+
+/// Steps before a difference that are shown.
+const TAIL: usize = 25;
+
+fn number(name: &str) -> Option<u64> {
+    let text = std::env::var(name).ok()?;
+    Some(text.parse().unwrap_or_else(|_| panic!("{name} must be a number, not {text:?}")))
+}
+
+struct Tester {
+    runtime: Runtime,
+    version: Version,
+    known: Known,
+    servers: usize,
+}
+
+/// Both sides of a run.
+struct Both {
+    theirs: Transcript,
+    ours: Transcript,
+    coverage: Coverage,
+}
+
+impl Both {
+    /// The first step that differs.
+    fn difference(&self) -> Option<usize> {
+        let longer = self.theirs.len().max(self.ours.len());
+        (0..longer).find(|&at| self.theirs.get(at) != self.ours.get(at))
+    }
+}
+
+impl Tester {
+    fn new() -> Tester {
+        let runtime = Runtime::new().expect("a runtime");
+        let version = ZooKeeper::start().version;
+        let servers = number("SERVERS").map_or(1, |n| n as usize).max(1);
+        Tester { runtime, version, known: Known::of(version), servers }
+    }
+
+    /// Runs a program against fresh servers.
+    fn run(&self, program: &[Step]) -> Both {
+        let (ours, theirs) = std::thread::scope(|scope| {
+            let ours = scope.spawn(|| {
+                let corral = Corral::start(&self.runtime, self.servers);
+                let ran = side::run(&corral.addresses, generate::SLOTS, program, &self.known);
+                corral.stop(&self.runtime);
+                ran
+            });
+            let zookeeper = ZooKeeper::start();
+            let theirs = side::run(&[zookeeper.address], generate::SLOTS, program, &self.known);
+            (ours.join().expect("Corral's side"), theirs)
+        });
+        Both { theirs: theirs.0, ours: ours.0, coverage: theirs.1 }
+    }
+
+    fn program(&self, seed: u64, operations: usize) -> Vec<Step> {
+        generate::program(seed, operations, &self.known, self.servers)
+    }
+
+    /// What differs, in the shortest program found.
+    fn explain(&self, seed: u64, operations: usize, program: Vec<Step>, both: Both) -> String {
+        let at = both.difference().expect("called for a difference");
+        let budget = number("SHRINK").map_or(SHRINK, Duration::from_secs);
+        let mut cut = program;
+        cut.truncate(at + 1);
+        let mut last = both;
+        let mut shown = cut.clone();
+        let shorter = shrink::shrink(cut, budget, |candidate| {
+            let both = self.run(candidate);
+            let Some(at) = both.difference() else { return false };
+            shown = candidate[..=at].to_vec();
+            last = both;
+            true
+        });
+        // `shown` belongs to `last`; `shorter` may go on behind the difference.
+        let at = last.difference().expect("it differs");
+        let mut text = format!(
+            "seed {seed}: Corral and ZooKeeper {} differ in step {at} of {}\n  again: SEED={seed} OPS={operations}\n",
+            self.version,
+            shorter.len(),
+        );
+        for (index, step) in shown.iter().enumerate().skip((at + 1).saturating_sub(TAIL)) {
+            writeln!(text, "  {index:4} {step:?}").expect("a string");
+            for line in last.theirs.get(index).into_iter().flatten() {
+                writeln!(text, "         | {line}").expect("a string");
+            }
+        }
+        let nothing = Vec::new();
+        let theirs = last.theirs.get(at).unwrap_or(&nothing);
+        let ours = last.ours.get(at).unwrap_or(&nothing);
+        let same = theirs.iter().zip(ours).take_while(|(a, b)| a == b).count();
+        writeln!(text, "  the first {same} lines of the last step are the same; then").expect("a string");
+        for (who, lines) in [("ZooKeeper", theirs), ("Corral", ours)] {
+            for line in lines.iter().skip(same) {
+                writeln!(text, "  {who:>9}: {line}").expect("a string");
+            }
+        }
+        text
+    }
+}
+
+#[test]
+fn corral_cannot_be_told_from_zookeeper() {
+    if let Some(why) = ZooKeeper::missing() {
+        eprintln!("\nSKIPPED: Corral was NOT compared with a real ZooKeeper: {why}.");
+        eprintln!("To compare: apt-get install --no-install-recommends zookeeper default-jre-headless\n");
+        return;
+    }
+    let tester = Tester::new();
+    let operations = number("OPS").map_or(OPS, |n| n as usize);
+    let seeds: Vec<u64> = match number("SEED") {
+        Some(seed) => vec![seed],
+        None => (1..=number("SEEDS").unwrap_or(SEEDS)).collect(),
+    };
+    let begin = Instant::now();
+    let (mut coverage, mut failures) = (Coverage::new(), Vec::new());
+    for &seed in &seeds {
+        let program = tester.program(seed, operations);
+        let both = tester.run(&program);
+        for (what, count) in &both.coverage {
+            *coverage.entry(what.clone()).or_default() += count;
+        }
+        if both.difference().is_some() {
+            let text = tester.explain(seed, operations, program, both);
+            eprintln!("{text}");
+            failures.push(seed);
+            if failures.len() >= number("FAILURES").unwrap_or(1) as usize {
+                break;
+            }
+        }
+        eprintln!("seed {seed} of {}: {} failed, {:?}", seeds.len(), failures.len(), begin.elapsed());
+    }
+    eprintln!("ZooKeeper {}; allowed for:", tester.version);
+    for known in known::list().iter().filter(|known| tester.known.has(known.name)) {
+        eprintln!("  {}: {}", known.name, known.reason);
+    }
+    for (what, count) in &coverage {
+        eprintln!("  {count:7} {what}");
+    }
+    assert!(failures.is_empty(), "differences, explained above, in seeds {failures:?}");
+}
