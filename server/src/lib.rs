@@ -13,6 +13,7 @@ mod log_loop;
 mod mailbox;
 pub mod net;
 pub mod node;
+pub mod recover;
 mod report;
 mod states;
 pub mod storage;

@@ -360,7 +360,7 @@ fn split_mix(state: u64) -> u64 {
 }
 
 /// Random bytes of the system: where every arbitrary choice of a server comes from.
-fn system_random<const N: usize>() -> std::io::Result<[u8; N]> {
+pub(crate) fn system_random<const N: usize>() -> std::io::Result<[u8; N]> {
     let mut bytes = [0; N];
     std::fs::File::open("/dev/urandom")?.read_exact(&mut bytes)?;
     Ok(bytes)
@@ -731,7 +731,7 @@ fn link_options(config: &Config, identity: &Identity, peers: &PeerBook, seed: u6
     }
 }
 
-fn number(bytes: &[u8]) -> u64 {
+pub(crate) fn number(bytes: &[u8]) -> u64 {
     u64::from_le_bytes(bytes.try_into().expect("eight bytes are cut off"))
 }
 
