@@ -696,7 +696,8 @@ fn zab_options(config: &Config, seed: u64) -> Options {
 
 fn member_options(config: &Config, password_key: Vec<u8>) -> MemberOptions {
     let membership = config.membership_text(0);
-    let config_text = membership.rsplit_once("version=").map_or("", |(members, _)| members).to_owned();
+    // The entry that brings it adds the line of its own version.
+    let config_text = membership.rsplit_once("version=").map_or("", |(members, _)| members).trim_end().to_owned();
     MemberOptions {
         settings: Settings {
             skip_acl: config.skip_acl,

@@ -79,7 +79,7 @@ impl<'a> In<'a> {
 
     /// A string; null is told from empty.
     pub fn string(&mut self) -> Result<String, Short> {
-        Ok(self.buffer()?.map_or("(null)".into(), |bytes| String::from_utf8_lossy(bytes).into_owned()))
+        Ok(self.buffer()?.map_or("(null)".into(), text))
     }
 
     /// A vector; null is told from empty.
@@ -89,6 +89,24 @@ impl<'a> In<'a> {
             count => (0..usize::try_from(count).map_err(|_| Short)?).map(|_| item(self)).collect::<Result<_, _>>().map(Some),
         }
     }
+}
+
+/// UTF-8, or Java's idea of it, which encodes each half of a surrogate pair by itself (see `surrogates`).
+fn text(bytes: &[u8]) -> String {
+    let mut out = Vec::with_capacity(bytes.len());
+    let mut rest = bytes;
+    while let [first, tail @ ..] = rest {
+        if let [0xed, a @ 0xa0..=0xaf, b, 0xed, c @ 0xb0..=0xbf, d, behind @ ..] = rest {
+            let half = |x: u8, y: u8| (u32::from(x) & 0xf) << 6 | u32::from(y) & 0x3f;
+            let code = 0x1_0000 + (half(*a, *b) << 10) + (half(*c, *d) & 0x3ff);
+            out.extend(char::from_u32(code).unwrap_or(char::REPLACEMENT_CHARACTER).to_string().as_bytes());
+            rest = behind;
+        } else {
+            out.push(*first);
+            rest = tail;
+        }
+    }
+    String::from_utf8_lossy(&out).into_owned()
 }
 
 /// For people to read.

@@ -226,7 +226,7 @@ impl Side<'_> {
                         Next::Frame(frame) => self.say(*slot, format!("the old connection got {}", hex(&frame))),
                         Next::Nothing => self.say(*slot, format!("the old connection stays: {HANGS}")),
                     }
-                    self.reached("old connection closed".into());
+                    self.reached("connection/replaced".into());
                 }
                 if moved {
                     self.barrier(None);
@@ -260,7 +260,7 @@ impl Side<'_> {
                 Next::Nothing => break self.say(slot, HANGS),
             }
         }
-        self.reached("closed".into());
+        self.reached("connection/closed".into());
     }
 
     // Handshakes.
@@ -504,7 +504,7 @@ impl Side<'_> {
         let (_, zxid, error) = (body.int()?, body.long()?, body.int()?);
         let (kind, state, path) = (body.int()?, body.int()?, body.string()?);
         let caught_up = zxid == -1 && !self.known.has("event-zxid");
-        self.reached(format!("event/{kind}{}", if caught_up { " caught up" } else { "" }));
+        self.reached(format!("event{}/{kind}", if caught_up { "-caught-up" } else { "" }));
         let zxid = match self.known.has("event-zxid") {
             true => "-".into(),
             false => self.names.zxid(zxid),
@@ -675,5 +675,5 @@ fn is_deadly_create(body: &mut In<'_>) -> Result<bool, Short> {
     body.buffer()?;
     body.vector(|body| Ok((body.int()?, body.buffer()?.map(<[u8]>::len), body.buffer()?.map(<[u8]>::len))))?;
     let (flags, ttl) = (body.int()?, body.long()?);
-    Ok(!matches!(flags, 5 | 6) && ttl == -1)
+    Ok(!matches!(flags, 5 | 6) && ttl < 0)
 }

@@ -346,7 +346,7 @@ impl Connection {
     /// Proofs that name somebody add to the connection; `ip` succeeds and adds nothing (wire 6.4).
     fn add_auth(&self, scheme: &str, auth: &[u8]) -> Result<Answer, ErrorCode> {
         match scheme {
-            "digest" | "super" => {
+            "digest" => {
                 self.lane.add_ids(digest::identities(auth, self.node.options.super_digest.as_deref()));
                 Ok(Answer::Done)
             }

@@ -166,6 +166,10 @@ fn translate(request: Request) -> Result<(Form, ClientRequest), HangUp> {
             1 => (Form::WatchAdded, ClientRequest::AddWatch { path, kind: WatchKind::PersistentRecursive }),
             _ => undecodable(),
         },
+        // Nobody proves anything with nothing, not even an empty name.
+        Request::Auth { kind: _, scheme, auth: None } if scheme == "digest" => {
+            (Form::Auth, ClientRequest::Refuse(ErrorCode::AuthFailed))
+        }
         Request::Auth { kind: _, scheme, auth } => {
             let auth = auth.map(|auth| auth.to_vec()).unwrap_or_default();
             (Form::Auth, ClientRequest::AddAuth { scheme, auth })
@@ -176,7 +180,14 @@ fn translate(request: Request) -> Result<(Form, ClientRequest), HangUp> {
         // Nothing is asked of the session, but the answer has its turn, as a ping has.
         Request::Sasl { token: Some(_) } => (Form::Sasl, ClientRequest::Ping),
         Request::Sasl { token: None } => return Err(HangUp::BadSasl),
-        Request::GetEphemerals { prefix } => (Form::Paths, read(ReadOp::GetEphemerals { prefix }, false)),
+        Request::GetEphemerals { prefix } => {
+            // What Java takes for blank around it, or for blank, means all of them.
+            let prefix = match prefix.trim_matches(|c| c <= ' ') {
+                "" | "/" => String::new(),
+                _ => prefix,
+            };
+            (Form::Paths, read(ReadOp::GetEphemerals { prefix }, false))
+        }
         Request::GetAllChildrenNumber { path } => (Form::Count, read(ReadOp::CountDescendants { path }, false)),
         Request::WhoAmI => (Form::Identities, ClientRequest::WhoAmI),
         Request::CloseSession => (Form::Closed, ClientRequest::CloseSession { n: None }),
@@ -364,6 +375,25 @@ mod tests {
         assert_eq!(raw(opcode::AUTH, &[0, 0]), Err(HangUp::BadAuth));
         assert_eq!(raw(opcode::SASL, &[0, 0]), Err(HangUp::BadSasl));
         assert_eq!(raw(opcode::SASL, &[0xff; 4]), Err(HangUp::BadSasl));
+    }
+
+    #[test]
+    fn a_blank_prefix_of_ephemerals_means_all() {
+        for (prefix, meant) in [("", ""), ("/", ""), (" /\t", ""), ("\0", ""), ("/a", "/a"), (" /a ", " /a ")] {
+            let asked = ask(&Request::GetEphemerals { prefix: prefix.into() }).unwrap();
+            assert_eq!(asked.request, read(ReadOp::GetEphemerals { prefix: meant.into() }, false), "{prefix:?}");
+        }
+    }
+
+    #[test]
+    fn a_digest_of_nothing_is_no_proof_and_one_of_empty_text_is() {
+        let auth = |scheme: &str, auth: Option<&'static [u8]>| {
+            ask(&Request::Auth { kind: 0, scheme: scheme.into(), auth: auth.map(Bytes::from_static) })
+        };
+        assert_eq!(refused(auth("digest", None)), (Form::Auth, ErrorCode::AuthFailed));
+        for (scheme, proof) in [("digest", Some(&b""[..])), ("ip", None)] {
+            assert!(matches!(auth(scheme, proof).unwrap().request, ClientRequest::AddAuth { .. }), "{scheme}");
+        }
     }
 
     #[test]
