@@ -8,6 +8,7 @@ mod apply_loop;
 pub mod clock;
 pub mod config;
 mod core_loop;
+mod figures;
 pub mod frontend;
 mod log_loop;
 mod mailbox;
