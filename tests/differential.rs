@@ -152,7 +152,7 @@ impl Tester {
 fn corral_cannot_be_told_from_zookeeper() {
     if let Some(why) = ZooKeeper::missing() {
         eprintln!("\nSKIPPED: Corral was NOT compared with a real ZooKeeper: {why}.");
-        eprintln!("To compare: apt-get install --no-install-recommends zookeeper default-jre-headless\n");
+        eprintln!("To compare: apt-get install --no-install-recommends libzookeeper-java default-jre-headless\n");
         return;
     }
     let tester = Tester::new();

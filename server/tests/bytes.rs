@@ -262,7 +262,10 @@ async fn persistent_watches_removal_and_catching_up() {
         };
         made(&mut other, 1, "/p");
         for mode in [0, 1] {
-            raw.ask(&format!("00000001 0000006a {} {mode:08x}", path("/p")), &format!("00000001 {Z} 00000000 00000000"));
+            raw.ask(
+                &format!("00000001 0000006a {} {mode:08x}", path("/p")),
+                &format!("00000001 {Z} 00000000 00000000"),
+            );
         }
         raw.ask(&format!("00000002 0000006a {} 00000002", path("/p")), &format!("00000002 {Z} fffffffb"));
         made(&mut other, 2, "/p/x");
@@ -274,7 +277,8 @@ async fn persistent_watches_removal_and_catching_up() {
         }
         raw.ask(&format!("00000004 00000011 {} 00000003", path("/p")), &format!("00000004 {Z} ffffff87"));
         // What was missed since the beginning of time, before the reply.
-        let list = |paths: &[&str]| format!("{:08x} {}", paths.len(), paths.iter().map(|p| path(p)).collect::<String>());
+        let list =
+            |paths: &[&str]| format!("{:08x} {}", paths.len(), paths.iter().map(|p| path(p)).collect::<String>());
         raw.ask(
             &format!("fffffff8 00000065 {NOBODY} {} {} {}", list(&["/p", "/no"]), list(&["/p/x"]), list(&["/p"])),
             &format!("ffffffff ffffffffffffffff 00000000 00000003 00000003 {}", path("/p")),
@@ -309,7 +313,12 @@ async fn identities_and_lists() {
         other.ask(&create(2, 1, "/a/none", 0), &format!("00000002 {Z} ffffff9a"));
         other.ask(&format!("00000003 00000002 {} ffffffff", path("/a/none")), &format!("00000003 {Z} ffffff9a"));
         // Readers who are no administrators see no hashes.
-        let all = format!("00000002 0000001f {} {} {}", path("digest"), path("x:y"), &OPEN[9..].replacen("0000001f", "00000001", 1));
+        let all = format!(
+            "00000002 0000001f {} {} {}",
+            path("digest"),
+            path("x:y"),
+            &OPEN[9..].replacen("0000001f", "00000001", 1)
+        );
         raw.ask(
             &format!("00000003 00000001 {} 00000000 {all} 00000000", path("/r")),
             &format!("00000003 {Z} 00000000 {}", path("/r")),
@@ -408,7 +417,8 @@ async fn a_client_that_dies_takes_its_ephemerals_in_one_transaction() {
             .into();
         assert!(events.iter().all(|event| event[8..24] == events[0][8..24]), "one zxid: {events:?}");
         let parent = stat("00000000 00000004 00000000", NOBODY, "00000000 00000000");
-        let got = watcher.ask(&format!("00000005 00000003 {} 00", path("/d")), &format!("00000005 {Z} 00000000 {parent}"));
+        let got =
+            watcher.ask(&format!("00000005 00000003 {} 00", path("/d")), &format!("00000005 {Z} 00000000 {parent}"));
         assert_eq!(got[got.len() - 16..], events[0][8..24], "and it is the parent's pzxid");
     })
     .await;

@@ -193,7 +193,8 @@ async fn arbitrary_first_bytes_end_their_own_connection_only() {
         let _ = stream.shutdown().await;
         let mut answer = Vec::new();
         // The server may reset a connection that it does not understand; it must not keep it.
-        let _ = timeout(PATIENCE, stream.read_to_end(&mut answer)).await.unwrap_or_else(|_| panic!("seed {seed} hangs"));
+        let _ =
+            timeout(PATIENCE, stream.read_to_end(&mut answer)).await.unwrap_or_else(|_| panic!("seed {seed} hangs"));
         if seed % 20 == 0 {
             is_served(&mut honest, &format!("{seed}")).await;
         }

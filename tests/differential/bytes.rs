@@ -86,7 +86,9 @@ impl<'a> In<'a> {
     pub fn vector<T>(&mut self, mut item: impl FnMut(&mut Self) -> Result<T, Short>) -> Result<Option<Vec<T>>, Short> {
         match self.int()? {
             -1 => Ok(None),
-            count => (0..usize::try_from(count).map_err(|_| Short)?).map(|_| item(self)).collect::<Result<_, _>>().map(Some),
+            count => {
+                (0..usize::try_from(count).map_err(|_| Short)?).map(|_| item(self)).collect::<Result<_, _>>().map(Some)
+            }
         }
     }
 }

@@ -42,13 +42,16 @@ impl Rng {
     /// The index of a weight.
     fn weighted<T>(&mut self, list: &[(usize, T)]) -> usize {
         let mut left = self.below(list.iter().map(|(weight, _)| weight).sum());
-        list.iter().position(|(weight, _)| left.checked_sub(*weight).inspect(|rest| left = *rest).is_none()).expect("below the sum")
+        list.iter()
+            .position(|(weight, _)| left.checked_sub(*weight).inspect(|rest| left = *rest).is_none())
+            .expect("below the sum")
     }
 }
 
 /// A program with about so many requests.
 pub fn program(seed: u64, operations: usize, known: &Known, servers: usize) -> Vec<Step> {
-    let mut generator = Generator { rng: Rng::new(seed), recent: Vec::new(), known, state: [State::Fresh; SLOTS], servers, slot: 0 };
+    let mut generator =
+        Generator { rng: Rng::new(seed), recent: Vec::new(), known, state: [State::Fresh; SLOTS], servers, slot: 0 };
     let mut steps = Vec::new();
     let mut requests = 0;
     for slot in 0..SLOTS {
@@ -98,11 +101,53 @@ struct Generator<'a> {
 
 /// Paths that are not what they should be, or special. `~` stands for a drawn znode.
 const ODD: [&str; 47] = [
-    "", "/", "a", "//", "/.", "/..", "/./x", "/../x", "~/", "~//", "~//x", "~/x/", "~/.", "~/..", "~/.x", "~/...", "~/a\0b",
-    "~\0", "~/\u{1}", "~/\u{1f}", "~/ ", "~/\u{7f}", "~/\u{9f}", "~/\u{a0}", "~/\u{e000}", "~/\u{f8ff}", "~/\u{f900}",
-    "~/\u{ffef}", "~/\u{fff0}", "~/\u{fffd}", "~/\u{1f600}", "~/nope/x", "~/nope//x", "/nope/\0", "x/y", "zookeeper", "\0",
-    "/zookeeper", "/zookeeper/config", "/zookeeper/quota", "/zookeeper/config/x", "/zookeeper/x", "/nope", "/zookeeper/", "~x",
-    "~/d\u{e9}j\u{e0}", "~/\u{4e2d}\u{6587}",
+    "",
+    "/",
+    "a",
+    "//",
+    "/.",
+    "/..",
+    "/./x",
+    "/../x",
+    "~/",
+    "~//",
+    "~//x",
+    "~/x/",
+    "~/.",
+    "~/..",
+    "~/.x",
+    "~/...",
+    "~/a\0b",
+    "~\0",
+    "~/\u{1}",
+    "~/\u{1f}",
+    "~/ ",
+    "~/\u{7f}",
+    "~/\u{9f}",
+    "~/\u{a0}",
+    "~/\u{e000}",
+    "~/\u{f8ff}",
+    "~/\u{f900}",
+    "~/\u{ffef}",
+    "~/\u{fff0}",
+    "~/\u{fffd}",
+    "~/\u{1f600}",
+    "~/nope/x",
+    "~/nope//x",
+    "/nope/\0",
+    "x/y",
+    "zookeeper",
+    "\0",
+    "/zookeeper",
+    "/zookeeper/config",
+    "/zookeeper/quota",
+    "/zookeeper/config/x",
+    "/zookeeper/x",
+    "/nope",
+    "/zookeeper/",
+    "~x",
+    "~/d\u{e9}j\u{e0}",
+    "~/\u{4e2d}\u{6587}",
 ];
 
 /// What a create may be asked to store, and who may then do what.
@@ -161,8 +206,7 @@ impl Generator<'_> {
             State::Lost => return self.again(slot),
             State::Connected => {}
         }
-        let kinds =
-            [(780, 0), (120, 1), (18, 2), (18, 3), (14, 4), (10, 5), (10, 6), (16, 7), (8, 8), (6, 9)];
+        let kinds = [(780, 0), (120, 1), (18, 2), (18, 3), (14, 4), (10, 5), (10, 6), (16, 7), (8, 8), (6, 9)];
         match kinds[self.rng.weighted(&kinds)].1 {
             0 => {
                 let request = self.request();
@@ -259,8 +303,14 @@ impl Generator<'_> {
             2 => Whose::Nobodys,
             _ => Whose::Of(self.rng.below(SLOTS)),
         };
-        let password =
-            *self.rng.of(&[Password::Right, Password::Right, Password::Wrong, Password::Short, Password::Empty, Password::Null]);
+        let password = *self.rng.of(&[
+            Password::Right,
+            Password::Right,
+            Password::Wrong,
+            Password::Short,
+            Password::Empty,
+            Password::Null,
+        ]);
         let seen = *self.rng.of(&[Since::Zero, Since::Zero, Since::Negative, Since::Newest(0), Since::Future]);
         let read_only = *self.rng.of(&[Some(0), Some(1), Some(2), None]);
         let trailing = if read_only.is_some() && self.rng.percent(20) { b"xyz".to_vec() } else { Vec::new() };
@@ -296,7 +346,8 @@ impl Generator<'_> {
         ];
         let (scheme, proof, ends) = proofs[self.rng.weighted(&proofs)].1;
         let body = Out::default().int(0).buffer(scheme.map(str::as_bytes)).buffer(proof);
-        let (body, cut) = if self.rng.percent(4) { (Out(body.0[..self.rng.below(8)].to_vec()), true) } else { (body, false) };
+        let (body, cut) =
+            if self.rng.percent(4) { (Out(body.0[..self.rng.below(8)].to_vec()), true) } else { (body, false) };
         let text = format!("{scheme:?} {:?}{}", proof.map(String::from_utf8_lossy), if cut { " cut" } else { "" });
         let mut request = self.made(op::AUTH, body, text);
         request.xid = Some(-4);
@@ -417,7 +468,8 @@ impl Generator<'_> {
         };
         let first = self.rng.below(26) as u8;
         let data: Vec<u8> = (0..length).map(|i| b'a' + (first + (i % 7) as u8) % 26).collect();
-        let text = if length < 30 { format!("{:?}", String::from_utf8_lossy(&data)) } else { format!("{length} bytes") };
+        let text =
+            if length < 30 { format!("{:?}", String::from_utf8_lossy(&data)) } else { format!("{length} bytes") };
         (Some(data), text)
     }
 
@@ -441,7 +493,8 @@ impl Generator<'_> {
     }
 
     fn create(&mut self) -> Request {
-        let opcodes = [op::CREATE, op::CREATE, op::CREATE, op::CREATE2, op::CREATE2, op::CREATE_CONTAINER, op::CREATE_TTL];
+        let opcodes =
+            [op::CREATE, op::CREATE, op::CREATE, op::CREATE2, op::CREATE2, op::CREATE_CONTAINER, op::CREATE_TTL];
         let opcode = *self.rng.of(&opcodes);
         let (out, text) = self.create_body(opcode, false);
         self.made(opcode, out, text)
@@ -469,7 +522,8 @@ impl Generator<'_> {
         out = out.int(flags);
         let mut text = format!("{path_text} {data_text} {acl} flags={flags}");
         if opcode == op::CREATE_TTL {
-            let ttl = *self.rng.of(&[1_000_000_000, 1_000_000_000, 86_400_000, (1 << 40) - 1, 1 << 40, 0, -1, -7, i64::MAX]);
+            let ttl =
+                *self.rng.of(&[1_000_000_000, 1_000_000_000, 86_400_000, (1 << 40) - 1, 1 << 40, 0, -1, -7, i64::MAX]);
             // See `kills-create-ttl`.
             let ttl = if !matches!(flags, 5 | 6) && ttl < 0 { 5 } else { ttl };
             out = out.long(ttl);
@@ -552,7 +606,8 @@ impl Generator<'_> {
 
     /// Whether this connection sets watches of a kind; see `watch-modes`.
     fn watches_by(&self, kind: &str) -> bool {
-        !self.known.has("watch-modes") || kind == ["one-shot", "one-shot", "one-shot", "persistent", "recursive"][self.slot]
+        !self.known.has("watch-modes")
+            || kind == ["one-shot", "one-shot", "one-shot", "persistent", "recursive"][self.slot]
     }
 
     fn watches(&mut self, opcode: i32) -> Request {
@@ -596,7 +651,8 @@ impl Generator<'_> {
     fn hard_quota(&mut self, path: &str) -> Vec<Request> {
         let folder = format!("/zookeeper/quota{path}");
         let limits = "count=3,bytes=100=;byteHardLimit=200;countHardLimit=8";
-        let nodes = [(String::new(), ""), ("/zookeeper_limits".into(), limits), ("/zookeeper_stats".into(), "count=0,bytes=0")];
+        let nodes =
+            [(String::new(), ""), ("/zookeeper_limits".into(), limits), ("/zookeeper_stats".into(), "count=0,bytes=0")];
         let create = |(name, text): (String, &str)| {
             let path = format!("{folder}{name}");
             let body = Out::default().string(&path).string(text).int(1).int(31).string("world").string("anyone").int(0);
@@ -626,7 +682,11 @@ impl Generator<'_> {
             0..=2 => self.made(op::CREATE, create(&folder, None), format!("{folder:?} of quotas")),
             3 | 4 => self.made(op::CREATE, create(&limits, Some(text)), format!("{limits:?} {text:?}")),
             5 | 6 => self.made(op::CREATE2, create(&stats, Some("count=0,bytes=0")), format!("{stats:?}")),
-            7 => self.made(op::SET_DATA, Out::default().string(&limits).string(text).int(-1), format!("{limits:?} {text:?}")),
+            7 => self.made(
+                op::SET_DATA,
+                Out::default().string(&limits).string(text).int(-1),
+                format!("{limits:?} {text:?}"),
+            ),
             8 if self.rng.percent(40) => {
                 let path = if self.rng.percent(50) { limits } else { stats };
                 self.made(op::DELETE, Out::default().string(&path).int(-1), format!("{path:?}"))
@@ -664,7 +724,9 @@ impl Generator<'_> {
             let story = self.rng.below(7);
             out = match story {
                 0 => create(out, op::CREATE, &path, 0),
-                1 => sized(sized(set(create(out, create2, &path, 1), &path), op::CHECK, &path, 1), op::DELETE, &path, 1),
+                1 => {
+                    sized(sized(set(create(out, create2, &path, 1), &path), op::CHECK, &path, 1), op::DELETE, &path, 1)
+                }
                 2 => create(create(out, op::CREATE, &seq, 2), create2, &seq, 3),
                 3 => sized(set(out, &path), op::DELETE, &path, -1),
                 4 => create(create(out, op::CREATE_CONTAINER, &path, 4), op::CREATE, &child, 0),
@@ -676,8 +738,18 @@ impl Generator<'_> {
         }
         for _ in 0..count {
             let opcodes = [
-                op::CREATE, op::CREATE, op::CREATE2, op::CREATE_CONTAINER, op::CREATE_TTL, op::DELETE, op::DELETE, op::SET_DATA,
-                op::SET_DATA, op::SET_DATA, op::CHECK, op::CHECK,
+                op::CREATE,
+                op::CREATE,
+                op::CREATE2,
+                op::CREATE_CONTAINER,
+                op::CREATE_TTL,
+                op::DELETE,
+                op::DELETE,
+                op::SET_DATA,
+                op::SET_DATA,
+                op::SET_DATA,
+                op::CHECK,
+                op::CHECK,
             ];
             let mut opcode = *self.rng.of(&opcodes);
             if opcode == op::CREATE2 {
@@ -685,7 +757,8 @@ impl Generator<'_> {
             }
             if self.rng.below(80) == 0 {
                 // Not allowed inside.
-                opcode = *self.rng.of(&[op::GET_DATA, op::EXISTS, op::SET_ACL, op::SYNC, op::MULTI, op::CLOSE, 99, 0, 23]);
+                opcode =
+                    *self.rng.of(&[op::GET_DATA, op::EXISTS, op::SET_ACL, op::SYNC, op::MULTI, op::CLOSE, 99, 0, 23]);
             }
             let (body, text) = match opcode {
                 op::CREATE | op::CREATE2 | op::CREATE_CONTAINER | op::CREATE_TTL => self.create_body(opcode, true),
@@ -742,7 +815,8 @@ impl Generator<'_> {
             let request = self.request();
             // A damaged quota kills (see `kills-quota`).
             let quota = request.text.contains("zookeeper_");
-            let harmless = !quota && !matches!(request.opcode, op::PING | op::WHO_AM_I | op::AUTH | op::SASL | op::CLOSE);
+            let harmless =
+                !quota && !matches!(request.opcode, op::PING | op::WHO_AM_I | op::AUTH | op::SASL | op::CLOSE);
             if harmless && !request.body.is_empty() && request.since.is_none() {
                 break request;
             }

@@ -123,8 +123,15 @@ impl Request {
     pub fn is_write(&self) -> bool {
         matches!(
             self.opcode,
-            op::CREATE | op::DELETE | op::SET_DATA | op::SET_ACL | op::MULTI | op::CREATE2 | op::CREATE_CONTAINER
-                | op::CREATE_TTL | op::CLOSE
+            op::CREATE
+                | op::DELETE
+                | op::SET_DATA
+                | op::SET_ACL
+                | op::MULTI
+                | op::CREATE2
+                | op::CREATE_CONTAINER
+                | op::CREATE_TTL
+                | op::CLOSE
         )
     }
 }

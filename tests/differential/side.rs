@@ -113,7 +113,8 @@ impl Connection {
             match self.stream.read(&mut chunk) {
                 Ok(0) => return Next::End,
                 Ok(read) => self.received.extend(&chunk[..read]),
-                Err(error) if matches!(error.kind(), std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut) => {}
+                Err(error) if matches!(error.kind(), std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut) => {
+                }
                 Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
                 Err(_) => return Next::End,
             }
@@ -313,7 +314,13 @@ impl Side<'_> {
             "connected: {} bytes, protocol {protocol}, timeout {timeout}, session {name}, password {} {}, rest {}",
             frame.len(),
             password.len(),
-            if zeros { "zeros" } else if old { "as before" } else { "new" },
+            if zeros {
+                "zeros"
+            } else if old {
+                "as before"
+            } else {
+                "new"
+            },
             hex(body.0),
         );
         Ok((words, (id != 0).then_some(Session { id, password })))
@@ -364,7 +371,10 @@ impl Side<'_> {
         if let Whose::Of(slot) = hello.session {
             let slot = &self.slots[slot];
             // See `wrong-password`; and the right one would take the session away from its slot.
-            if slot.session.is_none() || slot.connection.is_some() || (matches!(hello.password, Password::Right) && !slot.closed) {
+            if slot.session.is_none()
+                || slot.connection.is_some()
+                || (matches!(hello.password, Password::Right) && !slot.closed)
+            {
                 return self.pass();
             }
         }
@@ -427,7 +437,8 @@ impl Side<'_> {
         }
         let state = connection.last_zxid;
         // After some replies the server hangs up.
-        let last_failed = self.lines.last().is_some_and(|line| line.contains("auth error") || line.contains("sasl error"));
+        let last_failed =
+            self.lines.last().is_some_and(|line| line.contains("auth error") || line.contains("sasl error"));
         if open && (requests.last().is_some_and(Request::is_last) || last_failed) {
             self.until_end(slot, connection);
             self.slots[slot].closed = closes;
@@ -509,7 +520,8 @@ impl Side<'_> {
             true => "-".into(),
             false => self.names.zxid(zxid),
         };
-        let name = ["none", "created", "deleted", "changed", "children"].get(kind as usize).copied().unwrap_or("UNKNOWN");
+        let name =
+            ["none", "created", "deleted", "changed", "children"].get(kind as usize).copied().unwrap_or("UNKNOWN");
         Ok(format!("event {name} {path} at {zxid} error {error} state {state}{}", rest(body.0)))
     }
 
@@ -534,13 +546,22 @@ impl Side<'_> {
         }
         let is_write = matches!(
             opcode,
-            op::CREATE | op::DELETE | op::SET_DATA | op::SET_ACL | op::CREATE2 | op::CREATE_CONTAINER | op::CREATE_TTL | op::CLOSE
+            op::CREATE
+                | op::DELETE
+                | op::SET_DATA
+                | op::SET_ACL
+                | op::CREATE2
+                | op::CREATE_CONTAINER
+                | op::CREATE_TTL
+                | op::CLOSE
         );
         let mut header = is_write.then(|| self.names.zxid(zxid));
         let mut outcome = "ok";
         let words = match opcode {
             op::CREATE | op::SYNC => body.string()?,
-            op::CREATE2 | op::CREATE_CONTAINER | op::CREATE_TTL => format!("{} {}", body.string()?, self.stat(&mut body)?),
+            op::CREATE2 | op::CREATE_CONTAINER | op::CREATE_TTL => {
+                format!("{} {}", body.string()?, self.stat(&mut body)?)
+            }
             op::EXISTS | op::SET_DATA | op::SET_ACL => self.stat(&mut body)?,
             op::GET_DATA | op::RECONFIG => format!("{} {}", data(body.buffer()?), self.stat(&mut body)?),
             op::GET_ACL => format!("{} {}", acl(&mut body)?, self.stat(&mut body)?),
@@ -558,7 +579,8 @@ impl Side<'_> {
             op::COUNT | op::ADD_WATCH => body.int()?.to_string(),
             op::SASL => data(body.buffer()?),
             op::WHO_AM_I => {
-                let mut ids = body.vector(|body| Ok(format!("{}:{}", body.string()?, body.string()?)))?.unwrap_or_default();
+                let mut ids =
+                    body.vector(|body| Ok(format!("{}:{}", body.string()?, body.string()?)))?.unwrap_or_default();
                 ids.sort();
                 format!("{ids:?}")
             }
@@ -663,7 +685,8 @@ pub fn is_deadly(opcode: i32, body: &[u8]) -> bool {
             // Wherever an operation of that kind may begin.
             let header = Out::default().int(op::CREATE_TTL).0;
             (0..body.len()).any(|at| {
-                body[at..].starts_with(&header) && is_deadly_create(&mut In(body.get(at + 9..).unwrap_or_default())).unwrap_or(false)
+                body[at..].starts_with(&header)
+                    && is_deadly_create(&mut In(body.get(at + 9..).unwrap_or_default())).unwrap_or(false)
             })
         }
         _ => false,
