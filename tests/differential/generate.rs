@@ -49,9 +49,18 @@ impl Rng {
 }
 
 /// A program with about so many requests.
-pub fn program(seed: u64, operations: usize, known: &Known, servers: usize) -> Vec<Step> {
-    let mut generator =
-        Generator { rng: Rng::new(seed), recent: Vec::new(), known, state: [State::Fresh; SLOTS], servers, slot: 0 };
+///
+/// `quota`: whether quotas are enforced.
+pub fn program(seed: u64, operations: usize, known: &Known, servers: usize, quota: bool) -> Vec<Step> {
+    let mut generator = Generator {
+        rng: Rng::new(seed),
+        recent: Vec::new(),
+        known,
+        state: [State::Fresh; SLOTS],
+        servers,
+        quota,
+        slot: 0,
+    };
     let mut steps = Vec::new();
     let mut requests = 0;
     for slot in 0..SLOTS {
@@ -95,6 +104,8 @@ struct Generator<'a> {
     known: &'a Known,
     state: [State; SLOTS],
     servers: usize,
+    /// Quotas are enforced.
+    quota: bool,
     /// Whose step is being made.
     slot: usize,
 }
@@ -216,6 +227,12 @@ impl Generator<'_> {
                 let mut requests: Vec<Request> = (0..2 + self.rng.below(6)).map(|_| self.request()).collect();
                 // See `old-acl`.
                 requests.retain(|request| request.opcode != op::SET_ACL);
+                if self.quota {
+                    // See `quota-late`.
+                    let first = requests.iter().position(Request::is_write);
+                    let mut at = 0..;
+                    requests.retain(|request| at.next() == first || !request.is_write());
+                }
                 if self.rng.percent(8) {
                     requests.push(self.close());
                     self.state[slot] = State::Fresh;
@@ -368,7 +385,8 @@ impl Generator<'_> {
     // Requests.
 
     fn request(&mut self) -> Request {
-        let kinds: [(usize, fn(&mut Self) -> Request); 25] = [
+        type Kind<'a> = (usize, fn(&mut Generator<'a>) -> Request);
+        let kinds: [Kind<'_>; 25] = [
             (170, |g| g.create()),
             (70, |g| g.delete()),
             (70, |g| g.set_data()),
@@ -721,7 +739,7 @@ impl Generator<'_> {
                 out.int(opcode).byte(0).int(-1).string(path).int(version)
             };
             let (seq, child) = (format!("{path}-"), format!("{path}/y"));
-            let story = self.rng.below(7);
+            let story = if self.quota { *self.rng.of(&[0, 3, 5]) } else { self.rng.below(7) };
             out = match story {
                 0 => create(out, op::CREATE, &path, 0),
                 1 => {
@@ -736,6 +754,7 @@ impl Generator<'_> {
             let (out, end) = self.terminated(out);
             return self.made(op::MULTI, out, format!("[story {story} of {path}]{end}"));
         }
+        let mut changed = false;
         for _ in 0..count {
             let opcodes = [
                 op::CREATE,
@@ -760,6 +779,14 @@ impl Generator<'_> {
                 opcode =
                     *self.rng.of(&[op::GET_DATA, op::EXISTS, op::SET_ACL, op::SYNC, op::MULTI, op::CLOSE, 99, 0, 23]);
             }
+            if self.quota
+                && changed
+                && matches!(opcode, op::CREATE | op::CREATE2 | op::CREATE_CONTAINER | op::CREATE_TTL | op::SET_DATA)
+            {
+                // See `quota-late`.
+                opcode = op::CHECK;
+            }
+            changed |= !matches!(opcode, op::CHECK);
             let (body, text) = match opcode {
                 op::CREATE | op::CREATE2 | op::CREATE_CONTAINER | op::CREATE_TTL => self.create_body(opcode, true),
                 op::SET_DATA => self.set_data_body(),
