@@ -208,6 +208,63 @@ fn corral_cannot_be_told_from_zookeeper() {
     }
 }
 
+#[test]
+fn every_known_difference_has_a_name_of_its_own_and_a_reason() {
+    let list = known::list();
+    let names: std::collections::BTreeSet<&str> = list.iter().map(|d| d.name).collect();
+    assert_eq!(names.len(), list.len());
+    assert!(list.iter().all(|d| d.reason.len() > 40 && d.reason.ends_with(']')), "a reason names its section");
+    let (old, new) = (Known::of(Version(3, 8, 0)), Known::of(Version(3, 9, 5)));
+    assert!(old.has("event-zxid") && !new.has("event-zxid"));
+    assert!(old.has("kills-internal") && new.has("kills-internal"));
+}
+
+#[test]
+fn a_failing_program_is_made_as_short_as_its_fault() {
+    let program: Vec<Step> = (0..100).map(|slot| Step::Drop { slot }).collect();
+    let has = |steps: &[Step], wanted: usize| steps.iter().any(|step| step.slot() == Some(wanted));
+    let mut tries = 0;
+    let shorter = shrink::shrink(program, Duration::from_secs(60), |steps| {
+        tries += 1;
+        has(steps, 17) && has(steps, 61) && has(steps, 99)
+    });
+    let slots: Vec<usize> = shorter.iter().filter_map(Step::slot).collect();
+    assert_eq!(slots, [17, 61, 99], "in {tries} tries");
+}
+
+#[test]
+fn requests_that_kill_a_server_are_recognized_wherever_they_stand() {
+    use bytes::Out;
+    let create = |flags: i32, ttl: i64| Out::default().string("/a").string("").int(0).int(flags).long(ttl).0;
+    for (flags, ttl, deadly) in [(0, -1, true), (3, -7, true), (7, -1, true), (5, -1, false), (0, 5, false)] {
+        let body = create(flags, ttl);
+        assert_eq!(side::is_deadly(program::op::CREATE_TTL, &body), deadly, "{flags} {ttl}");
+        let multi = Out::default().int(13).byte(0).int(-1).string("/x").int(0).int(21).byte(0).int(-1).raw(&body).0;
+        assert_eq!(side::is_deadly(program::op::MULTI, &multi), deadly, "{flags} {ttl} in a multi");
+    }
+    assert!(side::is_deadly(20, b"") && side::is_deadly(-10, b""));
+}
+
+#[test]
+fn programs_ask_for_everything_and_kill_nobody() {
+    let known = Known::of(Version(3, 9, 5));
+    let mut opcodes = std::collections::BTreeSet::new();
+    for seed in 0..20 {
+        for step in generate::program(seed, 1_000, &known, 1, false) {
+            let Step::Ask { requests, .. } = step else { continue };
+            for request in requests {
+                assert!(!side::is_deadly(request.opcode, &request.body), "{request:?}");
+                opcodes.insert(request.opcode);
+            }
+        }
+        let (one, two) = (generate::program(seed, 50, &known, 1, true), generate::program(seed, 50, &known, 1, true));
+        assert_eq!(format!("{one:?}"), format!("{two:?}"), "a seed is one program");
+    }
+    for (opcode, name) in program::op::KNOWN {
+        assert!(opcodes.contains(&opcode), "{name} is never asked");
+    }
+}
+
 /// What some seed must reach: opcodes with their outcomes, and what else a client can see.
 const GOALS: [(&str, &str); 37] = [
     ("create", "ok -5 -8 -101 -102 -108 -110 -114 -125"),
