@@ -26,6 +26,9 @@ const BATCH_ENTRIES_MAX: usize = 1_000;
 /// Bytes of entries executed as one batch; a single entry may be larger.
 const BATCH_BYTES_MAX: usize = 1 << 20;
 
+/// With fewer unresolved writes than this nobody waits for the core to hear that some are executed.
+const QUIET_UNRESOLVED_MAX: usize = 64;
+
 /// After so much quiet the thread looks after its store.
 const IDLE: Duration = Duration::from_secs(5);
 
@@ -157,7 +160,15 @@ impl ApplyLoop {
             0
         };
         self.node.stats.applied(applied.persisted, expired, &applied.digests);
-        self.node.core.push(CoreEvent::Applied(applied));
+        // While all is well the core does not need to know at once: at the latest its next tick finds out.
+        if applied.sessions.is_empty()
+            && self.node.is_serving()
+            && self.node.unresolved.load(Ordering::Relaxed) < QUIET_UNRESOLVED_MAX
+        {
+            self.node.core.leave(CoreEvent::Applied(applied));
+        } else {
+            self.node.core.push(CoreEvent::Applied(applied));
+        }
         self.node.applied.send_replace(zxid);
         if self.unflushed.entries >= self.flush_entries || self.unflushed.bytes >= self.flush_bytes {
             self.flush();

@@ -46,6 +46,11 @@ impl<T> Mailbox<T> {
         self.wake(state);
     }
 
+    /// Adds one item that can wait until the receiver is awake for another reason.
+    pub fn leave(&self, item: T) {
+        self.0.items.lock().items.push(item);
+    }
+
     /// Adds items in order.
     pub fn extend(&self, items: impl IntoIterator<Item = T>) {
         let mut state = self.0.items.lock();
@@ -90,6 +95,22 @@ impl<T> Mailbox<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_left_comes_with_what_is_pushed() {
+        let mailbox = Mailbox::default();
+        let sender = mailbox.clone();
+        let thread = std::thread::spawn(move || {
+            sender.leave(1);
+            sender.push(2);
+        });
+        let mut taken = Vec::new();
+        while taken.len() < 2 {
+            mailbox.take(&mut taken, None);
+        }
+        thread.join().unwrap();
+        assert_eq!(taken, [1, 2]);
+    }
 
     #[test]
     fn a_receiver_takes_everything_in_order() {

@@ -27,6 +27,9 @@ use crate::zab::io::{Entry, Position};
 /// A digest is recorded at every entry whose counter is a multiple of this (P35).
 pub const DIGEST_INTERVAL: u32 = 1024;
 
+/// Batches between two looks at what of the store is durable.
+const PERSISTED_LOOK_BATCHES: u64 = 16;
+
 /// Connections whose handshake may be on its way through the log at once.
 pub const HANDSHAKES_MAX: usize = 20_000;
 
@@ -207,6 +210,10 @@ pub struct Apply<S: TreeStore> {
     shared: Arc<Shared<S::View>>,
     /// `--skip-entry`: executed as SYSTEMERROR, on every server alike (P34).
     skip: Vec<Zxid>,
+    /// Batches executed.
+    batches: u64,
+    /// What a crash would leave in the store, as of the last look: only the log's trimming waits for it.
+    persisted: Zxid,
 }
 
 impl<S: TreeStore> Apply<S> {
@@ -221,7 +228,7 @@ impl<S: TreeStore> Apply<S> {
             watches: Mutex::default(),
             lanes: Lanes::default(),
         });
-        Apply { server, store, meta, shared, skip }
+        Apply { server, store, meta, shared, skip, batches: 0, persisted: Zxid::ZERO }
     }
 
     /// What connection tasks hold.
@@ -310,7 +317,11 @@ impl<S: TreeStore> Apply<S> {
             lane.end_batch();
         }
         applied.zxid = self.meta.applied;
-        applied.persisted = self.persisted();
+        self.batches += 1;
+        if self.batches.is_multiple_of(PERSISTED_LOOK_BATCHES) {
+            self.persisted = self.persisted.max(self.persisted());
+        }
+        applied.persisted = self.persisted;
         applied
     }
 
