@@ -394,8 +394,10 @@ impl Connection {
                 break;
             }
             match request {
-                ClientRequest::Write { .. } | ClientRequest::Sync => answer(cookie, Err(ErrorCode::NotReadOnly)),
-                ClientRequest::CloseSession { .. } => {
+                ClientRequest::Write { .. } | ClientRequest::Sync if self.may_ask() => {
+                    answer(cookie, Err(ErrorCode::NotReadOnly));
+                }
+                ClientRequest::CloseSession { .. } if self.may_ask() => {
                     answer(cookie, Ok(Answer::Done));
                     self.node.shared.advance(&self.lane);
                     self.lane.close(CloseReason::ClosedByClient);
