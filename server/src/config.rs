@@ -538,7 +538,7 @@ pub const KEYS: &[Key] = &[
     zk(
         "4lw.commands.whitelist",
         Kind::Text("four-letter words separated by commas, or *"),
-        Is("srvr"),
+        Follows("srvr; with readonlymode.enabled isro, too"),
         "Four-letter words that are answered.",
     ),
     zk(
@@ -1369,7 +1369,9 @@ impl Draft<'_> {
     }
 
     fn whitelist(&mut self) -> Whitelist {
-        let value = self.text("4lw.commands.whitelist").unwrap_or_else(|| "srvr".into());
+        // Clients that would read without a quorum look for such a server by this word.
+        let default = if self.flag("readonlymode.enabled") { "srvr,isro" } else { "srvr" };
+        let value = self.text("4lw.commands.whitelist").unwrap_or_else(|| default.into());
         let words: BTreeSet<String> =
             value.split(',').map(|w| w.trim().to_string()).filter(|w| !w.is_empty()).collect();
         if words.contains("*") {

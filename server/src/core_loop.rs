@@ -409,6 +409,7 @@ impl CoreLoop {
         if !self.told && now.mono_ms.saturating_sub(lost_ms) > options.sync_timeout_ms {
             // P33: reads went on from the published state for that long, and no longer.
             self.told = true;
+            self.node.set_quorumless();
             let connections = self.node.shared.lanes.close_all(CloseReason::NoQuorum);
             if connections > 0 {
                 warn!(connections, "no quorum for {} ms: closed the connections", options.sync_timeout_ms);

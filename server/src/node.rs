@@ -134,6 +134,8 @@ pub(crate) struct NodeOptions {
     pub(crate) touch_interval_ms: u64,
     /// The liveness bound between servers, ms.
     pub(crate) sync_timeout_ms: u64,
+    /// Serve reads without a quorum to clients that allow it.
+    pub(crate) read_only_mode: bool,
     /// Unresolved writes beyond which connections are not read.
     pub(crate) outstanding_max: usize,
     /// Largest transaction, bytes.
@@ -168,6 +170,8 @@ pub(crate) struct NodeShared {
     full: AtomicBool,
     serving: watch::Sender<Serving>,
     related: AtomicBool,
+    /// There has been no leader for longer than the liveness bound.
+    quorumless: AtomicBool,
     /// The replicated settings hold the key of the session passwords.
     keyed: AtomicBool,
     status: ArcSwap<Status>,
@@ -191,6 +195,7 @@ impl NodeShared {
             full: AtomicBool::new(false),
             serving: watch::Sender::new(Serving::No),
             related: AtomicBool::new(false),
+            quorumless: AtomicBool::new(false),
             keyed: AtomicBool::new(false),
             status: ArcSwap::default(),
             read_points: DashMap::new(),
@@ -215,6 +220,21 @@ impl NodeShared {
     /// Whether there is a leader to whom writes can go.
     pub(crate) fn is_serving(&self) -> bool {
         *self.serving.borrow() == Serving::Yes
+    }
+
+    /// Whether this server reads on without a quorum (wire 2.11): it may, has been without one for too long, and has a
+    /// state of the ensemble's.
+    pub(crate) fn is_read_only(&self) -> bool {
+        self.options.read_only_mode
+            && self.quorumless.load(Ordering::Relaxed)
+            && self.keyed.load(Ordering::Relaxed)
+            && *self.serving.borrow() == Serving::No
+    }
+
+    /// Returns when there is a leader, or when this server stops. Cancel safe.
+    pub(crate) async fn left_read_only(&self) {
+        // An error means that the node is gone, and everything with it.
+        let _ = self.serving.subscribe().wait_for(|serving| *serving != Serving::No).await;
     }
 
     /// Whether so many writes wait that connections must not be read.
@@ -284,8 +304,16 @@ impl NodeShared {
         self.status.store(Arc::new(status));
     }
 
+    /// There has been no leader for longer than the liveness bound.
+    pub(crate) fn set_quorumless(&self) {
+        self.quorumless.store(true, Ordering::Relaxed);
+    }
+
     /// There is a leader now, or none any more.
     pub(crate) fn set_related(&self, related: bool) {
+        if related {
+            self.quorumless.store(false, Ordering::Relaxed);
+        }
         self.related.store(related, Ordering::Relaxed);
         self.update_serving();
     }
@@ -695,6 +723,7 @@ fn node_options(config: &Config) -> NodeOptions {
         super_digest: config.super_digest.as_ref().map(|secret| secret.reveal().to_owned()),
         // A client that is heard often is reported a few times in its shortest timeout.
         touch_interval_ms: (config.min_session_timeout_ms / 10).clamp(1, TOUCH_INTERVAL_MAX_MS),
+        read_only_mode: config.read_only_mode,
         sync_timeout_ms: config.sync_timeout_ms,
         outstanding_max: config.global_outstanding_limit,
         txn_bytes_max: TXN_BYTES_MAX,

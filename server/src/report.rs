@@ -79,6 +79,7 @@ fn report(
     let now = node.clock.now();
     let wall_ms = u64::try_from(now.wall_ms).unwrap_or(0);
     let mode = match status.role {
+        _ if node.is_read_only() => ServerMode::ReadOnly,
         _ if !node.is_serving() => ServerMode::NotServing,
         _ if config.is_alone() => ServerMode::Standalone,
         Role::Leading => ServerMode::Leader,

@@ -53,6 +53,8 @@ pub struct ConnectRequest {
     pub password: Vec<u8>,
     /// Wished for; clamped to the server's bounds, ms.
     pub timeout_ms: i32,
+    /// A server without a quorum will do, for reads (ZooKeeper protocol).
+    pub read_only: bool,
     /// Highest zxid the client saw: a server that is behind it waits a little, then refuses.
     pub last_zxid_seen: Zxid,
     /// Which protocol.
@@ -85,6 +87,8 @@ pub struct Connected {
     pub attach: Zxid,
     /// Highest executed request number.
     pub last_n: u64,
+    /// There is no quorum: this server alone knows the session, and answers reads (wire 2.11).
+    pub read_only: bool,
     /// This server.
     pub server: ServerId,
     /// Bytes of paths and data that one request may have.
@@ -160,6 +164,9 @@ impl Frontend {
     /// [`ConnectRefused`] says which refusal the protocol has to express.
     pub async fn connect(&self, request: ConnectRequest) -> Result<Connection, ConnectRefused> {
         let node = &self.node;
+        if request.read_only && node.is_read_only() {
+            return self.connect_read_only(&request);
+        }
         if !node.wait_serving().await {
             return Err(ConnectRefused::NotServing);
         }
@@ -197,6 +204,41 @@ impl Frontend {
         Err(ConnectRefused::NotServing)
     }
 
+    /// A session of this server alone, until there is a leader again (wire 2.11). It reads what is published, which is
+    /// committed, and may be old. A session of the ensemble cannot be taken up without the ensemble.
+    fn connect_read_only(&self, request: &ConnectRequest) -> Result<Connection, ConnectRefused> {
+        let node = &self.node;
+        let published = node.shared.published();
+        if request.session != SessionId::NONE {
+            return Err(ConnectRefused::NotServing);
+        }
+        if request.last_zxid_seen > published.zxid {
+            return Err(ConnectRefused::Behind);
+        }
+        let timeout_ms =
+            request.timeout_ms.clamp(node.options.min_session_timeout_ms, node.options.max_session_timeout_ms);
+        let session = node.draw_session_id();
+        let key = read::settings(&published.view).password_key;
+        let (lane, signals) = self.lane(request, session);
+        let attached = Attached { lane, signals, attach: Zxid::ZERO, timeout_ms, last_n: 0, read_only: true };
+        Ok(self.connection(attached, session, &key))
+    }
+
+    /// A lane for a connection, and what wakes its task.
+    fn lane(&self, request: &ConnectRequest, session: SessionId) -> (Arc<Lane>, Arc<Signals>) {
+        let signals = Arc::new(Signals::default());
+        let wake = signals.clone();
+        let lane = Arc::new(Lane::new(
+            WatcherId(self.node.next_number()),
+            session,
+            request.protocol,
+            vec![Id::new("ip", request.remote.ip().to_canonical().to_string())],
+            request.last_zxid_seen,
+            Box::new(move || wake.outgoing.notify_one()),
+        ));
+        (lane, signals)
+    }
+
     /// One handshake through the log. `Ok(Err(..))`: executed, and refused.
     async fn handshake(
         &self,
@@ -205,17 +247,8 @@ impl Frontend {
         timeout_ms: i32,
     ) -> Result<Result<Attached, Handshake>, ConnectRefused> {
         let node = &self.node;
-        let signals = Arc::new(Signals::default());
-        let wake = signals.clone();
-        let ids = vec![Id::new("ip", request.remote.ip().to_canonical().to_string())];
-        let lane = Arc::new(Lane::new(
-            WatcherId(node.next_number()),
-            session,
-            request.protocol,
-            ids.clone(),
-            request.last_zxid_seen,
-            Box::new(move || wake.outgoing.notify_one()),
-        ));
+        let (lane, signals) = self.lane(request, session);
+        let ids = lane.ids().as_ref().clone();
         let nonce = node.draw_nonce();
         if !node.shared.lanes.join(session, nonce, lane.clone()) {
             return Err(ConnectRefused::NotServing);
@@ -249,7 +282,7 @@ impl Frontend {
             Some(Handshake::Attached { attach, timeout_ms, last_n }) => {
                 joining.handed_over = true;
                 drop(joining);
-                Ok(Ok(Attached { lane, signals, attach, timeout_ms, last_n }))
+                Ok(Ok(Attached { lane, signals, attach, timeout_ms, last_n, read_only: false }))
             }
             Some(refused) => Ok(Err(refused)),
         }
@@ -258,13 +291,14 @@ impl Frontend {
     fn connection(&self, attached: Attached, session: SessionId, key: &[u8]) -> Connection {
         let node = self.node.clone();
         node.stats.connected();
-        let Attached { lane, signals, attach, timeout_ms, last_n } = attached;
+        let Attached { lane, signals, attach, timeout_ms, last_n, read_only } = attached;
         let connected = Connected {
             session,
             password: password::session_password(key, session),
             timeout_ms,
             attach,
             last_n,
+            read_only,
             server: node.options.server,
             request_bytes_max: node.options.request_bytes_max,
         };
@@ -287,6 +321,7 @@ struct Attached {
     attach: Zxid,
     timeout_ms: i32,
     last_n: u64,
+    read_only: bool,
 }
 
 impl Connection {
@@ -302,6 +337,9 @@ impl Connection {
     ///
     /// Cancelled before it returns, it has taken all of the requests or none.
     pub async fn submit(&self, requests: Vec<(u64, ClientRequest)>) {
+        if self.connected.read_only {
+            return self.submit_read_only(requests).await;
+        }
         self.touch();
         while !self.lane.is_closed()
             && (self.lane.waiting() >= OUTSTANDING_PER_CONNECTION
@@ -328,6 +366,29 @@ impl Connection {
         }
         if !writes.is_empty() {
             self.node.core.push(CoreEvent::Submit(writes));
+        }
+        self.signals.outgoing.notify_one();
+    }
+
+    /// The same for a session that nobody else knows: nothing of it goes into the log.
+    async fn submit_read_only(&self, requests: Vec<(u64, ClientRequest)>) {
+        while !self.lane.is_closed() && self.lane.waiting() >= OUTSTANDING_PER_CONNECTION {
+            let _ = timeout(Duration::from_millis(5), self.signals.room.notified()).await;
+        }
+        let answer = |cookie, answer| self.lane.push(cookie, Step::Answer(answer), Consistency::Local, None);
+        for (cookie, request) in requests {
+            if self.lane.is_closed() || self.rejected.load(Ordering::Relaxed) {
+                break;
+            }
+            match request {
+                ClientRequest::Write { .. } | ClientRequest::Sync => answer(cookie, Err(ErrorCode::NotReadOnly)),
+                ClientRequest::CloseSession { .. } => {
+                    answer(cookie, Ok(Answer::Done));
+                    self.node.shared.advance(&self.lane);
+                    self.lane.close(CloseReason::ClosedByClient);
+                }
+                request => self.enqueue(cookie, request, &mut Vec::new(), &mut None),
+            }
         }
         self.signals.outgoing.notify_one();
     }
@@ -436,7 +497,14 @@ impl Connection {
                 self.signals.outgoing.notify_one();
                 return;
             }
-            self.signals.outgoing.notified().await;
+            if self.connected.read_only && !self.lane.is_closed() {
+                tokio::select! {
+                    () = self.signals.outgoing.notified() => {}
+                    () = self.node.left_read_only() => self.lane.close(CloseReason::QuorumIsBack),
+                }
+            } else {
+                self.signals.outgoing.notified().await;
+            }
         }
     }
 

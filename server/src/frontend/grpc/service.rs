@@ -176,6 +176,7 @@ async fn hello(inbound: &mut Streaming<pb::ClientMessage>, remote: SocketAddr) -
         return Err(protocol("the first message must be Connect"));
     };
     Ok(ConnectRequest {
+        read_only: false,
         session: SessionId(connect.session),
         password: connect.password.into(),
         timeout_ms: i32::try_from(connect.timeout_ms).unwrap_or(i32::MAX),
@@ -421,6 +422,7 @@ mod tests {
                 None => Ok(FakeLink {
                     state: self.link.clone(),
                     connected: Connected {
+                        read_only: false,
                         session: SessionId(5),
                         password: [9; 16],
                         timeout_ms: 4_000,

@@ -245,7 +245,7 @@ where
         timeout_ms,
         session_id: session.0,
         password,
-        read_only: read_only.map(|_| false),
+        read_only: read_only.map(|_| lane.connected().read_only),
     }
     .encode(&mut out);
     stats.connected(session, timeout_ms);
@@ -319,6 +319,7 @@ impl<R: AsyncRead + Unpin> Source<R> {
             session: SessionId(request.session_id),
             password: request.password.map(|password| password.to_vec()).unwrap_or_default(),
             timeout_ms: request.timeout_ms,
+            read_only: request.read_only == Some(true),
             last_zxid_seen: Zxid::from_i64(request.last_zxid_seen),
             protocol: Protocol::Wire,
             remote,

@@ -82,6 +82,7 @@ struct Rig {
 
 struct Setup {
     lane: Option<Option<ConnectRefused>>,
+    read_only: bool,
     timeout_ms: i32,
     options: WireOptions,
     pipe: usize,
@@ -92,6 +93,7 @@ impl Default for Setup {
     fn default() -> Setup {
         Setup {
             lane: Some(None),
+            read_only: false,
             timeout_ms: 30_000,
             options: WireOptions { max_frame_bytes: 1000, ..WireOptions::default() },
             pipe: 1 << 20,
@@ -112,6 +114,7 @@ impl Setup {
             timeout_ms: self.timeout_ms,
             attach: ZXID,
             last_n: 0,
+            read_only: self.read_only,
             server: ServerId(1),
             request_bytes_max: 1_000_000,
         };
@@ -226,6 +229,18 @@ async fn the_handshake_carries_everything_both_ways() {
         assert_eq!((asked.session, asked.timeout_ms, asked.last_zxid_seen), (SessionId::NONE, 30_000, Zxid(0x22)));
         assert_eq!((asked.password, asked.protocol, asked.remote), (vec![0; 16], Protocol::Wire, remote()));
         assert_eq!(rig.stats.report().clients[0].session, SESSION);
+    }
+}
+
+#[tokio::test]
+async fn a_client_learns_that_its_session_is_read_only_if_it_asked() {
+    for (flag, told) in [(Some(true), Some(true)), (Some(false), Some(true)), (None, None)] {
+        let mut rig = Setup { read_only: true, ..Setup::default() }.start();
+        let mut out = BytesMut::new();
+        connect_request(flag).encode(&mut out);
+        rig.send(&out).await;
+        assert_eq!(ConnectResponse::decode(rig.frame().await.unwrap()).unwrap().read_only, told);
+        assert_eq!(rig.asked.recv().await.unwrap().read_only, flag == Some(true));
     }
 }
 
