@@ -319,8 +319,15 @@ fn strings(texts: &[String]) -> Json {
 
 /// The keys of `conf` as Jackson writes them.
 fn configuration(report: &ServerReport) -> Fields {
-    let shown = report.conf.iter().filter(|(key, _)| *key != "secureClientPort");
+    const BACKLOG: &str = "clientPortListenBacklog";
+    // Not shown at all, and the one that stands elsewhere than in `conf`.
+    let mut shown: Vec<_> = report.conf.iter().filter(|(key, _)| *key != "secureClientPort").collect();
+    let at = |shown: &[&(&str, Setting)], name| shown.iter().position(|(key, _)| *key == name);
+    if let (Some(backlog), Some(id)) = (at(&shown, BACKLOG), at(&shown, "serverId")) {
+        shown.swap(backlog, id);
+    }
     shown
+        .into_iter()
         .map(|(key, value)| {
             let value = match value {
                 Setting::Number(number) => Json::Number(*number),

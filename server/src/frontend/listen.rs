@@ -528,6 +528,7 @@ impl<D: Door + 'static> Inner<D> {
         };
         tracing::debug!(?word, client = ?asking.remote(), "four-letter word");
         // Whoever asks again after this answer does not find the former connection in the list.
+        asking.count_sent(1);
         drop(asking);
         let sending = async {
             stream.write_all(text.as_bytes()).await?;

@@ -39,6 +39,7 @@ fn leading() -> ServerReport {
             ("secureClientPort", Setting::Number(-1)),
             ("dataDir", Setting::Text("/d".into())),
             ("clientPortListenBacklog", Setting::Number(-1)),
+            ("serverId", Setting::Number(2)),
         ],
         environment: vec![("host.name", "localhost".into())],
         persisted: (Zxid(0x1_0000_0002), 1_795_375_811),
@@ -114,7 +115,7 @@ async fn small_commands_are_as_recorded() {
     );
     assert_eq!(
         command(alone(), "conf").await,
-        "{\n  \"client_port\" : 23912,\n  \"data_dir\" : \"/d\",\n  \"client_port_listen_backlog\" : -1,\n  \
+        "{\n  \"client_port\" : 23912,\n  \"data_dir\" : \"/d\",\n  \"server_id\" : 2,\n  \"client_port_listen_backlog\" : -1,\n  \
          \"command\" : \"configuration\",\n  \"error\" : null\n}\n"
     );
 }

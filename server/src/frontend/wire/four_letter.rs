@@ -594,8 +594,8 @@ mod tests {
         assert_eq!(ask("conf", &report), format!("{lines}membership: \nserver.1=h:1:2:participant\nversion=0"));
     }
 
-    const A: SessionId = SessionId(0x1_0000_bdf0_0200_00);
-    const B: SessionId = SessionId(0x1_0000_bdf0_0200_01);
+    const A: SessionId = SessionId(0x0100_00bd_f002_0000);
+    const B: SessionId = SessionId(0x0100_00bd_f002_0001);
 
     #[test]
     fn watches_are_told_by_session_and_by_path() {

@@ -270,7 +270,8 @@ impl ConnectionStats {
         self.all.received.fetch_add(frames, Relaxed);
     }
 
-    fn count_sent(&self, frames: u64) {
+    /// Something that is no reply went out: the answer to a four-letter word.
+    pub fn count_sent(&self, frames: u64) {
         self.sent.fetch_add(frames, Relaxed);
         self.all.sent.fetch_add(frames, Relaxed);
     }
