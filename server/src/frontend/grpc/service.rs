@@ -253,6 +253,7 @@ impl<L: Link> Conversation<'_, L> {
                             && op.bytes() > most
                         {
                             // Clients of ZooKeeper's protocol could not read it.
+                            self.stats.too_large();
                             let bytes = op.bytes();
                             let text = format!("a request of {bytes} bytes; at most {most} (jute.maxbuffer)");
                             return Some(protocol(&text));
