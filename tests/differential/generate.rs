@@ -84,6 +84,11 @@ pub fn program(seed: u64, operations: usize, known: &Known, servers: usize, quot
         };
         steps.push(step);
     }
+    if !quota {
+        let at = steps.len() / 2 + generator.rng.below(steps.len() / 2);
+        let large = generator.large();
+        steps.insert(at, large);
+    }
     steps
 }
 
@@ -663,6 +668,28 @@ impl Generator<'_> {
         let mut request = self.made(opcode, out, texts.join(" "));
         request.since = Some(since);
         request
+    }
+
+    /// More replies in one write of requests than a server keeps for a client, with events of the connection's own
+    /// watch between them.
+    fn large(&mut self) -> Step {
+        const LARGE: usize = 900_000;
+        const READS: usize = 12;
+        self.slot = 3;
+        let path = *self.rng.of(&["/a", "/b", "/c"]);
+        let mut requests = Vec::new();
+        if self.watches_by("persistent") {
+            requests.push(self.made(op::ADD_WATCH, Out::default().string(path).int(0), format!("{path:?} mode=0")));
+        }
+        for length in [LARGE, LARGE + 1, 0] {
+            let data = vec![b'a' + self.rng.below(26) as u8; length];
+            let body = Out::default().string(path).buffer(Some(&data)).int(-1);
+            requests.push(self.made(op::SET_DATA, body, format!("{path:?} {length} bytes")));
+            for _ in 0..READS {
+                requests.push(self.made(op::GET_DATA, Out::default().string(path).byte(0), format!("{path:?}")));
+            }
+        }
+        Step::Ask { slot: self.slot, requests }
     }
 
     /// A quota as ZooKeeper's shell makes it, with hard limits.
