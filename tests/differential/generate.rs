@@ -496,12 +496,12 @@ impl Generator<'_> {
         (Some(data), text)
     }
 
-    fn acl(&mut self, out: Out) -> (Out, String) {
+    fn acl(&mut self, out: Out, in_multi: bool) -> (Out, String) {
         let open: &[Line] = &[(31, Some("world"), Some("anyone"))];
         let mut list = match self.rng.below(100) {
             0..=74 => open.to_vec(),
             75..=91 => self.rng.of(&LISTS).to_vec(),
-            92 => return (out.int(-1), "null acl".into()),
+            92 if !(in_multi && self.known.has("multi-flags")) => return (out.int(-1), "null acl".into()),
             _ => self.rng.of(&BAD_LISTS).to_vec(),
         };
         if self.known.has("read-permission") && !list.is_empty() {
@@ -541,7 +541,7 @@ impl Generator<'_> {
         // Which of two faults is found first, if the path is null, is nobody's business.
         let plain = opcode == op::CREATE && (0..=4).contains(&flags) && !in_multi;
         let (out, path_text) = self.put_path(if plain { opcode } else { op::MULTI }, &path);
-        let (mut out, acl) = self.acl(out.buffer(data.as_deref()));
+        let (mut out, acl) = self.acl(out.buffer(data.as_deref()), in_multi);
         out = out.int(flags);
         let mut text = format!("{path_text} {data_text} {acl} flags={flags}");
         if opcode == op::CREATE_TTL {
@@ -582,7 +582,7 @@ impl Generator<'_> {
         // The root stays open, or nothing could be done any more.
         let path = if path == "/" { self.znode() } else { path };
         let (out, path) = self.put_path(op::SET_ACL, &path);
-        let (out, acl) = self.acl(out);
+        let (out, acl) = self.acl(out, false);
         self.made(op::SET_ACL, out.int(version), format!("{path} {acl} v{version}"))
     }
 
