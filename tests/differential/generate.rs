@@ -84,6 +84,11 @@ pub fn program(seed: u64, operations: usize, known: &Known, servers: usize, quot
         };
         steps.push(step);
     }
+    if !quota {
+        let at = steps.len() / 2 + generator.rng.below(steps.len() / 2);
+        let large = generator.large();
+        steps.insert(at, large);
+    }
     steps
 }
 
@@ -491,12 +496,12 @@ impl Generator<'_> {
         (Some(data), text)
     }
 
-    fn acl(&mut self, out: Out) -> (Out, String) {
+    fn acl(&mut self, out: Out, in_multi: bool) -> (Out, String) {
         let open: &[Line] = &[(31, Some("world"), Some("anyone"))];
         let mut list = match self.rng.below(100) {
             0..=74 => open.to_vec(),
             75..=91 => self.rng.of(&LISTS).to_vec(),
-            92 => return (out.int(-1), "null acl".into()),
+            92 if !(in_multi && self.known.has("multi-flags")) => return (out.int(-1), "null acl".into()),
             _ => self.rng.of(&BAD_LISTS).to_vec(),
         };
         if self.known.has("read-permission") && !list.is_empty() {
@@ -536,7 +541,7 @@ impl Generator<'_> {
         // Which of two faults is found first, if the path is null, is nobody's business.
         let plain = opcode == op::CREATE && (0..=4).contains(&flags) && !in_multi;
         let (out, path_text) = self.put_path(if plain { opcode } else { op::MULTI }, &path);
-        let (mut out, acl) = self.acl(out.buffer(data.as_deref()));
+        let (mut out, acl) = self.acl(out.buffer(data.as_deref()), in_multi);
         out = out.int(flags);
         let mut text = format!("{path_text} {data_text} {acl} flags={flags}");
         if opcode == op::CREATE_TTL {
@@ -577,7 +582,7 @@ impl Generator<'_> {
         // The root stays open, or nothing could be done any more.
         let path = if path == "/" { self.znode() } else { path };
         let (out, path) = self.put_path(op::SET_ACL, &path);
-        let (out, acl) = self.acl(out);
+        let (out, acl) = self.acl(out, false);
         self.made(op::SET_ACL, out.int(version), format!("{path} {acl} v{version}"))
     }
 
@@ -663,6 +668,28 @@ impl Generator<'_> {
         let mut request = self.made(opcode, out, texts.join(" "));
         request.since = Some(since);
         request
+    }
+
+    /// More replies in one write of requests than a server keeps for a client, with events of the connection's own
+    /// watch between them.
+    fn large(&mut self) -> Step {
+        const LARGE: usize = 900_000;
+        const READS: usize = 12;
+        self.slot = 3;
+        let path = *self.rng.of(&["/a", "/b", "/c"]);
+        let mut requests = Vec::new();
+        if self.watches_by("persistent") {
+            requests.push(self.made(op::ADD_WATCH, Out::default().string(path).int(0), format!("{path:?} mode=0")));
+        }
+        for length in [LARGE, LARGE + 1, 0] {
+            let data = vec![b'a' + self.rng.below(26) as u8; length];
+            let body = Out::default().string(path).buffer(Some(&data)).int(-1);
+            requests.push(self.made(op::SET_DATA, body, format!("{path:?} {length} bytes")));
+            for _ in 0..READS {
+                requests.push(self.made(op::GET_DATA, Out::default().string(path).byte(0), format!("{path:?}")));
+            }
+        }
+        Step::Ask { slot: self.slot, requests }
     }
 
     /// A quota as ZooKeeper's shell makes it, with hard limits.
