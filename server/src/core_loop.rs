@@ -293,6 +293,7 @@ impl CoreLoop {
         if relation.is_some() {
             self.lost_ms = None;
             self.told = false;
+            self.node.end_read_only();
             // Every session with a connection here is alive, whatever the former leader knew (P32).
             self.turn.again.push(MemberInput::Touched(self.node.shared.lanes.sessions()));
         } else {
@@ -364,6 +365,7 @@ impl CoreLoop {
             if connections > 0 {
                 warn!(connections, "no quorum for {} ms: closed the connections", options.sync_timeout_ms);
             }
+            self.node.begin_read_only();
         }
         if now.mono_ms >= self.next_waiting_log_ms {
             self.next_waiting_log_ms = now.mono_ms + WAITING_LOG_MS;

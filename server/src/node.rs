@@ -169,6 +169,8 @@ pub(crate) struct NodeOptions {
     pub(crate) outstanding_max: usize,
     /// Largest transaction, bytes.
     pub(crate) txn_bytes_max: usize,
+    /// Without a quorum, serve reads to clients that allow it.
+    pub(crate) read_only_mode: bool,
 }
 
 /// Whether clients can be served.
@@ -199,6 +201,8 @@ pub(crate) struct NodeShared {
     related: AtomicBool,
     /// The replicated settings hold the key of the session passwords.
     keyed: AtomicBool,
+    /// No leader for too long: only reads are served, and only to clients that allow it.
+    read_only: AtomicBool,
     status: ArcSwap<Status>,
     read_points: DashMap<u64, Arc<Lane>>,
     numbers: AtomicU64,
@@ -221,6 +225,7 @@ impl NodeShared {
             serving: watch::Sender::new(Serving::No),
             related: AtomicBool::new(false),
             keyed: AtomicBool::new(false),
+            read_only: AtomicBool::new(false),
             status: ArcSwap::default(),
             read_points: DashMap::new(),
             numbers: AtomicU64::new(1),
@@ -244,6 +249,31 @@ impl NodeShared {
     /// Whether there is a leader to whom writes can go.
     pub(crate) fn is_serving(&self) -> bool {
         *self.serving.borrow() == Serving::Yes
+    }
+
+    /// Whether there was no leader for so long that reads are served to clients that allow it (wire 2.11).
+    pub(crate) fn is_read_only(&self) -> bool {
+        self.read_only.load(Ordering::SeqCst)
+    }
+
+    /// The time is over in which a leader was waited for. Sessions without a quorum have passwords too: a server that
+    /// never heard the ensemble's key has no state to show either.
+    pub(crate) fn begin_read_only(&self) {
+        if self.options.read_only_mode
+            && self.keyed.load(Ordering::Relaxed)
+            && !self.read_only.swap(true, Ordering::SeqCst)
+        {
+            warn!("no quorum: serving reads to clients that accept a read-only server");
+        }
+    }
+
+    /// There is a leader again: those who were served without one connect anew. Who comes in between closes itself,
+    /// since it looks again after it entered.
+    pub(crate) fn end_read_only(&self) {
+        if self.read_only.swap(false, Ordering::SeqCst) {
+            let connections = self.shared.lanes.close_all(CloseReason::NoQuorum);
+            info!(connections, "a leader again: closed the read-only connections");
+        }
     }
 
     /// Whether so many writes wait that connections must not be read.
@@ -666,6 +696,7 @@ fn node_options(config: &Config) -> NodeOptions {
         sync_timeout_ms: config.sync_timeout_ms,
         outstanding_max: config.global_outstanding_limit,
         txn_bytes_max: config.jute_max_buffer.max(grpc::REQUEST_MESSAGE_MAX) + TXN_OVERHEAD_BYTES,
+        read_only_mode: config.read_only_mode,
     }
 }
 

@@ -18,6 +18,7 @@ pub(crate) fn reporter(node: Arc<NodeShared>, config: Arc<Config>) -> Reporter {
         let status = node.status();
         let meta = node.shared.meta();
         let mode = match status.role {
+            _ if node.is_read_only() => ServerMode::ReadOnly,
             _ if !node.is_serving() => ServerMode::NotServing,
             _ if config.is_alone() => ServerMode::Standalone,
             Role::Leading => ServerMode::Leader,

@@ -48,6 +48,8 @@ pub struct ConnectRequest {
     pub last_zxid_seen: Zxid,
     /// Which protocol.
     pub protocol: Protocol,
+    /// The client accepts a server without a quorum, which only reads.
+    pub read_only: bool,
     /// Where the client is.
     pub remote: SocketAddr,
 }
@@ -78,6 +80,8 @@ pub struct Connected {
     pub last_n: u64,
     /// This server.
     pub server: ServerId,
+    /// The session is known to this server only, and reads only: there is no quorum.
+    pub read_only: bool,
 }
 
 /// The door to the server: cheap to clone, one for all front ends.
@@ -132,7 +136,10 @@ impl Frontend {
     /// [`ConnectRefused`] says which refusal the protocol has to express.
     pub async fn connect(&self, request: ConnectRequest) -> Result<Connection, ConnectRefused> {
         let node = &self.node;
-        if !node.wait_serving().await {
+        // Who accepts a server without a quorum does not wait for one that is known to be missing.
+        let serving = !(request.read_only && node.is_read_only()) && node.wait_serving().await;
+        let read_only = !serving && request.read_only && node.is_read_only();
+        if !serving && !read_only {
             return Err(ConnectRefused::NotServing);
         }
         let mut applied = node.applied.subscribe();
@@ -149,6 +156,9 @@ impl Frontend {
         }
         let timeout_ms =
             request.timeout_ms.clamp(node.options.min_session_timeout_ms, node.options.max_session_timeout_ms);
+        if read_only {
+            return self.connect_read_only(&request, timeout_ms, &key);
+        }
         if request.session != SessionId::NONE {
             if !password::is_session_password(&key, request.session, &request.password) {
                 return Err(ConnectRefused::Expired);
@@ -169,6 +179,43 @@ impl Frontend {
         Err(ConnectRefused::NotServing)
     }
 
+    /// A session of this server alone, without an entry, for as long as the connection lasts and there is no quorum. A
+    /// session of the ensemble cannot be taken up: whether it is still open is for a quorum to say (wire 2.11).
+    fn connect_read_only(
+        &self,
+        request: &ConnectRequest,
+        timeout_ms: i32,
+        key: &[u8],
+    ) -> Result<Connection, ConnectRefused> {
+        let node = &self.node;
+        if request.session != SessionId::NONE {
+            return Err(ConnectRefused::NotServing);
+        }
+        let session = node.draw_session_id();
+        let (lane, signals) = self.new_lane(request, session);
+        let (attach, last_n) = (Zxid::ZERO, 0);
+        lane.finish_handshake(Handshake::Attached { attach, timeout_ms, last_n });
+        node.shared.lanes.attach_local(&lane);
+        let mut connection = self.connection(Attached { lane, signals, attach, timeout_ms, last_n }, session, key);
+        connection.connected.read_only = true;
+        // From here on the end of read-only mode finds the lane; did it end just before?
+        if node.is_read_only() { Ok(connection) } else { Err(ConnectRefused::NotServing) }
+    }
+
+    fn new_lane(&self, request: &ConnectRequest, session: SessionId) -> (Arc<Lane>, Arc<Signals>) {
+        let signals = Arc::new(Signals::default());
+        let wake = signals.clone();
+        let lane = Arc::new(Lane::new(
+            WatcherId(self.node.next_number()),
+            session,
+            request.protocol,
+            vec![Id::new("ip", request.remote.ip().to_canonical().to_string())],
+            request.last_zxid_seen,
+            Box::new(move || wake.outgoing.notify_one()),
+        ));
+        (lane, signals)
+    }
+
     /// One handshake through the log. `Ok(Err(..))`: executed, and refused.
     async fn handshake(
         &self,
@@ -177,17 +224,8 @@ impl Frontend {
         timeout_ms: i32,
     ) -> Result<Result<Attached, Handshake>, ConnectRefused> {
         let node = &self.node;
-        let signals = Arc::new(Signals::default());
-        let wake = signals.clone();
-        let ids = vec![Id::new("ip", request.remote.ip().to_canonical().to_string())];
-        let lane = Arc::new(Lane::new(
-            WatcherId(node.next_number()),
-            session,
-            request.protocol,
-            ids.clone(),
-            request.last_zxid_seen,
-            Box::new(move || wake.outgoing.notify_one()),
-        ));
+        let (lane, signals) = self.new_lane(request, session);
+        let ids = lane.ids().as_ref().clone();
         let nonce = node.draw_nonce();
         if !node.shared.lanes.join(session, nonce, lane.clone()) {
             return Err(ConnectRefused::NotServing);
@@ -237,6 +275,7 @@ impl Frontend {
             attach,
             last_n,
             server: node.options.server,
+            read_only: false,
         };
         Connection { node, connected, lane, signals, last_n: AtomicU64::new(0), touched_ms: AtomicU64::new(0) }
     }
@@ -299,6 +338,10 @@ impl Connection {
     ) {
         let local = Consistency::Local;
         let (step, consistency) = match request {
+            ClientRequest::CloseSession { .. } if self.connected.read_only => (Step::End, local),
+            ClientRequest::Write { .. } | ClientRequest::Sync if self.connected.read_only => {
+                (Step::Answer(Err(ErrorCode::NotReadOnly)), local)
+            }
             ClientRequest::Write { op, n: None, .. } if self.node.is_full() && may_grow(&op) => {
                 // Not numbered: what follows is the next.
                 (Step::Answer(Err(ErrorCode::SystemError)), local)
@@ -359,6 +402,10 @@ impl Connection {
     }
 
     fn touch(&self) {
+        if self.connected.read_only {
+            // Nobody else knows of this session.
+            return;
+        }
         let now = self.node.clock.now().mono_ms;
         let last = self.touched_ms.load(Ordering::Relaxed);
         if last == 0 || now >= last + self.node.options.touch_interval_ms {

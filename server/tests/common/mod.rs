@@ -96,7 +96,8 @@ impl Client {
         Client::connect_as(address, &again).await
     }
 
-    async fn connect_as(address: SocketAddr, request: &ConnectRequest) -> Client {
+    /// A session of this kind, as soon as the server gives one.
+    pub async fn connect_as(address: SocketAddr, request: &ConnectRequest) -> Client {
         let deadline = Instant::now() + PATIENCE;
         loop {
             match Client::try_connect(address, request).await {
@@ -107,7 +108,8 @@ impl Client {
         }
     }
 
-    async fn try_connect(address: SocketAddr, request: &ConnectRequest) -> std::io::Result<Client> {
+    /// A session of this kind, if the server answers now.
+    pub async fn try_connect(address: SocketAddr, request: &ConnectRequest) -> std::io::Result<Client> {
         let mut stream = TcpStream::connect(address).await?;
         let mut out = BytesMut::new();
         request.encode(&mut out);

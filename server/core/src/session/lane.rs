@@ -75,6 +75,8 @@ pub enum Step {
     SetWatches(SetWatches),
     /// Nothing: the answer is known, or there is nothing to say (ping, sync).
     Answer(Result<Answer, ErrorCode>),
+    /// Answer, then end: the close of a session that only this connection knows.
+    End,
 }
 
 impl Step {
@@ -82,7 +84,7 @@ impl Step {
         match self {
             Step::Read { watch, .. } => *watch,
             Step::AddWatch { .. } | Step::Watches { .. } | Step::SetWatches(_) => true,
-            Step::Write { .. } | Step::Answer(_) => false,
+            Step::Write { .. } | Step::Answer(_) | Step::End => false,
         }
     }
 }
@@ -386,8 +388,12 @@ impl State {
                 return Stuck::OnTable;
             }
             let Waiting { cookie, step, .. } = self.queue.pop_front().expect("looked at above");
+            let ends = matches!(step, Step::End);
             let result = self.answer(lane, view, step, table.as_deref_mut());
             self.reply(cookie, zxid, result);
+            if ends {
+                self.close(CloseReason::ClosedByClient);
+            }
         }
     }
 
@@ -400,6 +406,7 @@ impl State {
     ) -> Result<Answer, ErrorCode> {
         match (step, table) {
             (Step::Answer(result), _) => result,
+            (Step::End, _) => Ok(Answer::Done),
             (Step::Read { op, watch: false }, _) => read::read(view, &op, lane.session, &self.ids),
             (Step::Read { op, watch: true }, Some(table)) => {
                 let result = read::read(view, &op, lane.session, &self.ids);

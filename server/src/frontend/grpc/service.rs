@@ -165,6 +165,7 @@ async fn hello(inbound: &mut Streaming<pb::ClientMessage>, remote: SocketAddr) -
         timeout_ms: i32::try_from(connect.timeout_ms).unwrap_or(i32::MAX),
         last_zxid_seen: Zxid(connect.last_zxid_seen),
         protocol: Protocol::Grpc,
+        read_only: false,
         remote,
     })
 }
@@ -343,6 +344,7 @@ mod tests {
                         attach: Zxid(77),
                         last_n: 3,
                         server: ServerId(2),
+                        read_only: false,
                     },
                 }),
             }

@@ -40,6 +40,7 @@ impl Door for QuietDoor {
             attach: Zxid(1),
             last_n: 0,
             server: ServerId(1),
+            read_only: false,
         }))
     }
 }

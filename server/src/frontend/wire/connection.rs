@@ -238,13 +238,13 @@ where
             return End::Refused(refused);
         }
     };
-    let Connected { session, password, timeout_ms, .. } = *lane.connected();
+    let Connected { session, password, timeout_ms, read_only: is_read_only, .. } = *lane.connected();
     jute::ConnectResponse {
         protocol_version: 0,
         timeout_ms,
         session_id: session.0,
         password,
-        read_only: read_only.map(|_| false),
+        read_only: read_only.map(|_| is_read_only),
     }
     .encode(&mut out);
     stats.connected(session, timeout_ms);
@@ -320,6 +320,7 @@ impl<R: AsyncRead + Unpin> Source<R> {
             timeout_ms: request.timeout_ms,
             last_zxid_seen: Zxid::from_i64(request.last_zxid_seen),
             protocol: Protocol::Wire,
+            read_only: request.read_only == Some(true),
             remote,
         };
         Ok((wanted, request.read_only))

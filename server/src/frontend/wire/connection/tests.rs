@@ -86,6 +86,8 @@ struct Setup {
     options: WireOptions,
     pipe: usize,
     gate: Option<Arc<Notify>>,
+    /// The session is one of a server without a quorum.
+    read_only: bool,
 }
 
 impl Default for Setup {
@@ -96,6 +98,7 @@ impl Default for Setup {
             options: WireOptions { max_frame_bytes: 1000, ..WireOptions::default() },
             pipe: 1 << 20,
             gate: None,
+            read_only: false,
         }
     }
 }
@@ -113,6 +116,7 @@ impl Setup {
             attach: ZXID,
             last_n: 0,
             server: ServerId(1),
+            read_only: self.read_only,
         };
         let script = Script { connected, batches: batch_in, outgoing: AsyncMutex::new(outgoing), gate: self.gate };
         let lane = self.lane.map(|refused| refused.map_or(Ok(script), Err));
@@ -211,8 +215,8 @@ fn get_data(path: &str) -> Request {
 
 #[tokio::test]
 async fn the_handshake_carries_everything_both_ways() {
-    for (read_only, bytes) in [(Some(true), 37), (None, 36)] {
-        let mut rig = Setup::default().start();
+    for (read_only, bytes, without_quorum) in [(Some(true), 37, false), (Some(true), 37, true), (None, 36, false)] {
+        let mut rig = Setup { read_only: without_quorum, ..Setup::default() }.start();
         let mut out = BytesMut::new();
         connect_request(read_only).encode(&mut out);
         rig.send(&out).await;
@@ -220,8 +224,9 @@ async fn the_handshake_carries_everything_both_ways() {
         assert_eq!(frame.len(), bytes);
         let response = ConnectResponse::decode(frame).unwrap();
         assert_eq!((response.timeout_ms, response.session_id), (30_000, SESSION.0));
-        assert_eq!(response.read_only, read_only.map(|_| false));
+        assert_eq!(response.read_only, read_only.map(|_| without_quorum));
         let asked = rig.asked.recv().await.unwrap();
+        assert_eq!(asked.read_only, read_only == Some(true));
         assert_eq!((asked.session, asked.timeout_ms, asked.last_zxid_seen), (SessionId::NONE, 30_000, Zxid(0x22)));
         assert_eq!((asked.password, asked.protocol, asked.remote), (vec![0; 16], Protocol::Wire, remote()));
         assert_eq!(rig.stats.report().clients[0].session, SESSION);
