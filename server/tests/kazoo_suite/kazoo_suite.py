@@ -10,6 +10,7 @@ Nothing else of the suite is touched.
   CORRAL               the program `corral`; default: the one in PATH
   ZOOKEEPER_CLASSPATH  real ZooKeeper; default: that of Debian's package
   SUITE_SHARD          "1/3": only the first third of the test classes. Classes share no server
+  SUITE_ONLY           names of tests, one a line: only these
   SUITE_RESULTS        a file that gets a JSON line for each test
 
 Tests in `exceptions.tsv` that name this kind of server are not run; the file says why.
@@ -42,9 +43,7 @@ import kazoo.testing.harness  # noqa: E402
 SERVER = os.environ.get("SUITE_SERVER", "corral")
 # Debian's zookeeper.jar names most of what it needs itself, but not all that its TLS port does.
 JARS = ["zookeeper", "netty-codec", "netty-resolver", "netty-transport-native-unix-common", "slf4j-simple"]
-CLASSPATH = os.environ.get("ZOOKEEPER_CLASSPATH") or ":".join(
-    "/usr/share/java/%s.jar" % jar for jar in JARS
-)
+CLASSPATH = os.environ.get("ZOOKEEPER_CLASSPATH") or ":".join("/usr/share/java/%s.jar" % jar for jar in JARS)
 FOLDER = pathlib.Path(__file__).parent
 HOST = "127.0.0.1"
 # How long servers may take to find a leader on a busy machine. Nothing is judged by it but "never".
@@ -53,6 +52,8 @@ POLL = 0.02
 # Each server has five ports, and the suite expects them in tens.
 PORTS_A_SERVER = 5
 PORT_STEP = 10
+# What pytest ended with.
+STATUS = pytest.StashKey[int]()
 
 
 # ------------------------------------------------------------------------------------------------------- certificates
@@ -273,7 +274,7 @@ class Cluster(kazoo.testing.common.ZookeeperCluster):
 
     def get_ssl_client_configuration(self):
         made = self._ssl_configuration
-        return {"client_key": made["client_key_pem"], "client_cert": made["client_cert_pem"], "ca_cert": made["ca_cert_pem"]}
+        return {name: made[name + "_pem"] for name in ("client_key", "client_cert", "ca_cert")}
 
 
 def free_ports(servers):
@@ -323,6 +324,8 @@ def pytest_collection_modifyitems(config, items):
     classes = sorted({name(item).rsplit("::", 1)[0] for item in items})
     mine = {c for i, c in enumerate(classes) if i % shards == shard - 1}
     items[:] = [item for item in items if name(item).rsplit("::", 1)[0] in mine]
+    if only := os.environ.get("SUITE_ONLY"):
+        items[:] = [item for item in items if name(item) in only.split("\n")]
     left_out = exceptions()
     for item in items:
         if name(item) in left_out:
@@ -340,3 +343,18 @@ def pytest_runtest_makereport(item, call):
     line = {"test": name(item), "outcome": report.outcome, "seconds": round(report.duration, 2), "why": reason}
     with open(results, "a") as file:
         file.write(json.dumps(line) + "\n")
+
+
+def pytest_sessionfinish(session, exitstatus):
+    session.config.stash[STATUS] = int(exitstatus)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_unconfigure(config):
+    """Ends the process: a client that a failed test left behind would look for its servers for ever."""
+    cluster = kazoo.testing.harness.CLUSTER
+    if cluster is not None:
+        cluster.terminate()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(config.stash.get(STATUS, 2))
