@@ -107,6 +107,15 @@ pub enum Error {
         /// A write was sent and not answered: it may or may not have been done.
         outcome_unknown: bool,
     },
+    /// The write was decided before a connection was lost, and no server keeps the result any more. It does not happen to
+    /// this client, which never has more results outstanding than servers keep.
+    #[error("{}: it was decided before, its result is lost", describe(op, path))]
+    ResultLost {
+        /// The operation's name.
+        op: &'static str,
+        /// As the caller gave it.
+        path: String,
+    },
     /// No server of the connect string accepted a session in time.
     #[error("no connection to {hosts} within {waited_ms} ms; last attempt: {last}")]
     NoConnection {
@@ -171,6 +180,7 @@ impl Error {
                 EndReason::AuthFailed { .. } => ErrorCode::AuthFailed,
                 EndReason::Protocol { .. } => ErrorCode::MarshallingError,
             }),
+            Error::ResultLost { .. } => Some(ErrorCode::RuntimeInconsistency),
             Error::NoConnection { .. } => Some(ErrorCode::ConnectionLoss),
             Error::Protocol { .. } => Some(ErrorCode::MarshallingError),
             Error::TooLarge { .. } | Error::Overloaded { .. } | Error::ConnectString { .. } => None,
@@ -194,10 +204,10 @@ impl Error {
         }
     }
 
-    /// Whether a write may have been done although the call failed. Only true when the session itself is gone: inside
-    /// a session every write is answered, across any number of reconnects.
+    /// Whether a write may have been done although the call failed. In practice only true when the session itself is
+    /// gone: inside a session every write is answered, across any number of reconnects.
     pub fn outcome_unknown(&self) -> bool {
-        matches!(self, Error::SessionEnded { outcome_unknown: true, .. })
+        matches!(self, Error::SessionEnded { outcome_unknown: true, .. } | Error::ResultLost { .. })
     }
 
     /// Whether the session is over: this client will not serve another request.
@@ -231,6 +241,8 @@ mod tests {
         assert!(ended(true).outcome_unknown() && !ended(false).outcome_unknown());
         assert_eq!(ended(true).to_string(), "create /a: the session expired; whether it was done is unknown");
         assert_eq!(ended(false).code(), Some(ErrorCode::SessionExpired));
+        let lost = Error::ResultLost { op: "set", path: "/a".into() };
+        assert!(lost.outcome_unknown() && !lost.is_retryable() && !lost.is_session_end());
         for code in ErrorCode::ALL {
             let refused = Error::Refused { op: "set", path: "/a".into(), code: *code };
             assert!(!refused.outcome_unknown(), "{code:?}");

@@ -125,6 +125,7 @@ fn finish<T>(outcome: Option<Outcome>, call: Call, map: Map<T>, instead: Instead
     }
     let path = op.path().map_or_else(String::new, |path| call.user_path(path));
     Err(match failure {
+        Failure::Refused(ErrorCode::RuntimeInconsistency) if call.is_write => Error::ResultLost { op: call.name, path },
         Failure::Refused(code) => Error::Refused { op: call.name, path, code },
         Failure::Ended { reason, outcome_unknown } => {
             Error::SessionEnded { op: call.name, path, reason, outcome_unknown }

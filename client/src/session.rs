@@ -36,8 +36,10 @@ pub(crate) const QUEUE_BYTES: usize = 64 * 1024 * 1024;
 pub(crate) const BATCH_REQUESTS: usize = 1_024;
 /// Bytes of requests in one message, a single larger one excepted.
 pub(crate) const BATCH_BYTES: usize = 1024 * 1024;
-/// The largest request: what a server's largest frame holds, less the room for the message around it.
+/// The largest request, whatever the server takes: what its largest frame holds, less the room for the message around it.
 pub(crate) const REQUEST_BYTES_MAX: usize = 4 * 1024 * 1024 - 1024;
+/// The largest request before a server has said what it takes: the default of servers.
+const REQUEST_BYTES_DEFAULT: usize = 1024 * 1024 - 1;
 
 /// What a connection's handshake says.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,6 +50,8 @@ pub(crate) struct Attached {
     pub(crate) server: ServerId,
     /// Highest number of a write that was executed.
     pub(crate) last_n: u64,
+    /// Largest request that the server takes, in bytes.
+    pub(crate) request_bytes_max: usize,
 }
 
 /// What a new connection must say first.
@@ -144,6 +148,8 @@ pub(crate) struct Session<T> {
     server: ServerId,
     connections: u64,
 
+    /// Largest request that the server takes, in bytes.
+    request_bytes_max: usize,
     last_id: u64,
     last_n: u64,
     /// Every write up to this number was answered.
@@ -196,6 +202,7 @@ impl<T> Session<T> {
             server: ServerId::default(),
             connections: 0,
             last_id: 0,
+            request_bytes_max: REQUEST_BYTES_DEFAULT,
             last_n: 0,
             answered_through: 0,
             answers: 0,
@@ -247,6 +254,11 @@ impl<T> Session<T> {
 
     pub(crate) fn answers(&self) -> u64 {
         self.answers
+    }
+
+    /// Largest request, in bytes.
+    pub(crate) fn request_bytes_max(&self) -> usize {
+        self.request_bytes_max
     }
 
     /// Whether another request finds room.
@@ -349,6 +361,7 @@ impl<T> Session<T> {
         self.password = attached.password;
         self.timeout = attached.timeout;
         self.server = attached.server;
+        self.request_bytes_max = attached.request_bytes_max.min(REQUEST_BYTES_MAX);
         self.connections += 1;
         self.last_sent = now;
         self.last_heard = now;

@@ -208,19 +208,15 @@ impl Shared {
         let is_close = op == Op::CloseSession;
         let user_path = |op: &Op| op.path().map_or_else(String::new, |path| self.hosts.user_path(path).to_owned());
         let bytes = op.bytes();
-        if bytes > REQUEST_BYTES_MAX {
-            return Response::failed(Error::TooLarge {
-                op: name,
-                path: user_path(&op),
-                bytes,
-                limit: REQUEST_BYTES_MAX,
-            });
-        }
         let (answer, outcome) = oneshot::channel();
         let mut watch = None;
         let now = self.now();
         {
             let mut inner = self.inner.lock();
+            let limit = if is_write { inner.session.request_bytes_max() } else { REQUEST_BYTES_MAX };
+            if bytes > limit {
+                return Response::failed(Error::TooLarge { op: name, path: user_path(&op), bytes, limit });
+            }
             if !inner.session.has_room() && !is_close && !matches!(inner.session.phase(), Phase::Ended(_)) {
                 return Response::failed(Error::Overloaded { op: name, path: user_path(&op) });
             }

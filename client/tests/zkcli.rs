@@ -180,6 +180,14 @@ async fn a_script_on_standard_input_runs_in_one_session() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn after_close_a_script_is_told_that_it_is_not_connected() {
+    let server = Server::start().await;
+    server.set("/a", "1");
+    let ran = run_input(&server, &[], b"get /a\nclose\nget /a\n").await;
+    assert_eq!(ran, said(8, "1\n", "Not connected: the session was closed; connect host:port opens another\n"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn watches_of_a_shell_are_printed_when_they_fire() {
     let server = Server::start().await;
     server.set("/a", "1");
@@ -195,7 +203,7 @@ async fn watches_of_a_shell_are_printed_when_they_fire() {
         lines.map(Result::unwrap).find(|line| line.starts_with("WatchedEvent")).expect("an event")
     });
     let event = tokio::time::timeout(Duration::from_secs(20), reader).await.unwrap().unwrap();
-    assert!(event.contains("type:NodeDataChanged path:/a zxid: "), "{event}");
+    assert!(event.contains("type:NodeDataChanged path:/a zxid: 0x"), "{event}");
     drop(stdin);
     let status = tokio::task::spawn_blocking(move || child.wait().unwrap()).await.unwrap();
     assert_eq!(status.code(), Some(0));

@@ -19,7 +19,7 @@ pub use connect::{ConnectRequest, ConnectResponse};
 pub use frame::FrameError;
 pub use primitive::{JuteWrite, Reader};
 pub use record::{ClientInfo, MultiHeader, ReplyHeader, RequestHeader, WatcherEvent};
-pub use request::{Create, CreateOp, Request, SetWatches};
+pub use request::{Create, CreateOp, List, Request, SetWatches};
 pub use response::{MultiResult, Response, decode_reply, encode_event, encode_reply};
 
 /// Why bytes are not the record that was expected.

@@ -60,6 +60,16 @@ pub const SET_WATCHES2: i32 = 105;
 pub const ADD_WATCH: i32 = 106;
 /// Identities of the connection.
 pub const WHO_AM_I: i32 = 107;
+/// Names of some of the children, and stat; ClickHouse Keeper's, as the following.
+pub const FILTERED_LIST: i32 = 500;
+/// The opposite of a check.
+pub const CHECK_NOT_EXISTS: i32 = 501;
+/// Create that is content with what exists; the reply is the path.
+pub const CREATE_IF_NOT_EXISTS: i32 = 502;
+/// Delete of a whole subtree.
+pub const REMOVE_RECURSIVE: i32 = 503;
+/// Names of some of the children, stat, and with it their stats and data.
+pub const LIST_WITH_STAT_AND_DATA: i32 = 506;
 /// Servers among themselves.
 pub const CREATE_SESSION: i32 = -10;
 /// Ends the session.

@@ -58,6 +58,15 @@ impl Reader {
         Ok(self.rest.get_i64())
     }
 
+    /// One byte.
+    ///
+    /// # Errors
+    /// [`DecodeError::Truncated`].
+    pub fn byte(&mut self) -> Result<u8, DecodeError> {
+        self.need(1)?;
+        Ok(self.rest.get_u8())
+    }
+
     /// Length and bytes; -1 is null.
     ///
     /// # Errors

@@ -150,8 +150,37 @@ pub enum Request {
     },
     /// Identities of the connection.
     WhoAmI,
+    /// Names of some of the children, and more of each if asked (ClickHouse Keeper).
+    List(List),
+    /// Fails if the znode exists in this version (ClickHouse Keeper).
+    CheckNotExists {
+        /// Which.
+        path: String,
+        /// -1: any.
+        version: i32,
+    },
+    /// Delete of a znode and all below it (ClickHouse Keeper).
+    RemoveRecursive {
+        /// Which.
+        path: String,
+        /// Most znodes that may go.
+        limit: u32,
+    },
     /// Ends the session.
     CloseSession,
+}
+
+/// Body of ClickHouse Keeper's lists.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct List {
+    /// Of which znode.
+    pub path: String,
+    /// Arm a one-shot watch.
+    pub watch: bool,
+    /// 0 all, 1 those that stay, 2 ephemerals.
+    pub filter: u8,
+    /// `None`: names only, sent as [`opcode::FILTERED_LIST`]; else whether stats, and whether data come with them.
+    pub with: Option<(bool, bool)>,
 }
 
 /// Which of the four creates; they differ in what is sent back and in the flags that fit.
@@ -166,6 +195,8 @@ pub enum CreateOp {
     Container,
     /// With a time to live: the only one whose record carries it.
     Ttl,
+    /// The reply is the path, of what exists already, too (ClickHouse Keeper).
+    IfNotExists,
 }
 
 impl CreateOp {
@@ -176,6 +207,7 @@ impl CreateOp {
             CreateOp::Create2 => opcode::CREATE2,
             CreateOp::Container => opcode::CREATE_CONTAINER,
             CreateOp::Ttl => opcode::CREATE_TTL,
+            CreateOp::IfNotExists => opcode::CREATE_IF_NOT_EXISTS,
         }
     }
 }
@@ -243,6 +275,10 @@ impl Request {
             Request::GetAllChildrenNumber { .. } => opcode::GET_ALL_CHILDREN_NUMBER,
             Request::AddWatch { .. } => opcode::ADD_WATCH,
             Request::WhoAmI => opcode::WHO_AM_I,
+            Request::List(List { with: None, .. }) => opcode::FILTERED_LIST,
+            Request::List(_) => opcode::LIST_WITH_STAT_AND_DATA,
+            Request::CheckNotExists { .. } => opcode::CHECK_NOT_EXISTS,
+            Request::RemoveRecursive { .. } => opcode::REMOVE_RECURSIVE,
             Request::CloseSession => opcode::CLOSE_SESSION,
         }
     }
@@ -293,6 +329,20 @@ impl Request {
             opcode::GET_ALL_CHILDREN_NUMBER => Request::GetAllChildrenNumber { path: reader.text()? },
             opcode::ADD_WATCH => Request::AddWatch { path: reader.text()?, mode: reader.int()? },
             opcode::WHO_AM_I => Request::WhoAmI,
+            opcode::FILTERED_LIST | opcode::LIST_WITH_STAT_AND_DATA => Request::List(List {
+                path: reader.text()?,
+                watch: reader.bool()?,
+                filter: reader.byte()?,
+                with: match opcode {
+                    opcode::FILTERED_LIST => None,
+                    _ => Some((reader.bool()?, reader.bool()?)),
+                },
+            }),
+            opcode::CHECK_NOT_EXISTS => Request::CheckNotExists { path: reader.text()?, version: reader.int()? },
+            opcode::CREATE_IF_NOT_EXISTS => Request::Create(decode_create(CreateOp::IfNotExists, reader)?),
+            opcode::REMOVE_RECURSIVE => {
+                Request::RemoveRecursive { path: reader.text()?, limit: reader.int()?.cast_unsigned() }
+            }
             opcode::CLOSE_SESSION => Request::CloseSession,
             unknown => return Err(DecodeError::UnknownOpcode(unknown)),
         })
@@ -317,7 +367,9 @@ impl Request {
                     out.put_i64(create.ttl_ms);
                 }
             }
-            Request::Delete { path, version } | Request::Check { path, version } => {
+            Request::Delete { path, version }
+            | Request::Check { path, version }
+            | Request::CheckNotExists { path, version } => {
                 out.put_text(path);
                 out.put_i32(*version);
             }
@@ -377,6 +429,19 @@ impl Request {
                 }
             }
             Request::Sasl { token } => out.put_buffer(token.as_deref()),
+            Request::List(list) => {
+                out.put_text(&list.path);
+                out.put_bool(list.watch);
+                out.put_u8(list.filter);
+                if let Some((stats, data)) = list.with {
+                    out.put_bool(stats);
+                    out.put_bool(data);
+                }
+            }
+            Request::RemoveRecursive { path, limit } => {
+                out.put_text(path);
+                out.put_u32(*limit);
+            }
             Request::Ping | Request::WhoAmI | Request::CloseSession => {}
         }
     }
@@ -410,7 +475,7 @@ enum MultiKind {
     Write,
 }
 
-/// Operations up to the terminator. All must be of one kind; ZooKeeper finds out about a mixture while it reads, and
+/// Operations up to the terminator, those of ClickHouse Keeper included: whoever answers judges them. All must be of one kind; ZooKeeper finds out about a mixture while it reads, and
 /// about a multi-read of changes only afterwards, so a body that ends early counts first.
 fn decode_multi(reader: &mut Reader, wanted: MultiKind) -> Result<Vec<Request>, DecodeError> {
     let mut ops = Vec::new();
@@ -427,8 +492,16 @@ fn decode_multi(reader: &mut Reader, wanted: MultiKind) -> Result<Vec<Request>, 
             | opcode::CREATE_TTL
             | opcode::DELETE
             | opcode::SET_DATA
-            | opcode::CHECK => MultiKind::Write,
-            opcode::GET_DATA | opcode::GET_CHILDREN => MultiKind::Read,
+            | opcode::CHECK
+            | opcode::CHECK_NOT_EXISTS
+            | opcode::CREATE_IF_NOT_EXISTS
+            | opcode::REMOVE_RECURSIVE => MultiKind::Write,
+            opcode::GET_DATA
+            | opcode::GET_CHILDREN
+            | opcode::EXISTS
+            | opcode::GET_CHILDREN2
+            | opcode::FILTERED_LIST
+            | opcode::LIST_WITH_STAT_AND_DATA => MultiKind::Read,
             other => return Err(DecodeError::NotInMulti(other)),
         };
         if *found.get_or_insert(kind) != kind || (wanted, kind) == (MultiKind::Write, MultiKind::Read) {
@@ -455,8 +528,10 @@ mod tests {
     use crate::Id;
 
     /// Every number that is a request of a client.
-    const OPCODES: [i32; 26] =
-        [1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 12, 14, 15, 16, 17, 18, 19, 21, 22, 100, 101, 102, 103, 104, 105, 106];
+    const OPCODES: [i32; 31] = [
+        1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 12, 14, 15, 16, 17, 18, 19, 21, 22, 100, 101, 102, 103, 104, 105, 106, 500, 501,
+        502, 503, 506,
+    ];
 
     fn body(request: &Request) -> Bytes {
         let mut out = BytesMut::new();
@@ -537,7 +612,7 @@ mod tests {
             let mut bytes = BytesMut::new();
             MultiHeader { opcode: inner, done: false, err: -1 }.encode(&mut bytes);
             let refused = decode(opcode::MULTI, bytes.to_vec()) == Err(DecodeError::NotInMulti(inner));
-            assert_eq!(refused, ![1, 2, 5, 13, 15, 19, 21].contains(&inner), "{inner}");
+            assert_eq!(refused, ![1, 2, 5, 13, 15, 19, 21, 501, 502, 503].contains(&inner), "{inner}");
         }
     }
 
@@ -596,7 +671,8 @@ mod tests {
             Just(CreateOp::Create),
             Just(CreateOp::Create2),
             Just(CreateOp::Container),
-            Just(CreateOp::Ttl)
+            Just(CreateOp::Ttl),
+            Just(CreateOp::IfNotExists)
         ];
         (op, ".{0,9}", data(), acls(), any::<i32>(), any::<i64>()).prop_map(|(op, path, data, acl, flags, ttl)| {
             let ttl_ms = if op == CreateOp::Ttl { ttl } else { -1 };
@@ -613,13 +689,27 @@ mod tests {
     }
 
     fn multi_op() -> impl Strategy<Value = Request> {
-        prop_oneof![write(), (".{0,9}", any::<i32>()).prop_map(|(path, version)| Request::Check { path, version })]
+        prop_oneof![
+            2 => write(),
+            1 => (".{0,9}", any::<i32>()).prop_map(|(path, version)| Request::Check { path, version }),
+            1 => (".{0,9}", any::<i32>()).prop_map(|(path, version)| Request::CheckNotExists { path, version }),
+            1 => (".{0,9}", any::<u32>()).prop_map(|(path, limit)| Request::RemoveRecursive { path, limit }),
+        ]
+    }
+
+    fn list() -> impl Strategy<Value = Request> {
+        (".{0,9}", any::<bool>(), any::<u8>(), any::<Option<(bool, bool)>>())
+            .prop_map(|(path, watch, filter, with)| Request::List(List { path, watch, filter, with }))
     }
 
     fn multi_read_op() -> impl Strategy<Value = Request> {
-        (".{0,9}", any::<bool>(), any::<bool>()).prop_map(|(path, watch, data)| {
-            if data { Request::GetData { path, watch } } else { Request::GetChildren { path, watch } }
-        })
+        let plain = (".{0,9}", any::<bool>(), 0..4).prop_map(|(path, watch, which)| match which {
+            0 => Request::GetData { path, watch },
+            1 => Request::GetChildren { path, watch },
+            2 => Request::GetChildren2 { path, watch },
+            _ => Request::Exists { path, watch },
+        });
+        prop_oneof![3 => plain, 1 => list()]
     }
 
     fn paths() -> impl Strategy<Value = Vec<String>> {
@@ -672,6 +762,8 @@ mod tests {
             (any::<i32>(), ".{0,9}", data()).prop_map(|(kind, scheme, auth)| Request::Auth { kind, scheme, auth }),
             data().prop_map(|token| Request::Sasl { token }),
             Just(Request::WhoAmI),
+            list(),
+            multi_op().prop_filter("no check outside of a multi", |op| op.opcode() != opcode::CHECK),
             Just(Request::CloseSession),
         ]
     }

@@ -58,6 +58,17 @@ pub enum Response {
     Error(i32),
     /// WhoAmI.
     Identities(Vec<ClientInfo>),
+    /// ClickHouse Keeper's list with stats and data: each list is empty, or as long as the names.
+    Listing {
+        /// Names, not paths.
+        names: Vec<String>,
+        /// Of the znode.
+        stat: Stat,
+        /// Of the children.
+        stats: Vec<Stat>,
+        /// Of the children.
+        data: Vec<Option<Bytes>>,
+    },
 }
 
 /// Result of one operation of a multi or multi-read.
@@ -90,6 +101,9 @@ pub enum MultiResult {
     },
     /// Of a getChildren.
     GetChildren(Vec<String>),
+    /// Of one of ClickHouse Keeper's operations, and of reads that only Keeper takes in a multi-read: the opcode under
+    /// which the result is sent, and the body.
+    Keeper(i32, Box<Response>),
     /// In a failed multi every operation has one (0 for those before the failure); in a multi-read those that failed.
     Error(i32),
 }
@@ -127,6 +141,18 @@ impl Response {
             Response::Token(token) => out.put_buffer(token.as_deref()),
             Response::Count(count) => out.put_i32(*count),
             Response::Error(code) => out.put_i32(*code),
+            Response::Listing { names, stat, stats, data } => {
+                out.put_texts(names);
+                encode_stat(stat, out);
+                out.put_i32(length(stats.len()));
+                for stat in stats {
+                    encode_stat(stat, out);
+                }
+                out.put_i32(length(data.len()));
+                for data in data {
+                    out.put_buffer(data.as_deref());
+                }
+            }
             Response::Identities(identities) => {
                 out.put_i32(length(identities.len()));
                 for identity in identities {
@@ -150,8 +176,10 @@ impl Response {
             | opcode::REMOVE_WATCHES
             | opcode::SET_WATCHES
             | opcode::SET_WATCHES2
+            | opcode::CHECK_NOT_EXISTS
+            | opcode::REMOVE_RECURSIVE
             | opcode::CLOSE_SESSION => Response::Empty,
-            opcode::CREATE | opcode::SYNC => Response::Path(reader.text()?),
+            opcode::CREATE | opcode::SYNC | opcode::CREATE_IF_NOT_EXISTS => Response::Path(reader.text()?),
             opcode::CREATE2 | opcode::CREATE_CONTAINER | opcode::CREATE_TTL => {
                 Response::PathStat { path: reader.text()?, stat: decode_stat(reader)? }
             }
@@ -163,7 +191,15 @@ impl Response {
                 Response::Acl { acl: decode_acls(reader)?.unwrap_or_default(), stat: decode_stat(reader)? }
             }
             opcode::GET_CHILDREN | opcode::GET_EPHEMERALS => Response::Names(reader.texts()?),
-            opcode::GET_CHILDREN2 => Response::NamesStat { names: reader.texts()?, stat: decode_stat(reader)? },
+            opcode::GET_CHILDREN2 | opcode::FILTERED_LIST => {
+                Response::NamesStat { names: reader.texts()?, stat: decode_stat(reader)? }
+            }
+            opcode::LIST_WITH_STAT_AND_DATA => Response::Listing {
+                names: reader.texts()?,
+                stat: decode_stat(reader)?,
+                stats: reader.vector(decode_stat)?.unwrap_or_default(),
+                data: reader.vector(Reader::buffer)?.unwrap_or_default(),
+            },
             opcode::MULTI | opcode::MULTI_READ => Response::Multi(decode_results(reader)?),
             opcode::SASL => Response::Token(reader.buffer()?),
             opcode::GET_ALL_CHILDREN_NUMBER => Response::Count(reader.int()?),
@@ -187,6 +223,7 @@ fn encode_result(result: &MultiResult, out: &mut BytesMut) {
         MultiResult::Check => (opcode::CHECK, 0),
         MultiResult::GetData { .. } => (opcode::GET_DATA, 0),
         MultiResult::GetChildren(_) => (opcode::GET_CHILDREN, 0),
+        MultiResult::Keeper(opcode, _) => (*opcode, 0),
         MultiResult::Error(code) => (opcode::ERROR, *code),
     };
     MultiHeader { opcode, done: false, err }.encode(out);
@@ -203,6 +240,7 @@ fn encode_result(result: &MultiResult, out: &mut BytesMut) {
             encode_stat(stat, out);
         }
         MultiResult::GetChildren(names) => out.put_texts(names),
+        MultiResult::Keeper(_, body) => body.encode(out),
         MultiResult::Error(code) => out.put_i32(*code),
     }
 }
@@ -223,6 +261,14 @@ fn decode_results(reader: &mut Reader) -> Result<Vec<MultiResult>, DecodeError> 
             opcode::GET_DATA => MultiResult::GetData { data: reader.buffer()?, stat: decode_stat(reader)? },
             opcode::GET_CHILDREN => MultiResult::GetChildren(reader.texts()?),
             opcode::ERROR => MultiResult::Error(reader.int()?),
+            opcode::EXISTS
+            | opcode::GET_CHILDREN2
+            | opcode::LIST_WITH_STAT_AND_DATA
+            | opcode::CHECK_NOT_EXISTS
+            | opcode::CREATE_IF_NOT_EXISTS
+            | opcode::REMOVE_RECURSIVE => {
+                MultiResult::Keeper(header.opcode, Box::new(Response::decode(header.opcode, reader)?))
+            }
             other => return Err(DecodeError::NotInMulti(other)),
         });
     }

@@ -2,7 +2,6 @@
 //! itself: checkpoints, flushes, opening an installed snapshot, scans for the leader.
 
 use std::path::PathBuf;
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -10,8 +9,9 @@ use corral_core::apply::Apply;
 use corral_core::member::REAP_BATCH_MAX;
 use corral_core::session::CloseReason;
 use corral_core::session::lane::Published;
+use corral_core::tree::entry::SessionEvent;
 use corral_core::tree::read;
-use corral_core::zab::io::{Entry, SnapshotMeta};
+use corral_core::zab::io::{Entry, Role, SnapshotMeta};
 use corral_proto::Zxid;
 use tracing::{info, warn};
 
@@ -149,6 +149,14 @@ impl ApplyLoop {
         let applied = self.apply.apply(batch);
         batch.clear();
         let zxid = applied.zxid;
+        // As ZooKeeper counts it: where the session is tracked.
+        let expired = if self.node.status().role == Role::Leading {
+            let expired = |event: &&SessionEvent| matches!(event, SessionEvent::Closed { expired: true, .. });
+            applied.sessions.iter().filter(expired).count()
+        } else {
+            0
+        };
+        self.node.stats.applied(applied.persisted, expired, &applied.digests);
         self.node.core.push(CoreEvent::Applied(applied));
         self.node.applied.send_replace(zxid);
         if self.unflushed.entries >= self.flush_entries || self.unflushed.bytes >= self.flush_bytes {
@@ -168,7 +176,7 @@ impl ApplyLoop {
         store.check_health();
         store.flush(false);
         let bytes = store.approximate_bytes();
-        self.node.stats.store_bytes.store(bytes, Ordering::Relaxed);
+        self.node.stats.flushed(bytes, self.node.clock.now().wall_ms);
     }
 
     /// What is written must not stay in memory for ever, and what is replaced not on disk.
@@ -227,8 +235,11 @@ impl ApplyLoop {
         }
         let id = self.node.next_number();
         self.folders.set_cluster(self.node.status().identity.cluster);
+        let begun_ms = self.node.clock.now().mono_ms;
         let snapshot = match self.folders.make_snapshot(self.apply.store(), id) {
             Ok(snapshot) => {
+                let took_ms = self.node.clock.now().mono_ms.saturating_sub(begun_ms);
+                self.node.stats.snapshot_made(Duration::from_millis(took_ms));
                 info!(zxid = %position.zxid, bytes = snapshot.bytes, "made a snapshot for a learner");
                 Some(snapshot)
             }

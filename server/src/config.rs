@@ -228,6 +228,14 @@ pub struct Config {
     pub max_cnxns: u32,
     /// Four-letter words that are answered.
     pub whitelist: Whitelist,
+    /// Where AdminServer answers; `None`: nowhere.
+    pub admin: Option<HostPort>,
+    /// The path above its commands.
+    pub admin_command_url: String,
+    /// An operator's connection that says nothing for so long is closed.
+    pub admin_idle_timeout_ms: u64,
+    /// Where Prometheus finds the figures; `None`: nowhere, but for AdminServer's `/metrics`.
+    pub metrics: Option<HostPort>,
     /// Requests accepted and not yet answered, all sessions together.
     pub global_outstanding_limit: usize,
     /// The same for one session.
@@ -266,6 +274,8 @@ pub struct Config {
     pub enforce_quota: bool,
     /// TTL znodes may be created.
     pub extended_types: bool,
+    /// ClickHouse Keeper's own operations are answered, and `/keeper` says so.
+    pub keeper_extensions: bool,
     /// `super:` and the digest of its password.
     pub super_digest: Option<Secret>,
     /// Ephemeral znodes of one session.
@@ -532,6 +542,24 @@ pub const KEYS: &[Key] = &[
         "Four-letter words that are answered.",
     ),
     zk(
+        "admin.enableServer",
+        Kind::Flag,
+        Follows("true if admin.serverPort or admin.serverAddress is given"),
+        "AdminServer: ZooKeeper's commands over HTTP, and figures for Prometheus at `/metrics`.",
+    ),
+    zk("admin.serverPort", count(0, 65535), Is("8080"), "Its port. 0: any free one."),
+    zk("admin.serverAddress", Kind::Text("a host name or address"), Follows("clientPortAddress"), "Its address."),
+    zk("admin.commandURL", Kind::Text("a path"), Is("/commands"), "The path above its commands."),
+    zk("admin.idleTimeout", ms(100, 3_600_000), Is("30000"), "A connection that asks nothing for so long is closed."),
+    zk(
+        "metricsProvider.className",
+        Kind::Text("the name of a class of ZooKeeper's"),
+        DefaultValue::None,
+        "With a name that ends in `PrometheusMetricsProvider`, figures for Prometheus have a port of their own.",
+    ),
+    zk("metricsProvider.httpPort", count(0, 65535), Is("7000"), "That port; the path is `/metrics`. 0: any free one."),
+    zk("metricsProvider.httpHost", Kind::Text("a host name or address"), Follows("clientPortAddress"), "Its address."),
+    zk(
         "globalOutstandingLimit",
         count(1, 10_000_000),
         Is("20000"),
@@ -583,7 +611,18 @@ pub const KEYS: &[Key] = &[
     ),
     outcome(zk("skipACL", Kind::Flag, Is("false"), "No permission is checked.")),
     outcome(zk("enforceQuota", Kind::Flag, Is("false"), "Hard quotas refuse writes.")),
-    outcome(zk("extendedTypesEnabled", Kind::Flag, Is("false"), "TTL znodes may be created.")),
+    outcome(zk(
+        "extendedTypesEnabled",
+        Kind::Flag,
+        Is("true"),
+        "TTL znodes may be created; ZooKeeper's default is false.",
+    )),
+    outcome(own(
+        "keeperExtensions",
+        Kind::Flag,
+        Is("false"),
+        "ClickHouse Keeper's own operations are answered, and `/keeper/feature_flags` says which.",
+    )),
     zk(
         "DigestAuthenticationProvider.superDigest",
         Kind::Text("super:BASE64, the SHA-1 digest of `super:password`"),
@@ -639,8 +678,13 @@ pub const KEYS: &[Key] = &[
     ignored("throttled_op_wait_time", "a full server stops reading its sockets (globalOutstandingLimit)"),
     ignored("connectionMaxTokens", "not available yet"),
     ignored("connectionToken*", "not available yet"),
-    ignored("admin.*", "the HTTP commands are not available yet"),
-    ignored("metricsProvider.*", "not available yet; the word mntr gives figures"),
+    ignored("admin.rateLimiterIntervalInMS", "there is no snapshot to ask for"),
+    ignored("admin.snapshot.*", "a server gets its state from its ensemble"),
+    ignored("admin.restore.*", "a server gets its state from its ensemble"),
+    ignored("admin.portUnification", "AdminServer speaks plain HTTP"),
+    ignored("admin.*", "AdminServer has no such setting here"),
+    ignored("metricsProvider.exportJvmInfo", "there is no virtual machine"),
+    ignored("metricsProvider.*", "there is no such setting here"),
     ignored("audit.enable", "not available yet"),
     ignored("secureClientPort", "TLS is not available yet"),
     ignored("secureClientPortAddress", "TLS is not available yet"),
@@ -659,6 +703,8 @@ pub const KEYS: &[Key] = &[
     refused("portUnification", Some("false"), "servers cannot speak TLS to each other yet"),
     refused("enforce.auth.enabled", Some("false"), "authentication cannot be enforced yet"),
     refused("sessionRequireClientSASLAuth", Some("false"), "SASL is not available yet"),
+    refused("admin.forceHttps", Some("false"), "AdminServer speaks plain HTTP only"),
+    refused("admin.needClientAuth", Some("false"), "AdminServer speaks plain HTTP only"),
     refused("group.*", None, "a quorum is a majority of servers; weights and groups are not available"),
     refused("weight.*", None, "a quorum is a majority of servers; weights and groups are not available"),
 ];
@@ -1084,6 +1130,8 @@ impl Draft<'_> {
                 ),
             );
         }
+        let admin = self.admin(&client_addr);
+        let metrics = self.metrics(&client_addr);
         let min_free = self.given("minFreeSpace").map(i64::unsigned_abs);
         let config = Config {
             my_id,
@@ -1105,6 +1153,10 @@ impl Draft<'_> {
             max_client_cnxns: self.unsigned("maxClientCnxns") as u32,
             max_cnxns: self.unsigned("maxCnxns") as u32,
             whitelist,
+            admin,
+            admin_command_url: self.text("admin.commandURL").unwrap_or_else(|| "/commands".into()),
+            admin_idle_timeout_ms: self.unsigned("admin.idleTimeout"),
+            metrics,
             global_outstanding_limit: self.unsigned("globalOutstandingLimit") as usize,
             session_outstanding_limit: self.unsigned("sessionOutstandingLimit") as usize,
             worker_threads: self.unsigned("workerThreads") as usize,
@@ -1123,6 +1175,7 @@ impl Draft<'_> {
             skip_acl: self.flag("skipACL"),
             enforce_quota: self.flag("enforceQuota"),
             extended_types: self.flag("extendedTypesEnabled"),
+            keeper_extensions: self.flag("keeperExtensions"),
             super_digest: self.super_digest(),
             ephemerals_per_session: self.unsigned("ephemeralsPerSession") as u32,
             reaper_interval_ms: self.unsigned("znode.container.checkIntervalMs"),
@@ -1325,6 +1378,43 @@ impl Draft<'_> {
             self.fail("4lw.commands.whitelist", format!("\"{word}\" is not a four-letter word; allowed: {form}"));
         }
         Whitelist::Only(words)
+    }
+
+    /// Off unless it is asked for, by any of the keys that say where: a port that nobody asked for is one to be found by
+    /// strangers, and 8080 is everybody's favourite.
+    fn admin(&mut self, clients: &HostPort) -> Option<HostPort> {
+        let port = self.number("admin.serverPort") as u16;
+        let address = self.text("admin.serverAddress");
+        let asked = address.is_some() || self.values.contains_key("admin.serverPort");
+        let enabled = match self.text("admin.enableServer") {
+            None => asked,
+            Some(value) => parse_flag(&value).unwrap_or_else(|| {
+                let problem = format!("\"{value}\" is neither; allowed: {}", allowed(Kind::Flag));
+                self.fail("admin.enableServer", problem);
+                false
+            }),
+        };
+        let host = address.map_or_else(|| clients.host.clone(), |a| a.trim_matches(['[', ']']).to_string());
+        enabled.then(|| HostPort::new(host, port))
+    }
+
+    fn metrics(&mut self, clients: &HostPort) -> Option<HostPort> {
+        let port = self.number("metricsProvider.httpPort") as u16;
+        let host = self.text("metricsProvider.httpHost");
+        let class = self.text("metricsProvider.className").unwrap_or_default();
+        match class.rsplit('.').next().unwrap_or_default() {
+            "PrometheusMetricsProvider" => {
+                let host = host.map_or_else(|| clients.host.clone(), |h| h.trim_matches(['[', ']']).to_string());
+                Some(HostPort::new(host, port))
+            }
+            "" | "DefaultMetricsProvider" | "NullMetricsProvider" => None,
+            _ => {
+                let origin = self.origin("metricsProvider.className");
+                let text = format!("{class} is not known here; only PrometheusMetricsProvider has an effect");
+                self.notice(origin, "metricsProvider.className", text, true);
+                None
+            }
+        }
     }
 
     fn peer_secret(&mut self) -> Option<Secret> {

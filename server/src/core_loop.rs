@@ -15,13 +15,14 @@ use corral_core::session::outbox::Key;
 use corral_core::storage::folder::Condemned;
 use corral_core::tree::entry::Txn;
 use corral_core::zab::codec::{self, Encoded, decode_frame};
-use corral_core::zab::io::{Input, Now, Output, Relation, Role, SnapshotMeta};
-use corral_core::zab::message::Message;
+use corral_core::zab::io::{Input, LogOp, Membership, Now, Output, Relation, Role, SnapshotMeta};
+use corral_core::zab::message::{Message, SyncPlan};
 use corral_proto::{ServerId, Zxid};
 use tokio::sync::mpsc;
 use tracing::{debug, error, info, warn};
 
 use crate::apply_loop::ApplyCommand;
+use crate::figures::SyncKind;
 use crate::log_loop::{LogCommand, ReadLog};
 use crate::mailbox::Mailbox;
 use crate::net::peer_link::{LinkEvent, PeerLinks};
@@ -50,7 +51,7 @@ pub(crate) enum PeerEvent {
 }
 
 /// Begins to fetch a snapshot from a peer; ends with [`CoreEvent::SnapshotFetched`].
-pub(crate) type StartFetch = Box<dyn Fn(ServerId, SnapshotMeta) + Send>;
+pub(crate) type StartFetch = Box<dyn Fn(u64, ServerId, SnapshotMeta) + Send>;
 
 /// Where the core hands things to.
 pub(crate) struct CoreOutlets {
@@ -76,6 +77,10 @@ pub(crate) struct CoreLoop {
     next_waiting_log_ms: u64,
     /// Role, phase, leader and epoch as last written to the log.
     logged: String,
+    /// Whether this server counts, as last written to the log.
+    membership: Option<Membership>,
+    /// Since when there is an election, monotonic ms.
+    looking_since_ms: Option<u64>,
 }
 
 /// What a turn collects, so that each receiver is woken once.
@@ -148,6 +153,8 @@ impl CoreLoop {
             told: false,
             next_waiting_log_ms: WAITING_LOG_MS,
             logged: String::new(),
+            membership: None,
+            looking_since_ms: None,
         }
     }
 
@@ -162,6 +169,7 @@ impl CoreLoop {
             let now = self.node.clock.now();
             let mut stop = false;
             let mut writes: Vec<(Key, Bytes)> = Vec::new();
+            let mut withdrawn = Vec::new();
             let mut read_points = Vec::new();
             // Touches first: what a pong of this turn claims to contain must be in it (P32).
             let touched = std::mem::take(&mut *self.node.touched.lock());
@@ -172,13 +180,22 @@ impl CoreLoop {
                 match event {
                     CoreEvent::Submit(mut more) if writes.is_empty() => writes.append(&mut more),
                     CoreEvent::Submit(more) => writes.extend(more),
+                    CoreEvent::Withdraw(key) => withdrawn.push(key),
                     CoreEvent::ReadIndex { tag } => read_points.push(tag),
                     CoreEvent::Stop => stop = true,
+                    CoreEvent::SessionDeadlines(answer) => {
+                        // Who asked may be gone.
+                        let _ = answer.send(self.member.session_deadlines());
+                    }
                     event => self.on_event(now, event),
                 }
             }
             if !writes.is_empty() {
                 self.step(now, MemberInput::Submit(writes));
+            }
+            // Behind the writes: what is withdrawn may have come in this turn.
+            for key in withdrawn {
+                self.step(now, MemberInput::Withdraw(key));
             }
             for tag in read_points {
                 self.step(now, MemberInput::Zab(Input::ReadIndex { tag }));
@@ -222,7 +239,7 @@ impl CoreLoop {
             CoreEvent::LogRead { request, entries } => Input::LogRead { request, entries },
             CoreEvent::LogTrimmed { base } => Input::LogTrimmed { base },
             CoreEvent::SnapshotReady { request, snapshot } => Input::SnapshotReady { request, snapshot },
-            CoreEvent::SnapshotFetched { id, ok } => Input::SnapshotFetched { id, ok },
+            CoreEvent::SnapshotFetched { request, ok } => Input::SnapshotFetched { request, ok },
             CoreEvent::SnapshotOpened { position } => Input::SnapshotOpened { position },
             CoreEvent::Admin(admin) => Input::Admin(admin),
             CoreEvent::Applied(applied) => return self.step(now, MemberInput::Applied(applied)),
@@ -230,7 +247,11 @@ impl CoreLoop {
                 return self.step(now, MemberInput::SessionTable { sessions, settings });
             }
             CoreEvent::Reapable(due) => return self.step(now, MemberInput::Reapable(due)),
-            CoreEvent::Submit(_) | CoreEvent::ReadIndex { .. } | CoreEvent::Stop => {
+            CoreEvent::Submit(_)
+            | CoreEvent::Withdraw(_)
+            | CoreEvent::ReadIndex { .. }
+            | CoreEvent::SessionDeadlines(_)
+            | CoreEvent::Stop => {
                 unreachable!("collected by the caller")
             }
         };
@@ -256,14 +277,31 @@ impl CoreLoop {
             MemberOutput::LoadSessions => self.turn.apply.push(ApplyCommand::LoadSessions),
             MemberOutput::ScanReapable { wall_ms } => self.turn.apply.push(ApplyCommand::ScanReapable { wall_ms }),
             MemberOutput::Zab(output) => match output {
-                Output::Log { seq, op } => self.turn.log.push(LogCommand::Write { seq, op }),
+                Output::Log { seq, op } => {
+                    // What is appended and executed without a relation is history, not traffic.
+                    if let (LogOp::Append(entries), Some(_)) = (&op, self.relation) {
+                        let sizes = entries.iter().map(|entry| entry.payload.len());
+                        self.node.stats.appended(self.leads(), sizes);
+                    }
+                    self.turn.log.push(LogCommand::Write { seq, op });
+                }
                 Output::Send { peer, link, message } => {
+                    if let Message::SyncPlan { plan, .. } = &message {
+                        let snapshot = matches!(plan, SyncPlan::Snap(_));
+                        let kind = if snapshot { SyncKind::Snapshot } else { SyncKind::Diff };
+                        self.node.stats.synchronizing(kind);
+                    }
                     match self.turn.frames.iter_mut().find(|(to, _)| *to == (peer, link)) {
                         Some((_, messages)) => messages.push(message),
                         None => self.turn.frames.push(((peer, link), vec![message])),
                     }
                 }
-                Output::Apply(entries) => self.turn.apply.push(ApplyCommand::Entries(entries)),
+                Output::Apply(entries) => {
+                    if self.relation.is_some() {
+                        self.node.stats.committed(self.leads(), entries.len());
+                    }
+                    self.turn.apply.push(ApplyCommand::Entries(entries));
+                }
                 Output::ReadLog { request, after, max_bytes } => {
                     self.outlets.log_read.push(ReadLog::Read { request, after, max_bytes });
                 }
@@ -272,10 +310,10 @@ impl CoreLoop {
                     self.turn.apply.push(ApplyCommand::MakeSnapshot { request, at_least });
                 }
                 Output::DropSnapshot { id } => self.turn.apply.push(ApplyCommand::DropSnapshot { id }),
-                Output::FetchSnapshot { leader, snapshot } => {
+                Output::FetchSnapshot { request, leader, snapshot } => {
                     info!(%leader, zxid = %snapshot.position.zxid, bytes = snapshot.bytes, "fetching a snapshot");
                     self.turn.apply.push(ApplyCommand::ResetClients);
-                    (self.outlets.fetch)(leader, snapshot);
+                    (self.outlets.fetch)(request, leader, snapshot);
                 }
                 Output::OpenSnapshot(snapshot) => self.turn.apply.push(ApplyCommand::OpenSnapshot(snapshot)),
                 Output::TrimLog { upto } => self.turn.log.push(LogCommand::Trim { upto }),
@@ -290,8 +328,14 @@ impl CoreLoop {
 
     fn on_relation(&mut self, now: Now, relation: Option<Relation>) {
         self.relation = relation;
+        let leading = self.leads();
         if relation.is_some() {
-            self.lost_ms = None;
+            if let Some(lost_ms) = self.lost_ms.take() {
+                self.node.stats.available(now.mono_ms.saturating_sub(lost_ms), leading);
+            }
+            if leading {
+                self.node.stats.lead(now.mono_ms);
+            }
             self.told = false;
             self.node.end_read_only();
             // Every session with a connection here is alive, whatever the former leader knew (P32).
@@ -301,7 +345,12 @@ impl CoreLoop {
             self.next_waiting_log_ms = now.mono_ms + WAITING_LOG_MS;
         }
         self.node.set_related(relation.is_some());
-        self.publish();
+        self.publish(now);
+    }
+
+    /// Whether what goes to the log now are this server's own proposals, as far as figures are concerned.
+    fn leads(&self) -> bool {
+        self.relation.is_some_and(|relation| relation.leader == self.node.options.server)
     }
 
     /// Marks the folder and ends the process. The log thread does both, after what it was given already.
@@ -354,7 +403,7 @@ impl CoreLoop {
     }
 
     fn on_tick(&mut self, now: Now) {
-        self.publish();
+        self.publish(now);
         self.node.update_keyed();
         let Some(lost_ms) = self.lost_ms else { return };
         let options = &self.node.options;
@@ -377,8 +426,18 @@ impl CoreLoop {
     }
 
     /// Makes the state of the machine visible to operators; writes changes of role to the log.
-    fn publish(&mut self) {
+    fn publish(&mut self, now: Now) {
         let status = self.member.status();
+        if status.role == Role::Looking {
+            self.looking_since_ms.get_or_insert(now.mono_ms);
+        } else if let Some(since_ms) = self.looking_since_ms.take() {
+            self.node.stats.elected(now.mono_ms.saturating_sub(since_ms));
+        }
+        let membership = status.identity.membership;
+        if self.membership != Some(membership) {
+            say_membership(self.membership, membership);
+            self.membership = Some(membership);
+        }
         let line = format!("{:?}/{:?} epoch {} leader {:?}", status.role, status.phase, status.epoch, status.leader);
         if line != self.logged {
             match (status.role, status.leader) {
@@ -391,6 +450,25 @@ impl CoreLoop {
             self.logged = line;
         }
         self.node.set_status(status);
+    }
+}
+
+/// Says in plain words whether this server counts, when that changes and when it starts.
+fn say_membership(before: Option<Membership>, now: Membership) {
+    match (before, now) {
+        (None, Membership::Member) => {}
+        (_, Membership::Empty) => info!("this data folder is new: asking the others what they know of this server"),
+        (None, Membership::Amnesiac) => {
+            warn!("this server is still amnesiac: it does not vote until it has learned everything again from a leader")
+        }
+        (Some(_), Membership::Amnesiac) => warn!(
+            "this data folder is new, and the ensemble is not: whatever a server of this number knew and promised is \
+             lost. This server is amnesiac: it does not vote until it has learned everything again from a leader"
+        ),
+        (Some(Membership::Amnesiac), Membership::Member) => {
+            info!("this server has learned everything again and was welcomed back: it votes");
+        }
+        (Some(_), Membership::Member) => info!("this server is a member of the ensemble"),
     }
 }
 

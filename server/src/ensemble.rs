@@ -29,6 +29,8 @@ const BASE_PORTS: [u16; 5] = [2181, 12181, 22181, 32181, 42181];
 /// From a server's client port to the port for its peers, and to the election port, which nobody listens on.
 const PEER_PORT_OFFSET: u16 = 100;
 const ELECTION_PORT_OFFSET: u16 = 200;
+/// To the port of its AdminServer, and of its figures for Prometheus.
+const ADMIN_PORT_OFFSET: u16 = 300;
 /// An ensemble that has no leader after so long will not have one.
 const READY_TIMEOUT: Duration = Duration::from_secs(60);
 /// Between two looks at the servers, at first and later.
@@ -189,10 +191,10 @@ fn choose_nodes(asked: Option<u16>, folder: &Path) -> Result<u16, Failure> {
 /// A base from which every port of the ensemble is free.
 fn choose_ports(asked: Option<u16>, nodes: u16) -> Result<u16, Failure> {
     let busy = |base: u16| -> Option<u16> {
-        let ports = (0..nodes).flat_map(|i| [base + i, base + PEER_PORT_OFFSET + i]);
+        let ports = (0..nodes).flat_map(|i| [0, PEER_PORT_OFFSET, ADMIN_PORT_OFFSET].map(|o| base + o + i));
         ports.into_iter().find(|port| TcpListener::bind(("127.0.0.1", *port)).is_err())
     };
-    let highest = u16::MAX - ELECTION_PORT_OFFSET - nodes;
+    let highest = u16::MAX - ADMIN_PORT_OFFSET - nodes;
     match asked {
         Some(base) if base == 0 || base > highest => {
             Err(Failure::Usage(format!("--base-port {base}: allowed are 1 to {highest}")))
@@ -239,6 +241,8 @@ fn write_files(members: &[Member], index: usize, set: &[Override]) -> Result<(),
     line("clientPortAddress", "127.0.0.1");
     line("4lw.commands.whitelist", "*");
     line("maxClientCnxns", "0");
+    line("admin.serverAddress", "127.0.0.1");
+    line("admin.serverPort", &(me.client_port + ADMIN_PORT_OFFSET).to_string());
     // Several servers share this machine's memory and disk.
     line("memoryLimit", "96M");
     line("segmentSize", "16M");
@@ -449,6 +453,8 @@ fn describe(members: &[Member], folder: &Folder) -> String {
     text.push_str(&format!("\nlogs and data  {} and so on\n", first.display()));
     text.push_str(&format!("look around    zkcli -s {connect}\n"));
     text.push_str("               (any ZooKeeper client works with these addresses)\n");
+    let admin = members[0].client_port + ADMIN_PORT_OFFSET;
+    text.push_str(&format!("over HTTP      http://127.0.0.1:{admin}/commands and so on, /metrics for Prometheus\n"));
     if let Some(pid) = members.iter().find(|m| Some(m.id) == leader(members)).and_then(|m| m.child.as_ref()?.id())
         && members.len() > 2
     {
@@ -483,6 +489,7 @@ mod tests {
             assert_eq!(parsed.config.client_addr.to_string(), format!("127.0.0.1:{}", 2181 + index));
             assert_eq!(parsed.config.servers.len(), 3);
             assert_eq!(parsed.config.tick_time_ms, 500);
+            assert_eq!(parsed.config.admin.as_ref().unwrap().to_string(), format!("127.0.0.1:{}", 2481 + index));
             assert!(parsed.config.is_loopback_only() && parsed.config.whitelist.allows("mntr"));
             // Only that the given line replaced ours; in particular no secret is asked for.
             assert_eq!(parsed.notices.iter().map(|n| n.key.as_str()).collect::<Vec<_>>(), ["tickTime"]);

@@ -37,6 +37,8 @@ enum Command {
     Serve(ServeArgs),
     /// Run a whole ensemble on this machine: one process for each server.
     Ensemble(ensemble::EnsembleArgs),
+    /// Force a stopped server's copy of the data to be the one that counts, when a majority is lost for good.
+    Recover(RecoverArgs),
     /// Print every key of the configuration as a Markdown table.
     Keys,
     /// Print the version.
@@ -45,6 +47,25 @@ enum Command {
 
 #[derive(Args)]
 struct ServeArgs {
+    #[command(flatten)]
+    config: ConfigArgs,
+    /// Execute this entry as a system error, for an entry that no server can execute; may be repeated. Must be given on
+    /// every server.
+    #[arg(long, value_name = "ZXID")]
+    skip_entry: Vec<String>,
+    /// Check the configuration, say what is wrong with it, and start nothing.
+    #[arg(long)]
+    check: bool,
+    #[command(flatten)]
+    log: LogArgs,
+    /// Stop when this process, the parent, ends.
+    #[arg(long, hide = true, value_name = "PID")]
+    parent: Option<i32>,
+}
+
+/// The configuration of one server.
+#[derive(Args)]
+struct ConfigArgs {
     /// ZooKeeper's zoo.cfg. Without it: an ensemble of one, on loopback, its data in ./corral-data.
     #[arg(short, long, value_name = "FILE", env = "CORRAL_CONFIG")]
     config: Option<PathBuf>,
@@ -66,18 +87,17 @@ struct ServeArgs {
     /// Any key of the configuration; may be repeated. `corral keys` lists them.
     #[arg(long, value_name = "KEY=VALUE", value_parser = Override::from_set)]
     set: Vec<Override>,
-    /// Execute this entry as a system error, for an entry that no server can execute; may be repeated. Must be given on
-    /// every server.
-    #[arg(long, value_name = "ZXID")]
-    skip_entry: Vec<String>,
-    /// Check the configuration, say what is wrong with it, and start nothing.
-    #[arg(long)]
-    check: bool,
+}
+
+#[derive(Args)]
+struct RecoverArgs {
+    #[command(flatten)]
+    config: ConfigArgs,
+    /// Yes: what other servers acknowledged and this one never got is lost.
+    #[arg(long, required = true)]
+    accept_data_loss: bool,
     #[command(flatten)]
     log: LogArgs,
-    /// Stop when this process, the parent, ends.
-    #[arg(long, hide = true, value_name = "PID")]
-    parent: Option<i32>,
 }
 
 #[derive(Args)]
@@ -97,6 +117,7 @@ fn main() -> ExitCode {
     match Cli::parse().command {
         Command::Serve(args) => serve(args),
         Command::Ensemble(args) => ensemble::run(args),
+        Command::Recover(args) => recover(args),
         Command::Keys => print(&config::keys_as_markdown()),
         Command::Version => print(&format!("corral {}\n", env!("CARGO_PKG_VERSION"))),
     }
@@ -116,25 +137,15 @@ fn serve(args: ServeArgs) -> ExitCode {
     {
         return ExitCode::SUCCESS;
     }
-    let parsed = match load(&args) {
+    let parsed = match load(&args.config, &args.skip_entry) {
         Ok(parsed) => parsed,
-        Err(problem) => {
-            eprintln!("corral: the configuration cannot be used:\n{problem}");
-            return ExitCode::from(EXIT_USAGE);
-        }
+        Err(code) => return code,
     };
-    for notice in &parsed.notices {
-        if notice.warning {
-            warn!(key = notice.key, "{notice}");
-        } else {
-            info!(key = notice.key, "{notice}");
-        }
-    }
     if args.check {
         eprintln!("corral: the configuration can be used");
         return ExitCode::SUCCESS;
     }
-    if args.config.is_none() {
+    if args.config.config.is_none() {
         let folder = std::path::absolute(&parsed.config.data_dir).unwrap_or(parsed.config.data_dir.clone());
         info!(
             data_dir = %folder.display(), clients = %parsed.config.client_addr,
@@ -221,7 +232,42 @@ impl Signals {
     }
 }
 
-fn load(args: &ServeArgs) -> Result<Parsed, String> {
+fn recover(args: RecoverArgs) -> ExitCode {
+    init_logging(args.log.log_format);
+    let config = match load(&args.config, &[]) {
+        Ok(parsed) => parsed.config,
+        Err(code) => return code,
+    };
+    match corral_server::recover::keep_this_copy(&config) {
+        Ok(zxid) => print(&format!(
+            "This copy is the one that counts from now on; its last zxid is {zxid}.\n\
+             Start this server alone: with only its own server line in its configuration, or none.\n\
+             Empty the data folders of the others before they start again.\n"
+        )),
+        Err(error) => {
+            error!(%error, "nothing was changed");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Reads the configuration and says what is wrong or strange in it.
+fn load(args: &ConfigArgs, skip_entry: &[String]) -> Result<Parsed, ExitCode> {
+    let parsed = parse(args, skip_entry).map_err(|problem| {
+        eprintln!("corral: the configuration cannot be used:\n{problem}");
+        ExitCode::from(EXIT_USAGE)
+    })?;
+    for notice in &parsed.notices {
+        if notice.warning {
+            warn!(key = notice.key, "{notice}");
+        } else {
+            info!(key = notice.key, "{notice}");
+        }
+    }
+    Ok(parsed)
+}
+
+fn parse(args: &ConfigArgs, skip_entry: &[String]) -> Result<Parsed, String> {
     let text = match &args.config {
         Some(path) => {
             let text = std::fs::read_to_string(path).map_err(|e| format!("{}: cannot be read: {e}", path.display()))?;
@@ -230,10 +276,10 @@ fn load(args: &ServeArgs) -> Result<Parsed, String> {
         None => None,
     };
     let file = text.as_ref().map(|(name, text)| (name.as_str(), text.as_str()));
-    config::parse(file, &overrides(args), &read_file).map_err(|errors| errors.to_string())
+    config::parse(file, &overrides(args, skip_entry), &read_file).map_err(|errors| errors.to_string())
 }
 
-fn overrides(args: &ServeArgs) -> Vec<Override> {
+fn overrides(args: &ConfigArgs, skip_entry: &[String]) -> Vec<Override> {
     let mut overrides = Vec::new();
     let mut add = |flag: &str, key: &str, value: &str| {
         overrides.push(Override { flag: flag.to_string(), key: key.to_string(), value: value.to_string() });
@@ -255,8 +301,8 @@ fn overrides(args: &ServeArgs) -> Vec<Override> {
             add(flag, key, value);
         }
     }
-    if !args.skip_entry.is_empty() {
-        add("--skip-entry", "skipEntry", &args.skip_entry.join(","));
+    if !skip_entry.is_empty() {
+        add("--skip-entry", "skipEntry", &skip_entry.join(","));
     }
     overrides.extend(args.set.iter().cloned());
     overrides

@@ -36,7 +36,7 @@ use corral_proto::{ServerId, SessionId, Zxid};
 use dashmap::DashMap;
 use parking_lot::Mutex;
 use tokio::net::TcpListener;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{error, info, warn};
@@ -45,8 +45,12 @@ use crate::apply_loop::{ApplyCommand, ApplyLoop};
 use crate::clock::Clock;
 use crate::config::{self, Config, HostPort};
 use crate::core_loop::{CoreLoop, CoreOutlets, PeerEvent, StartFetch, receive_from_peers};
+use crate::figures::Stats;
+use crate::frontend::admin::{AdminSite, MetricsSite};
+use crate::frontend::http;
 use crate::frontend::listen::{self, Listen, ListenOptions};
-use crate::frontend::wire::{FrontendStats, Whitelist, WireOptions};
+use crate::frontend::operators::Operators;
+use crate::frontend::wire::{FrontendStats, Whitelist, WireOptions, Word};
 use crate::frontend::{Frontend, grpc};
 use crate::log_loop::{self, LogCommand, LogLoop, ReadLog};
 use crate::mailbox::Mailbox;
@@ -66,8 +70,9 @@ const FREE_SPACE_INTERVAL: Duration = Duration::from_secs(1);
 const HANDSHAKE_MIN_MS: u64 = 4_000;
 /// A session is reported as touched at least so often, ms, if it is.
 const TOUCH_INTERVAL_MAX_MS: u64 = 500;
-/// What a transaction may have beside the largest request: session, identities.
-const TXN_OVERHEAD_BYTES: usize = 64 << 10;
+/// Bytes of one transaction, whatever the front ends let pass: with what may be before it in a message it fits into a
+/// frame between servers.
+const TXN_BYTES_MAX: usize = peer_link::FRAME_BYTES_MAX - MESSAGE_BYTES - (64 << 10);
 /// Bytes sent to one learner and not yet acknowledged.
 const LEARNER_WINDOW_BYTES: usize = 8 << 20;
 /// Bytes of one message with entries.
@@ -82,6 +87,8 @@ pub(crate) type View = <RocksStore as TreeStore>::View;
 pub(crate) enum CoreEvent {
     /// Writes of clients, in order.
     Submit(Vec<(Key, Bytes)>),
+    /// Nobody waits for this handshake any more.
+    Withdraw(Key),
     /// Somebody wants a read point; it is answered to the lane registered for the tag.
     ReadIndex { tag: u64 },
     /// Something from another server.
@@ -101,53 +108,15 @@ pub(crate) enum CoreEvent {
     /// See [`corral_core::zab::io::Input::SnapshotReady`].
     SnapshotReady { request: u64, snapshot: Option<SnapshotMeta> },
     /// See [`corral_core::zab::io::Input::SnapshotFetched`].
-    SnapshotFetched { id: u64, ok: bool },
+    SnapshotFetched { request: u64, ok: bool },
     /// See [`corral_core::zab::io::Input::SnapshotOpened`].
     SnapshotOpened { position: Position },
     /// An operator asked.
     Admin(Admin),
+    /// An operator wants to know which session ends when; see [`Member::session_deadlines`].
+    SessionDeadlines(oneshot::Sender<Vec<(u64, Vec<SessionId>)>>),
     /// End the thread.
     Stop,
-}
-
-/// What a server counts beside its front ends.
-#[derive(Debug, Default)]
-pub(crate) struct Stats {
-    /// Sessions with a connection here.
-    pub(crate) connections: AtomicU64,
-    /// Proofs of identity that named nobody.
-    pub(crate) auth_failed: AtomicU64,
-    /// Writes of the log that were synced; their time, and the longest, ms.
-    pub(crate) syncs: AtomicU64,
-    pub(crate) sync_ms: AtomicU64,
-    pub(crate) sync_max_ms: AtomicU64,
-    /// Size of the store's files, as of its last flush.
-    pub(crate) store_bytes: AtomicU64,
-}
-
-impl Stats {
-    pub(crate) fn connected(&self) {
-        self.connections.fetch_add(1, Ordering::Relaxed);
-    }
-
-    pub(crate) fn disconnected(&self) {
-        self.connections.fetch_sub(1, Ordering::Relaxed);
-    }
-
-    pub(crate) fn store_bytes(&self) -> u64 {
-        self.store_bytes.load(Ordering::Relaxed)
-    }
-
-    pub(crate) fn auth_failed(&self) {
-        self.auth_failed.fetch_add(1, Ordering::Relaxed);
-    }
-
-    pub(crate) fn log_synced(&self, took: Duration) {
-        let ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
-        self.syncs.fetch_add(1, Ordering::Relaxed);
-        self.sync_ms.fetch_add(ms, Ordering::Relaxed);
-        self.sync_max_ms.fetch_max(ms, Ordering::Relaxed);
-    }
 }
 
 /// Settings of a server that front ends need, as plain values.
@@ -171,6 +140,8 @@ pub(crate) struct NodeOptions {
     pub(crate) txn_bytes_max: usize,
     /// Without a quorum, serve reads to clients that allow it.
     pub(crate) read_only_mode: bool,
+    /// Bytes of paths and data in one request.
+    pub(crate) request_bytes_max: usize,
 }
 
 /// Whether clients can be served.
@@ -322,6 +293,11 @@ impl NodeShared {
         tag
     }
 
+    /// Read points that the leader has not named yet.
+    pub(crate) fn waiting_read_points(&self) -> usize {
+        self.read_points.len()
+    }
+
     /// The leader named a read point.
     pub(crate) fn answer_read_point(&self, tag: u64, zxid: Zxid) {
         if let Some((_, lane)) = self.read_points.remove(&tag) {
@@ -390,7 +366,7 @@ fn split_mix(state: u64) -> u64 {
 }
 
 /// Random bytes of the system: where every arbitrary choice of a server comes from.
-fn system_random<const N: usize>() -> std::io::Result<[u8; N]> {
+pub(crate) fn system_random<const N: usize>() -> std::io::Result<[u8; N]> {
     let mut bytes = [0; N];
     std::fs::File::open("/dev/urandom")?.read_exact(&mut bytes)?;
     Ok(bytes)
@@ -470,6 +446,8 @@ pub struct Node;
 pub struct ServerHandle {
     node: Arc<NodeShared>,
     client_addr: SocketAddr,
+    admin_addr: Option<SocketAddr>,
+    metrics_addr: Option<SocketAddr>,
     links: Option<PeerLinks>,
     stop: CancellationToken,
     tasks: TaskTracker,
@@ -500,12 +478,18 @@ impl Node {
         let client_addr = listener
             .local_addr()
             .map_err(|source| StartError::Listen { address: config.client_addr.to_string(), source })?;
+        let link_runtime = LinkRuntime::new().map_err(StartError::Thread)?;
         let peer_listener = match (&config.peer_bind, config.is_alone()) {
-            (Some(address), false) => Some(peer_link::bind(&address.to_string()).await?),
+            (Some(address), false) => {
+                let address = address.to_string();
+                let binding = link_runtime.handle.spawn(async move { peer_link::bind(&address).await });
+                Some(binding.await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?)
+            }
             _ => None,
         };
 
         let opening = config.clone();
+        let opening_ms = clock.now().mono_ms;
         let opened = tokio::task::spawn_blocking(move || Opened::open(&opening, instance)).await;
         let Opened { folder, lock, log, recovered, store, states, peers } =
             opened.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?;
@@ -517,6 +501,7 @@ impl Node {
 
         let apply = Apply::new(config.my_id, store, config.skip_entries.iter().copied().collect());
         let node = Arc::new(NodeShared::new(node_options(&config), clock, apply.shared(), nonces));
+        node.stats.recovered(node.clock.now().mono_ms.saturating_sub(opening_ms), recovered.persisted);
         let identity = recovered.identity;
         let member = Member::new(zab_options(&config, seed), recovered, member_options(&config, password_key));
         node.set_status(member.status());
@@ -531,6 +516,7 @@ impl Node {
         let links = peer_listener.map(|listener| {
             let (events, received) = mpsc::channel(LINK_EVENTS);
             let options = link_options(&config, &identity, &peers, seed);
+            let _there = link_runtime.handle.enter();
             let links = PeerLinks::start(options, listener, states.clone(), events);
             let receiving = receive_from_peers(node.clone(), links.clone(), received);
             let stop = stop.clone();
@@ -580,19 +566,26 @@ impl Node {
         let read_inbox = outlets_read.clone();
         let read_node = node.clone();
         let threads = vec![
-            spawn("log", move || log_loop.run())?,
+            spawn("log", move || {
+                log_loop.run();
+                // The last thing that ends.
+                drop(link_runtime);
+            })?,
             spawn("log-read", move || log_loop::run_reader(&read_node, &reader, &read_inbox))?,
             spawn("log-prepare", move || log_loop::run_preparer(&preparer, &prepare))?,
             spawn("apply", move || apply_loop.run())?,
         ];
         let core_thread = spawn("core", move || core.run())?;
 
-        open_front_ends(&node, &config, listener, &stop, &tasks);
+        let operators = open_front_ends(&node, &config, listener, &stop, &tasks);
+        let (admin_addr, metrics_addr) = open_admin(&operators, &config, &stop, &tasks).await;
         tasks.spawn(watch_free_space(node.clone(), config.clone(), stop.clone()));
         info!(%client_addr, server = %config.my_id, "started");
         Ok(ServerHandle {
             node,
             client_addr,
+            admin_addr,
+            metrics_addr,
             links,
             stop,
             tasks,
@@ -609,6 +602,16 @@ impl ServerHandle {
     /// Where clients connect.
     pub fn client_addr(&self) -> SocketAddr {
         self.client_addr
+    }
+
+    /// Where AdminServer answers; `None` if it is off or its port could not be opened.
+    pub fn admin_addr(&self) -> Option<SocketAddr> {
+        self.admin_addr
+    }
+
+    /// Where Prometheus finds the figures; `None` as for [`ServerHandle::admin_addr`].
+    pub fn metrics_addr(&self) -> Option<SocketAddr> {
+        self.metrics_addr
     }
 
     /// Whether clients are served.
@@ -630,6 +633,10 @@ impl ServerHandle {
     pub async fn stop(self) {
         let ServerHandle { node, links, stop, tasks, log, log_read, apply, core_thread, threads, .. } = self;
         node.stop_serving();
+        if let Some(links) = &links {
+            // Streams that are up go on while clients are seen off; no new one begins on a server that is leaving.
+            links.quiesce();
+        }
         // What is answered already gets out; nobody waits for more than that.
         node.shared.lanes.close_all(CloseReason::ShuttingDown);
         let _ = tokio::time::timeout(GOODBYE, async {
@@ -638,15 +645,16 @@ impl ServerHandle {
             }
         })
         .await;
+        node.core.push(CoreEvent::Stop);
+        join(vec![core_thread]).await;
+        if let Some(links) = links {
+            // While the task that takes what they report still runs: they end without waiting for anybody.
+            links.stop().await;
+        }
         stop.cancel();
         tasks.close();
         if tokio::time::timeout(2 * GOODBYE, tasks.wait()).await.is_err() {
             warn!("some connections did not end in time");
-        }
-        node.core.push(CoreEvent::Stop);
-        join(vec![core_thread]).await;
-        if let Some(links) = links {
-            links.stop().await;
         }
         log.push(LogCommand::Stop);
         log_read.push(ReadLog::Stop);
@@ -660,6 +668,30 @@ impl ServerHandle {
         })
         .await;
         info!(server = %node.options.server, "stopped");
+    }
+}
+
+/// Where streams between servers run: on a thread of their own, since reads of clients, which may wait for the disk, must
+/// not keep heartbeats back.
+struct LinkRuntime {
+    handle: tokio::runtime::Handle,
+    runtime: Option<tokio::runtime::Runtime>,
+}
+
+impl LinkRuntime {
+    fn new() -> std::io::Result<LinkRuntime> {
+        let mut builder = tokio::runtime::Builder::new_multi_thread();
+        let runtime = builder.worker_threads(1).thread_name("peers").enable_all().build()?;
+        Ok(LinkRuntime { handle: runtime.handle().clone(), runtime: Some(runtime) })
+    }
+}
+
+impl Drop for LinkRuntime {
+    fn drop(&mut self) {
+        // A runtime may not be dropped where one runs.
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
     }
 }
 
@@ -695,7 +727,8 @@ fn node_options(config: &Config) -> NodeOptions {
         touch_interval_ms: (config.min_session_timeout_ms / 10).clamp(1, TOUCH_INTERVAL_MAX_MS),
         sync_timeout_ms: config.sync_timeout_ms,
         outstanding_max: config.global_outstanding_limit,
-        txn_bytes_max: config.jute_max_buffer.max(grpc::REQUEST_MESSAGE_MAX) + TXN_OVERHEAD_BYTES,
+        txn_bytes_max: TXN_BYTES_MAX,
+        request_bytes_max: config.jute_max_buffer,
         read_only_mode: config.read_only_mode,
     }
 }
@@ -727,10 +760,13 @@ fn zab_options(config: &Config, seed: u64) -> Options {
 
 fn member_options(config: &Config, password_key: Vec<u8>) -> MemberOptions {
     let membership = config.membership_text(0);
-    let config_text = membership.rsplit_once("version=").map_or("", |(members, _)| members).to_owned();
+    let config_text = membership.rsplit_once("\nversion=").map_or("", |(members, _)| members).to_owned();
     MemberOptions {
         settings: Settings {
             skip_acl: config.skip_acl,
+            enforce_quota: config.enforce_quota,
+            extended_types: config.extended_types,
+            keeper_extensions: config.keeper_extensions,
             container_never_used_ms: i64::try_from(config.container_never_used_ms).unwrap_or(i64::MAX),
             ephemerals_per_session: config.ephemerals_per_session,
             password_key,
@@ -738,6 +774,7 @@ fn member_options(config: &Config, password_key: Vec<u8>) -> MemberOptions {
             ..Settings::default()
         },
         reap_interval_ms: config.reaper_interval_ms,
+        touch_interval_ms: TOUCH_INTERVAL_MAX_MS,
     }
 }
 
@@ -762,7 +799,7 @@ fn link_options(config: &Config, identity: &Identity, peers: &PeerBook, seed: u6
     }
 }
 
-fn number(bytes: &[u8]) -> u64 {
+pub(crate) fn number(bytes: &[u8]) -> u64 {
     u64::from_le_bytes(bytes.try_into().expect("eight bytes are cut off"))
 }
 
@@ -859,7 +896,7 @@ fn snapshot_fetcher(
     let (node, config, states) = (node.clone(), config.clone(), states.clone());
     let (tasks, stop) = (tasks.clone(), stop.clone());
     let runtime = tokio::runtime::Handle::current();
-    Box::new(move |leader, snapshot| {
+    Box::new(move |request, leader, snapshot| {
         let (node, config, states) = (node.clone(), config.clone(), states.clone());
         let (runtime, stop) = (runtime.clone(), stop.clone());
         // Files are written on the way: not on a thread that connections wait for.
@@ -875,18 +912,58 @@ fn snapshot_fetcher(
                     let fetched = runtime.block_on(async {
                         tokio::select! {
                             () = stop.cancelled() => Err("this server is going down".to_owned()),
-                            fetched = states.fetch(&address, &snapshot, cluster, secret, timeout) => fetched,
+                            fetched = states.fetch(request, &address, &snapshot, cluster, secret, timeout) => fetched,
                         }
                     });
                     if let Err(error) = &fetched {
                         warn!(%leader, zxid = %snapshot.position.zxid, "a snapshot could not be fetched: {error}");
                     }
-                    node.core.push(CoreEvent::SnapshotFetched { id: snapshot.id, ok: fetched.is_ok() });
+                    node.core.push(CoreEvent::SnapshotFetched { request, ok: fetched.is_ok() });
                 }
             },
             &runtime,
         );
     })
+}
+
+/// Opens the ports for operators, those that are wanted. One that cannot be opened is a warning: clients are served all the
+/// same. Returns where AdminServer and Prometheus are answered.
+async fn open_admin(
+    operators: &Arc<Operators>,
+    config: &Config,
+    stop: &CancellationToken,
+    tasks: &TaskTracker,
+) -> (Option<SocketAddr>, Option<SocketAddr>) {
+    let idle = Duration::from_millis(config.admin_idle_timeout_ms);
+    let open = async |what: &str, key: &str, address: &HostPort| {
+        let bound = http::bind(&address.host, address.port).await.and_then(|l| Ok((l.local_addr()?, l)));
+        match bound {
+            Ok((address, listener)) => {
+                info!(%address, "{what}");
+                Some((address, listener))
+            }
+            Err(error) => {
+                warn!(%address, %error, "{what}: the port cannot be opened, going on without it; see {key}");
+                None
+            }
+        }
+    };
+    let mut opened = (None, None);
+    if let Some(address) = &config.admin
+        && let Some((address, listener)) = open("AdminServer", "admin.serverPort", address).await
+    {
+        let site = Arc::new(AdminSite::new(operators.clone(), &config.admin_command_url));
+        tasks.spawn(http::serve(listener, site, idle, stop.clone()));
+        opened.0 = Some(address);
+    }
+    if let Some(address) = &config.metrics
+        && let Some((address, listener)) = open("metrics for Prometheus", "metricsProvider.httpPort", address).await
+    {
+        let site = Arc::new(MetricsSite::new(operators.clone()));
+        tasks.spawn(http::serve(listener, site, idle, stop.clone()));
+        opened.1 = Some(address);
+    }
+    opened
 }
 
 /// Opens the client port to sessions of both protocols and to four-letter words.
@@ -896,8 +973,14 @@ fn open_front_ends(
     listener: TcpListener,
     stop: &CancellationToken,
     tasks: &TaskTracker,
-) {
+) -> Arc<Operators> {
     let frontend = Frontend::new(node.clone());
+    let words = match &config.whitelist {
+        config::Whitelist::All => Whitelist::parse("*"),
+        config::Whitelist::Only(words) => {
+            Whitelist::parse(&words.iter().map(String::as_str).collect::<Vec<_>>().join(","))
+        }
+    };
     let options = ListenOptions {
         connections_per_address_max: config.max_client_cnxns as usize,
         connections_max: config.max_cnxns as usize,
@@ -905,26 +988,24 @@ fn open_front_ends(
             max_frame_bytes: config.jute_max_buffer,
             handshake_timeout: Duration::from_millis(config.min_session_timeout_ms.max(HANDSHAKE_MIN_MS)),
         },
-        words: match &config.whitelist {
-            config::Whitelist::All => Whitelist::parse("*"),
-            config::Whitelist::Only(words) => {
-                Whitelist::parse(&words.iter().map(String::as_str).collect::<Vec<_>>().join(","))
-            }
-        },
+        // Clients that look for a server ask it.
+        words: if config.read_only_mode { words.with(Word::Isro) } else { words },
     };
-    let reporter = report::reporter(node.clone(), config.clone());
-    let (listen, grpc_connections) = Listen::new(frontend.clone(), options, FrontendStats::new(), reporter);
+    let stats = FrontendStats::new();
+    let operators = Operators::new(report::reporter(node.clone(), config.clone()), stats.clone());
+    let (listen, grpc_connections) = Listen::new(frontend.clone(), options, operators.clone());
     let stopped = stop.clone();
     tasks.spawn(async move { listen.serve(listener, stopped).await });
     let router = tonic::transport::Server::builder()
         .initial_stream_window_size(grpc::STREAM_WINDOW)
         .initial_connection_window_size(grpc::CONNECTION_WINDOW)
         .http2_adaptive_window(Some(false))
-        .add_service(grpc::service(frontend));
+        .add_service(grpc::service(frontend, stats));
     let stopped = stop.clone().cancelled_owned();
     tasks.spawn(async move {
         if let Err(error) = router.serve_with_incoming_shutdown(grpc_connections, stopped).await {
             warn!(%error, "the gRPC service ended");
         }
     });
+    operators
 }

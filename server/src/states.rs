@@ -25,8 +25,8 @@ pub(crate) struct StateFolders {
     held: Mutex<BTreeMap<u64, Arc<Held>>>,
     /// The cluster this server belongs to; 0 before bootstrap.
     cluster: AtomicU64,
-    /// Ends the fetch that is under way.
-    fetching: Mutex<CancellationToken>,
+    /// The newest request to fetch, and what ends it.
+    fetching: Mutex<(u64, CancellationToken)>,
     /// Held by who writes into the folder for what is received.
     incoming: tokio::sync::Mutex<()>,
 }
@@ -106,29 +106,40 @@ impl StateFolders {
     }
 
     /// Fetches a snapshot from a leader into the folder that may become current next; when it returns `Ok`, it is durable
-    /// and contains what was announced. Writes files on the calling thread. There is one fetch at a time: a new one ends
-    /// the one before.
+    /// and contains what was announced. Writes files on the calling thread. There is one fetch at a time: a later
+    /// request ends the ones before.
     ///
     /// # Errors
     /// In words. What was fetched counts for nothing then.
     pub(crate) async fn fetch(
         &self,
+        request: u64,
         address: &str,
         snapshot: &SnapshotMeta,
         cluster: u64,
         secret: &str,
         connect_timeout: Duration,
     ) -> Result<(), String> {
+        let superseded = || Err("another snapshot is fetched instead".to_owned());
         let mine = CancellationToken::new();
-        std::mem::replace(&mut *self.fetching.lock(), mine.clone()).cancel();
-        tokio::select! {
-            () = mine.cancelled() => Err("another snapshot is fetched instead".to_owned()),
-            fetched = self.fetch_alone(address, snapshot, cluster, secret, connect_timeout) => fetched,
+        {
+            let mut fetching = self.fetching.lock();
+            // Requests come on threads of their own, in any order; they are numbered in the order in which they were made.
+            if request < fetching.0 {
+                return superseded();
+            }
+            std::mem::replace(&mut *fetching, (request, mine.clone())).1.cancel();
         }
+        let fetched = tokio::select! {
+            () = mine.cancelled() => return superseded(),
+            fetched = self.fetch_alone(&mine, address, snapshot, cluster, secret, connect_timeout) => fetched,
+        };
+        if mine.is_cancelled() { superseded() } else { fetched }
     }
 
     async fn fetch_alone(
         &self,
+        mine: &CancellationToken,
         address: &str,
         snapshot: &SnapshotMeta,
         cluster: u64,
@@ -136,6 +147,9 @@ impl StateFolders {
         connect_timeout: Duration,
     ) -> Result<(), String> {
         let _alone = self.incoming.lock().await;
+        if mine.is_cancelled() {
+            return Err("cancelled before it began".to_owned());
+        }
         let folder = self.current()?.incoming();
         let mut incoming: Option<Incoming> = None;
         let mut places: BTreeMap<String, usize> = BTreeMap::new();

@@ -3,6 +3,8 @@
 mod processes;
 
 use std::collections::{BTreeSet, VecDeque};
+use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
 use corral_client::{Client, CreateMode, EventKind, SessionState, WatchMode};
@@ -206,6 +208,64 @@ async fn a_server_that_lost_its_disk_learns_before_it_votes_again() {
     let leader = ensemble.leader().await;
     ensemble.kill(leader);
     let set = soon(&ensemble, "a write with the relearned server", client.set("/kept", "still", None)).await;
+    assert_eq!(set.unwrap().version, 1);
+}
+
+#[tokio::test]
+async fn a_lost_majority_is_left_by_force_and_the_ensemble_grown_again() {
+    let mut ensemble = Ensemble::start(3, "").await;
+    let client = ensemble.client(ensemble.ids(), SESSION).await;
+    client.create("/kept", "precious", CreateMode::Persistent).await.unwrap();
+    client.close().await.unwrap();
+    let zxid = ensemble.converge().await;
+    let recover = |config: &Path, force: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_corral"));
+        let output = command.arg("recover").arg("--config").arg(config).args(force).output().expect("it runs");
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        (output.status.code(), text(&output.stdout), text(&output.stderr))
+    };
+    let force = ["--accept-data-loss"];
+
+    // A server that runs is left alone, and nothing is lost unless that was said.
+    let (code, _, stderr) = recover(&ensemble.config(1), &force);
+    assert_eq!(code, Some(1), "{stderr}");
+    assert!(stderr.contains("in use by another process"), "{stderr}");
+    for id in ensemble.ids() {
+        ensemble.kill(id);
+    }
+    let (code, _, stderr) = recover(&ensemble.config(1), &[]);
+    assert_eq!(code, Some(2), "{stderr}");
+    for lost in [2, 3] {
+        ensemble.wipe(lost);
+    }
+    let (code, _, stderr) = recover(&ensemble.config(2), &force);
+    assert_eq!(code, Some(1), "an empty folder holds nothing: {stderr}");
+    let (code, stdout, stderr) = recover(&ensemble.config(1), &force);
+    assert_eq!(code, Some(0), "{stderr}");
+    assert!(stdout.contains(&format!("its last zxid is {zxid:#x}")), "{stdout}");
+
+    // Alone; then with the others as observers, who learn; then whole.
+    ensemble.set_members(&[(1, "participant"), (2, "observer"), (3, "observer")]);
+    for id in ensemble.ids() {
+        ensemble.start_server(id);
+    }
+    ensemble.converge().await;
+    for id in [2, 3] {
+        let is_member = |e: &Ensemble| e.mntr(id, "zk_membership").is_some_and(|m| m == "member");
+        ensemble.until("an observer is a member", is_member).await;
+    }
+    for id in ensemble.ids() {
+        ensemble.terminate(id).await;
+    }
+    ensemble.set_members(&[(1, "participant"), (2, "participant"), (3, "participant")]);
+    for id in ensemble.ids() {
+        ensemble.start_server(id);
+    }
+    ensemble.converge().await;
+    ensemble.kill(1);
+    let client = ensemble.client([2, 3], SESSION).await;
+    assert_eq!(client.get("/kept").await.unwrap().bytes(), b"precious");
+    let set = soon(&ensemble, "a write without the origin", client.set("/kept", "still", None)).await;
     assert_eq!(set.unwrap().version, 1);
 }
 

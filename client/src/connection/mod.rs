@@ -205,6 +205,7 @@ async fn handshake(shared: &Arc<Shared>, channel: tonic::transport::Channel, hel
                 timeout: Duration::from_millis(u64::from(connected.timeout_ms)),
                 server: ServerId(connected.server),
                 last_n: connected.last_n,
+                request_bytes_max: usize::try_from(connected.request_bytes_max).unwrap_or(usize::MAX),
             };
             Ok(Link { outbound, inbound, attached, asked })
         }

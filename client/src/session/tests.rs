@@ -60,7 +60,8 @@ impl Script {
 
     fn connect_as(&mut self, session: SessionId, last_n: u64) -> Result<Vec<String>, String> {
         let password = Bytes::from_static(b"pw");
-        let attached = Attached { session, password, timeout: TIMEOUT, server: ServerId(1), last_n };
+        let attached =
+            Attached { session, password, timeout: TIMEOUT, server: ServerId(1), last_n, request_bytes_max: 1 << 20 };
         let mut out = Vec::new();
         self.session.on_connected(self.now, self.now, attached, &mut out)?;
         Ok(self.told(out))
@@ -633,6 +634,7 @@ proptest::proptest! {
                             timeout: TIMEOUT,
                             server: ServerId(1),
                             last_n: model.last_n,
+                            request_bytes_max: 1 << 20,
                         };
                         session.on_connected(now, now, attached, &mut out).unwrap();
                     }

@@ -258,6 +258,7 @@ impl State {
             server: 1,
             zxid: self.zxid,
             last_n: row.last_n,
+            request_bytes_max: 1 << 20,
         };
         send(&out, pb::server_message::Message::Connected(connected));
         self.connections.insert(number, Connection { session, out, watches: Watches::default() });

@@ -52,9 +52,9 @@ impl Lanes {
         true
     }
 
-    /// Gives up a handshake.
-    pub fn abandon(&self, session: SessionId, nonce: u64) {
-        self.joining.lock().remove(&(session, nonce));
+    /// Gives up a handshake; false if it is over.
+    pub fn abandon(&self, session: SessionId, nonce: u64) -> bool {
+        self.joining.lock().remove(&(session, nonce)).is_some()
     }
 
     /// The session's connection here, if any.
@@ -175,9 +175,17 @@ impl<V: TreeView> Shared<V> {
         self.watches.lock().table.count()
     }
 
-    /// See [`WatchTable::summary`].
-    pub fn watch_summary(&self) -> (usize, usize, usize) {
-        self.watches.lock().table.summary()
+    /// The sessions that watch here, each with its paths of the data table (see [`WatchTable::data_watches`]). Holds the
+    /// lock of the watches for a walk of the table: for operators who ask, not for figures.
+    pub fn watched_paths(&self) -> Vec<(SessionId, Vec<String>)> {
+        let watches = self.watches.lock();
+        let sessions = watches.table.data_watches().into_iter();
+        let mut sessions: Vec<(SessionId, Vec<String>)> = sessions
+            .filter_map(|(watcher, paths)| Some((watches.lanes.get(&watcher)?.session, paths.into_iter().collect())))
+            .collect();
+        drop(watches);
+        sessions.sort_unstable();
+        sessions
     }
 }
 
@@ -277,8 +285,8 @@ impl<S: TreeStore> Apply<S> {
             assert!(entry.zxid > self.meta.applied, "entries are executed once and in order");
             let txn = if entry.payload.is_empty() { None } else { Txn::decode(&entry.payload).ok() };
             let lane = txn.as_ref().filter(|t| t.n != 0).and_then(|t| shared.lanes.of(t.session).map(|lane| (t, lane)));
-            if let Some((_, lane)) = &lane
-                && lane.has_reads_before_write()
+            if let Some((txn, lane)) = &lane
+                && lane.has_reads_before(txn.attach, txn.n)
             {
                 watches.lanes.entry(lane.id).or_insert_with(|| lane.clone());
                 lane.flush(&overlay, self.meta.applied, &mut watches.table);
@@ -304,7 +312,7 @@ impl<S: TreeStore> Apply<S> {
         self.publish(view, self.meta.clone());
         drop(watches);
         for lane in woken.into_values() {
-            lane.wake();
+            lane.end_batch();
         }
         applied.zxid = self.meta.applied;
         applied.persisted = self.persisted();
@@ -396,6 +404,10 @@ impl<S: TreeStore> Apply<S> {
                         }
                     }
                     lane.finish_handshake(handshake);
+                    if lane.is_closed() {
+                        // Nobody waits for it any more.
+                        lanes.detach(&lane);
+                    }
                 }
             }
             Command::Write(_) | Command::CloseSession { .. } => {
@@ -403,8 +415,12 @@ impl<S: TreeStore> Apply<S> {
                     match &outcome.verdict {
                         Verdict::Executed(result) => lane.resolve(txn.n, zxid, result.clone()),
                         Verdict::Repeated { zxid, result: Some(result) } => lane.resolve(txn.n, *zxid, result.clone()),
-                        // A double of something this connection was answered long ago.
-                        Verdict::Repeated { result: None, .. } | Verdict::Internal => {}
+                        // Done, and nobody knows with which result; or a double of something this connection was
+                        // answered long ago, which is in front of nothing.
+                        Verdict::Repeated { result: None, .. } => {
+                            lane.resolve(txn.n, zxid, Err(ErrorCode::RuntimeInconsistency));
+                        }
+                        Verdict::Internal => {}
                         Verdict::Moved => lane.close(CloseReason::Moved),
                         Verdict::OutOfOrder => lane.close(CloseReason::OutOfOrder),
                         Verdict::Expired | Verdict::Attached { .. } | Verdict::IdTaken => {
@@ -445,3 +461,6 @@ fn close(lane: &Arc<Lane>, reason: CloseReason, watches: &mut Watches) {
     watches.lanes.remove(&lane.id);
     lane.close(reason);
 }
+
+#[cfg(test)]
+mod tests;

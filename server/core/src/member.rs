@@ -27,6 +27,8 @@ pub struct MemberOptions {
     pub settings: Settings,
     /// Between two looks for containers and TTL znodes that are due, ms.
     pub reap_interval_ms: u64,
+    /// A client that is heard again within this time of its last touch may go unreported, ms.
+    pub touch_interval_ms: u64,
 }
 
 /// One thing that happened.
@@ -36,6 +38,9 @@ pub enum MemberInput {
     Zab(Input),
     /// Writes of this server's clients, in order.
     Submit(Vec<(Key, Bytes)>),
+    /// Nobody waits for this handshake any more: it is not offered to another leader. What was offered already may
+    /// still be executed.
+    Withdraw(Key),
     /// Clients of this server were heard.
     Touched(Vec<SessionId>),
     /// The store executed a batch.
@@ -94,7 +99,7 @@ impl Member {
         Member {
             zab: Zab::new(options, recovered),
             outbox: Outbox::default(),
-            tracker: Tracker::default(),
+            tracker: Tracker::new(member.touch_interval_ms),
             options: member,
             relation: None,
             leading: false,
@@ -110,6 +115,11 @@ impl Member {
     /// State of the protocol machine.
     pub fn status(&self) -> Status {
         self.zab.status()
+    }
+
+    /// On the leader: sessions by deadline, see [`Tracker::deadlines`]. Empty elsewhere.
+    pub fn session_deadlines(&self) -> Vec<(u64, Vec<SessionId>)> {
+        self.tracker.deadlines()
     }
 
     /// Writes not yet known to be executed.
@@ -131,6 +141,10 @@ impl Member {
                 for (key, payload) in writes {
                     self.outbox.push(key, payload);
                 }
+                self.offer(now, out);
+            }
+            MemberInput::Withdraw(key) => {
+                self.outbox.resolve(&key);
                 self.offer(now, out);
             }
             MemberInput::Touched(sessions) => {

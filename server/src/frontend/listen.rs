@@ -24,8 +24,9 @@ use tokio_util::task::TaskTracker;
 use tonic::transport::server::{Connected, TcpConnectInfo};
 
 use super::Frontend;
+use super::operators::{Operators, ServerMode};
 use super::wire::connection::{self, Door};
-use super::wire::four_letter::{self, ServerReport, Spoken, Whitelist, Word};
+use super::wire::four_letter::{self, Whitelist, Word};
 use super::wire::stats::{FrontendStats, Registration};
 use super::wire::{End, WireOptions};
 
@@ -58,9 +59,6 @@ pub struct ListenOptions {
     /// Which four-letter words are answered.
     pub words: Whitelist,
 }
-
-/// What a word shows beside the traffic; asked each time.
-pub type Reporter = Arc<dyn Fn() -> ServerReport + Send + Sync>;
 
 /// Counts connections by address. One for all ports of a server.
 #[derive(Debug, Default)]
@@ -173,13 +171,8 @@ pub struct Listen {
 
 impl Listen {
     /// Ports that hand sessions to `frontend`, and gRPC connections to the stream.
-    pub fn new(
-        frontend: Frontend,
-        options: ListenOptions,
-        stats: Arc<FrontendStats>,
-        reporter: Reporter,
-    ) -> (Listen, GrpcIncoming) {
-        let (inner, incoming) = Inner::new(frontend, options, stats, reporter);
+    pub fn new(frontend: Frontend, options: ListenOptions, operators: Arc<Operators>) -> (Listen, GrpcIncoming) {
+        let (inner, incoming) = Inner::new(frontend, options, operators);
         (Listen { inner }, incoming)
     }
 
@@ -206,21 +199,17 @@ struct Inner<D> {
     door: D,
     options: ListenOptions,
     stats: Arc<FrontendStats>,
-    reporter: Reporter,
+    operators: Arc<Operators>,
     grpc: mpsc::Sender<PrefixedStream>,
     limits: Arc<Limits>,
 }
 
 impl<D: Door + 'static> Inner<D> {
-    fn new(
-        door: D,
-        options: ListenOptions,
-        stats: Arc<FrontendStats>,
-        reporter: Reporter,
-    ) -> (Arc<Inner<D>>, GrpcIncoming) {
+    fn new(door: D, options: ListenOptions, operators: Arc<Operators>) -> (Arc<Inner<D>>, GrpcIncoming) {
         let (grpc, connections) = mpsc::channel(GRPC_WAITING_MAX);
         let limits = Arc::new(Limits::default());
-        (Arc::new(Inner { door, options, stats, reporter, grpc, limits }), GrpcIncoming { connections })
+        let stats = Arc::clone(operators.stats());
+        (Arc::new(Inner { door, options, stats, operators, grpc, limits }), GrpcIncoming { connections })
     }
 
     async fn serve(self: Arc<Self>, listener: TcpListener, stop: CancellationToken) {
@@ -302,7 +291,8 @@ impl<D: Door + 'static> Inner<D> {
             Protocol::Word(word) => {
                 let registration = self.stats.register(remote);
                 registration.count_received(1);
-                if let Err(error) = self.word(&mut stream, word, &registration).await {
+                let answering = self.word(&mut stream, word, received, deadline, registration);
+                if let Err(error) = answering.await {
                     tracing::debug!(%remote, %error, "four-letter word not answered");
                 }
             }
@@ -319,19 +309,34 @@ impl<D: Door + 'static> Inner<D> {
         }
     }
 
-    async fn word(&self, stream: &mut TcpStream, spoken: Spoken, asking: &Registration) -> io::Result<()> {
-        let words = &self.options.words;
-        let mut report = (self.reporter)();
-        report.traffic = self.stats.report();
-        let text = four_letter::answer(spoken, words, &report);
-        if report.mode != four_letter::ServerMode::NotServing {
-            match spoken {
-                Spoken::Known(Word::Crst) if words.allows(Word::Crst) => self.stats.reset_connections(),
-                Spoken::Known(Word::Srst) if words.allows(Word::Srst) => self.stats.reset(),
-                _ => {}
+    async fn word(
+        &self,
+        stream: &mut TcpStream,
+        word: Word,
+        mut received: BytesMut,
+        deadline: Instant,
+        asking: Registration,
+    ) -> io::Result<()> {
+        let text = if self.options.words.allows(word) {
+            if word == Word::Stmk {
+                let mask = timeout_at(deadline, trace_mask(stream, &mut received)).await??;
+                self.operators.set_trace_mask(mask);
             }
-        }
-        tracing::debug!(?spoken, client = ?asking.remote(), "four-letter word");
+            let report = self.operators.report(word.detail()).await;
+            if report.mode != ServerMode::NotServing {
+                match word {
+                    Word::Crst => self.stats.reset_connections(),
+                    Word::Srst => self.stats.reset(),
+                    _ => {}
+                }
+            }
+            four_letter::answer(word, &report, self.operators.trace_mask())
+        } else {
+            four_letter::refusal(word)
+        };
+        tracing::debug!(?word, client = ?asking.remote(), "four-letter word");
+        // Whoever asks again after this answer does not find the former connection in the list.
+        drop(asking);
         let sending = async {
             stream.write_all(text.as_bytes()).await?;
             stream.shutdown().await?;
@@ -354,15 +359,15 @@ enum Protocol {
     /// Frames; the first four bytes are the length of a connect request, or nothing known.
     ZooKeeper,
     /// A four-letter word.
-    Word(Spoken),
+    Word(Word),
     /// gRPC.
     Http2,
 }
 
 impl Protocol {
     fn of(first: &[u8; 4]) -> Protocol {
-        match Spoken::parse(first) {
-            Some(spoken) => Protocol::Word(spoken),
+        match Word::parse(first) {
+            Some(word) => Protocol::Word(word),
             None if first == HTTP2 => Protocol::Http2,
             None => Protocol::ZooKeeper,
         }
@@ -374,6 +379,18 @@ async fn sniff(stream: &mut (impl AsyncRead + Unpin), received: &mut BytesMut) -
     loop {
         if let Some(first) = received.first_chunk::<4>() {
             return Ok(Protocol::of(first));
+        }
+        if stream.read_buf(received).await? == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+    }
+}
+
+/// The argument of `stmk`: eight bytes after the word.
+async fn trace_mask(stream: &mut (impl AsyncRead + Unpin), received: &mut BytesMut) -> io::Result<i64> {
+    loop {
+        if let Some(mask) = received.get(4..).and_then(|rest| rest.first_chunk::<8>()) {
+            return Ok(i64::from_be_bytes(*mask));
         }
         if stream.read_buf(received).await? == 0 {
             return Err(io::ErrorKind::UnexpectedEof.into());

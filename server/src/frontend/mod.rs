@@ -3,17 +3,21 @@
 //! Front ends translate; a rule that holds for only one of them is a bug, unless its protocol demands it. They never
 //! see the ordering machine or the store.
 
+pub mod admin;
 pub mod grpc;
+pub mod http;
 pub mod listen;
+pub mod metrics;
+pub mod operators;
 pub mod wire;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use corral_core::auth::{digest, password};
-use corral_core::session::lane::{Handshake, Lane, Step};
+use corral_core::session::lane::{Handshake, Lane, Step, add_ids};
 use corral_core::session::outbox::Key;
 use corral_core::session::{ClientRequest, CloseReason, Consistency, Outgoing, Protocol};
 use corral_core::tree::entry::{Command, Txn};
@@ -21,13 +25,18 @@ use corral_core::tree::op::{Answer, MultiOp, WriteOp};
 use corral_core::tree::read;
 use corral_core::watch::WatcherId;
 use corral_proto::{ErrorCode, Id, ServerId, SessionId, Zxid};
+use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::timeout;
+use tracing::warn;
 
 use crate::node::{CoreEvent, NodeShared};
 
 /// How long a server that is behind a client's last zxid waits for it before it refuses (P33).
 const BEHIND_WAIT: Duration = Duration::from_millis(500);
+
+/// Bytes of a connection's identities: they travel with each of its writes.
+pub const IDENTITY_BYTES_MAX: usize = 16 << 10;
 
 /// Requests of one connection that may be unanswered; beyond it the socket is not read.
 pub const OUTSTANDING_PER_CONNECTION: usize = 2_000;
@@ -82,6 +91,8 @@ pub struct Connected {
     pub server: ServerId,
     /// The session is known to this server only, and reads only: there is no quorum.
     pub read_only: bool,
+    /// Bytes of paths and data that one request may have.
+    pub request_bytes_max: usize,
 }
 
 /// The door to the server: cheap to clone, one for all front ends.
@@ -94,8 +105,12 @@ pub struct Frontend {
 pub struct Connection {
     node: Arc<NodeShared>,
     connected: Connected,
+    /// Who the client is for the next request that comes; the lane knows it for the next that is answered.
+    ids: Mutex<Arc<Vec<Id>>>,
     lane: Arc<Lane>,
     signals: Arc<Signals>,
+    /// An identity was not proven: what comes behind is not looked at.
+    rejected: AtomicBool,
     /// ZooKeeper protocol: number of the last write under this attach.
     last_n: AtomicU64,
     /// Monotonic ms of the last touch that was passed on.
@@ -111,16 +126,29 @@ struct Signals {
     room: Notify,
 }
 
-/// Removes a handshake that nobody waits for any more.
+/// Removes a handshake that nobody waits for any more, whatever became of it.
 struct Joining<'a> {
     node: &'a NodeShared,
-    session: SessionId,
+    lane: &'a Arc<Lane>,
     nonce: u64,
+    /// The lane has got an owner.
+    handed_over: bool,
 }
 
 impl Drop for Joining<'_> {
     fn drop(&mut self) {
-        self.node.shared.lanes.abandon(self.session, self.nonce);
+        if self.handed_over {
+            return;
+        }
+        let (session, nonce) = (self.lane.session, self.nonce);
+        // It may be executed this moment: the apply room lets go of a lane that is closed.
+        self.lane.close(CloseReason::ShuttingDown);
+        self.node.shared.lanes.abandon(session, nonce);
+        self.node.shared.detach(self.lane);
+        if self.lane.handshake().is_none() {
+            // Offered to a later leader, it would take the session away from wherever its client is by then.
+            self.node.core.push(CoreEvent::Withdraw(Key::Handshake { session, nonce }));
+        }
     }
 }
 
@@ -230,13 +258,13 @@ impl Frontend {
         if !node.shared.lanes.join(session, nonce, lane.clone()) {
             return Err(ConnectRefused::NotServing);
         }
-        let joining = Joining { node, session, nonce };
+        let mut joining = Joining { node, lane: &lane, nonce, handed_over: false };
         let server = node.options.server;
+        let keeps_results = request.protocol == Protocol::Grpc;
         let command = if request.session == SessionId::NONE {
-            let keeps_results = request.protocol == Protocol::Grpc;
             Command::CreateSession { timeout_ms, server, nonce, keeps_results }
         } else {
-            Command::Attach { timeout_ms, server, nonce }
+            Command::Attach { timeout_ms, server, nonce, keeps_results }
         };
         let txn = Txn { session, attach: Zxid::ZERO, n: 0, answered_through: 0, ids, command };
         node.core.push(CoreEvent::Submit(vec![(Key::Handshake { session, nonce }, txn.encode())]));
@@ -254,10 +282,11 @@ impl Frontend {
         if outcome.is_err() {
             return Err(ConnectRefused::NotServing);
         }
-        drop(joining);
         match lane.handshake() {
             None => Err(ConnectRefused::NotServing),
             Some(Handshake::Attached { attach, timeout_ms, last_n }) => {
+                joining.handed_over = true;
+                drop(joining);
                 Ok(Ok(Attached { lane, signals, attach, timeout_ms, last_n }))
             }
             Some(refused) => Ok(Err(refused)),
@@ -276,8 +305,18 @@ impl Frontend {
             last_n,
             server: node.options.server,
             read_only: false,
+            request_bytes_max: node.options.request_bytes_max,
         };
-        Connection { node, connected, lane, signals, last_n: AtomicU64::new(0), touched_ms: AtomicU64::new(0) }
+        Connection {
+            node,
+            connected,
+            ids: Mutex::new(lane.ids()),
+            lane,
+            signals,
+            rejected: AtomicBool::new(false),
+            last_n: AtomicU64::new(last_n),
+            touched_ms: AtomicU64::new(0),
+        }
     }
 }
 
@@ -318,6 +357,9 @@ impl Connection {
         let mut writes = Vec::new();
         let mut read_point = None;
         for (cookie, request) in requests {
+            if self.rejected.load(Ordering::Relaxed) {
+                break;
+            }
             self.enqueue(cookie, request, &mut writes, &mut read_point);
         }
         if let Some(tag) = read_point {
@@ -346,10 +388,20 @@ impl Connection {
                 // Not numbered: what follows is the next.
                 (Step::Answer(Err(ErrorCode::SystemError)), local)
             }
-            ClientRequest::Write { op, n, answered_through } => {
-                let n = self.number(n);
-                writes.push(self.txn(n, answered_through, Command::Write(op)));
-                (Step::Write { n }, local)
+            ClientRequest::Write { op, n: given, answered_through } => {
+                let n = self.number(given);
+                let (key, txn) = self.txn(n, answered_through, Command::Write(op));
+                if txn.len() <= self.node.options.txn_bytes_max {
+                    writes.push((key, txn));
+                    (Step::Write { n }, local)
+                } else if given.is_none() {
+                    self.last_n.store(n - 1, Ordering::Relaxed);
+                    (Step::Answer(Err(ErrorCode::BadArguments)), local)
+                } else {
+                    // Behind a number that never comes nothing could be executed. The front end admits no such request.
+                    self.rejected.store(true, Ordering::Relaxed);
+                    return self.lane.close(CloseReason::OutOfOrder);
+                }
             }
             ClientRequest::CloseSession { n } => {
                 let n = self.number(n);
@@ -362,10 +414,10 @@ impl Connection {
             ClientRequest::RemoveWatches { path, kind } => (Step::Watches { path, kind, remove: true }, local),
             ClientRequest::CheckWatches { path, kind } => (Step::Watches { path, kind, remove: false }, local),
             ClientRequest::SetWatches(watches) => (Step::SetWatches(watches), local),
-            ClientRequest::AddAuth { scheme, auth } => (Step::Answer(self.add_auth(&scheme, &auth)), local),
+            ClientRequest::AddAuth { scheme, auth } => (self.add_auth(&scheme, &auth), local),
             ClientRequest::WhoAmI => {
                 let display = |id: &Id| Id::new(id.scheme.clone(), digest::display_name(id));
-                (Step::Answer(Ok(Answer::Ids(self.lane.ids().iter().map(display).collect()))), local)
+                (Step::Answer(Ok(Answer::Ids(self.ids.lock().iter().map(display).collect()))), local)
             }
             ClientRequest::Ping => (Step::Answer(Ok(Answer::Done)), local),
             ClientRequest::Refuse(error) => (Step::Answer(Err(error)), local),
@@ -381,24 +433,30 @@ impl Connection {
 
     fn txn(&self, n: u64, answered_through: u64, command: Command) -> (Key, bytes::Bytes) {
         let (session, attach) = (self.connected.session, self.connected.attach);
-        let ids = self.lane.ids().as_ref().clone();
+        let ids = self.ids.lock().as_ref().clone();
         let txn = Txn { session, attach, n, answered_through, ids, command };
         (Key::Request { session, attach, n }, txn.encode())
     }
 
-    /// Proofs that name somebody add to the connection; `ip` succeeds and adds nothing (wire 6.4).
-    fn add_auth(&self, scheme: &str, auth: &[u8]) -> Result<Answer, ErrorCode> {
+    /// Proofs that name somebody add to the connection, for the requests behind them; `ip` succeeds and adds nothing
+    /// (wire 6.4). After a failure nothing more is taken from this connection.
+    fn add_auth(&self, scheme: &str, auth: &[u8]) -> Step {
         match scheme {
             "digest" | "super" => {
-                self.lane.add_ids(digest::identities(auth, self.node.options.super_digest.as_deref()));
-                Ok(Answer::Done)
+                let more = digest::identities(auth, self.node.options.super_digest.as_deref());
+                let mut ids = self.ids.lock();
+                add_ids(&mut ids, more.clone());
+                if ids.iter().map(|id| id.scheme.len() + id.id.len()).sum::<usize>() <= IDENTITY_BYTES_MAX {
+                    return Step::Identify(more);
+                }
+                warn!(session = %self.connected.session, "identities of more than {IDENTITY_BYTES_MAX} bytes");
             }
-            "ip" => Ok(Answer::Done),
-            _ => {
-                self.node.stats.auth_failed();
-                Err(ErrorCode::AuthFailed)
-            }
+            "ip" => return Step::Answer(Ok(Answer::Done)),
+            _ => {}
         }
+        self.rejected.store(true, Ordering::Relaxed);
+        self.node.stats.auth_failed();
+        Step::Answer(Err(ErrorCode::AuthFailed))
     }
 
     fn touch(&self) {
@@ -438,9 +496,11 @@ impl Connection {
 /// Whether a write may need space on the disk.
 fn may_grow(op: &WriteOp) -> bool {
     match op {
-        WriteOp::Create(_) | WriteOp::SetData { .. } | WriteOp::SetAcl { .. } => true,
-        WriteOp::Delete { .. } => false,
-        WriteOp::Multi(ops) => ops.iter().any(|op| !matches!(op, MultiOp::Delete { .. } | MultiOp::Check { .. })),
+        WriteOp::Create(_) | WriteOp::CreateIfNotExists(_) | WriteOp::SetData { .. } | WriteOp::SetAcl { .. } => true,
+        WriteOp::Delete { .. } | WriteOp::RemoveRecursive { .. } => false,
+        WriteOp::Multi(ops) => ops
+            .iter()
+            .any(|op| matches!(op, MultiOp::Create(_) | MultiOp::CreateIfNotExists(_) | MultiOp::SetData { .. })),
     }
 }
 

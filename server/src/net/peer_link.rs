@@ -26,6 +26,7 @@ use futures::{Stream, StreamExt, stream};
 use parking_lot::Mutex;
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, mpsc};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::transport::server::TcpIncoming;
@@ -39,7 +40,7 @@ pub const PROTOCOL_VERSION: u32 = 1;
 /// largest message on top, and room for what is no history.
 pub const QUEUE_BYTES_MAX: usize = 16 << 20;
 /// Largest frame: the largest transaction (4 MiB) and what it travels with.
-const FRAME_BYTES_MAX: usize = 8 << 20;
+pub const FRAME_BYTES_MAX: usize = 8 << 20;
 /// HTTP/2 windows: one learner's window in a stream, two streams' worth in a connection.
 const STREAM_WINDOW: u32 = 8 << 20;
 const CONNECTION_WINDOW: u32 = 16 << 20;
@@ -48,6 +49,9 @@ const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
 /// Between two attempts to reach a peer: doubled from the first to the second.
 const BACKOFF_MIN_MS: u64 = 50;
 const BACKOFF_MAX_MS: u64 = 1000;
+/// A stream that was up for so long was sound: the next attempt begins with the shortest pause again. One that ends right
+/// after it began, as with a server that is going down, counts as a failure.
+const SOUND_AFTER: Duration = Duration::from_millis(BACKOFF_MAX_MS);
 /// Backstop for connections that died without a word; liveness proper is the core's.
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(10);
 const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(20);
@@ -230,6 +234,8 @@ struct Shared {
     events: mpsc::Sender<LinkEvent>,
     source: Arc<dyn SnapshotSource>,
     sending: Arc<Semaphore>,
+    /// No new streams; those that are up go on.
+    quiet: CancellationToken,
     stop: CancellationToken,
     tasks: TaskTracker,
 }
@@ -300,6 +306,7 @@ impl PeerLinks {
             events,
             source,
             sending: Arc::new(Semaphore::new(SNAPSHOTS_AT_ONCE)),
+            quiet: CancellationToken::new(),
             stop: CancellationToken::new(),
             tasks: TaskTracker::new(),
         });
@@ -344,8 +351,15 @@ impl PeerLinks {
         seen.filter(|(_, memory)| *memory != StartMemory::default()).collect()
     }
 
+    /// Neither accepts nor dials any more; streams that are up go on. For a server that is about to stop: a stream
+    /// that would end at once only keeps the peer from looking elsewhere.
+    pub fn quiesce(&self) {
+        self.shared.quiet.cancel();
+    }
+
     /// Ends every link and waits until nothing of it runs.
     pub async fn stop(&self) {
+        self.quiesce();
         self.shared.stop.cancel();
         self.shared.tasks.close();
         self.shared.tasks.wait().await;
@@ -565,20 +579,27 @@ async fn dial_for_ever(shared: Arc<Shared>, peer: ServerId) {
             () = shared.stop.clone().cancelled_owned() => return,
             result = dial(shared.clone(), peer) => result,
         };
-        match result {
-            // It was up: try again at once, then slower.
-            Ok(()) => backoff = BACKOFF_MIN_MS,
-            Err(LinkError::Refused(_)) => backoff = BACKOFF_MAX_MS,
-            Err(error) => debug!(%peer, %error, "cannot reach peer"),
+        if let Err(error) = &result {
+            debug!(%peer, %error, "cannot reach peer");
         }
+        backoff = backoff_after(&result, backoff);
         attempt += 1;
         let pause = backoff / 2 + mix(shared.options.seed ^ peer.0.rotate_left(32) ^ attempt) % (backoff / 2 + 1);
         backoff = (backoff * 2).min(BACKOFF_MAX_MS);
         tokio::select! {
             biased;
-            () = shared.stop.clone().cancelled_owned() => return,
+            () = shared.quiet.clone().cancelled_owned() => return,
             () = tokio::time::sleep(Duration::from_millis(pause)) => {}
         }
+    }
+}
+
+/// The pause after an attempt; `Ok`: how long the stream was up. It doubles from one to the next.
+fn backoff_after(result: &Result<Duration, LinkError>, backoff: u64) -> u64 {
+    match result {
+        Ok(up) if *up >= SOUND_AFTER => BACKOFF_MIN_MS,
+        Err(LinkError::Refused(_)) => BACKOFF_MAX_MS,
+        Ok(_) | Err(_) => backoff,
     }
 }
 
@@ -590,8 +611,8 @@ fn mix(value: u64) -> u64 {
     value ^ (value >> 31)
 }
 
-/// One stream to `peer`, from its connection to its end. `Ok` if it was up.
-async fn dial(shared: Arc<Shared>, peer: ServerId) -> Result<(), LinkError> {
+/// One stream to `peer`, from its connection to its end. `Ok` if it was up: for how long.
+async fn dial(shared: Arc<Shared>, peer: ServerId) -> Result<Duration, LinkError> {
     let state = shared.peers.get(&peer).expect("started for each peer");
     let channel = connect(&state.addr, shared.options.connect_timeout).await?;
     let client = PeerClient::new(channel).max_decoding_message_size(FRAME_BYTES_MAX);
@@ -625,9 +646,11 @@ async fn dial(shared: Arc<Shared>, peer: ServerId) -> Result<(), LinkError> {
         return Err(LinkError::Refused(reason));
     }
     let end = queue.end.clone();
-    let Some(link) = shared.up(peer, &hello, Some(link), queue).await else { return Ok(()) };
-    shared.read(peer, link, incoming, end).await;
-    Ok(())
+    let began = Instant::now();
+    if let Some(link) = shared.up(peer, &hello, Some(link), queue).await {
+        shared.read(peer, link, incoming, end).await;
+    }
+    Ok(began.elapsed())
 }
 
 /// Opens a stream and waits for its first frame.
@@ -704,6 +727,9 @@ impl Peer for Service {
         let Some(frame::Body::Hello(hello)) = first.and_then(|f| f.body) else {
             return Err(Status::invalid_argument("the first frame is no hello"));
         };
+        if shared.quiet.is_cancelled() {
+            return Err(Status::unavailable("this server is going down"));
+        }
         let checked = shared.check(&hello).and_then(|peer| {
             let me = shared.options.me;
             if peer < me {

@@ -25,6 +25,7 @@ pub struct Ensemble {
 
 struct Member {
     client_port: u16,
+    peer_port: u16,
     process: Option<Child>,
 }
 
@@ -60,7 +61,7 @@ impl Ensemble {
                 data.display()
             );
             fs::write(folder.path().join(format!("{id}.cfg")), text).expect("a configuration");
-            members.insert(id, Member { client_port, process: None });
+            members.insert(id, Member { client_port, peer_port: peers[id as usize - 1], process: None });
         }
         let mut ensemble = Ensemble { folder, members };
         for id in 1..=servers {
@@ -73,7 +74,7 @@ impl Ensemble {
     /// Starts a server that does not run.
     pub fn start_server(&mut self, id: u64) {
         let log = fs::OpenOptions::new().create(true).append(true).open(self.log_file(id)).expect("a log file");
-        let config = self.folder.path().join(format!("{id}.cfg"));
+        let config = self.config(id);
         let process = Command::new(env!("CARGO_BIN_EXE_corral"))
             .args(["serve", "--config"])
             .arg(config)
@@ -83,6 +84,26 @@ impl Ensemble {
             .spawn()
             .expect("the server starts");
         self.member(id).process = Some(process);
+    }
+
+    /// The configuration of a server.
+    pub fn config(&self, id: u64) -> PathBuf {
+        self.folder.path().join(format!("{id}.cfg"))
+    }
+
+    /// Gives every server these members and no others, from its next start on.
+    pub fn set_members(&self, members: &[(u64, &str)]) {
+        for id in self.ids() {
+            let file = self.config(id);
+            let text = fs::read_to_string(&file).expect("it was written");
+            let mut lines: Vec<String> =
+                text.lines().filter(|line| !line.starts_with("server.")).map(str::to_owned).collect();
+            lines.extend(members.iter().map(|(member, role)| {
+                let port = self.members[member].peer_port;
+                format!("server.{member}=127.0.0.1:{port}:{port}:{role}")
+            }));
+            fs::write(file, lines.join("\n")).expect("a configuration");
+        }
     }
 
     fn member(&mut self, id: u64) -> &mut Member {

@@ -211,7 +211,7 @@ impl World {
                 let command = if new {
                     Command::CreateSession { timeout_ms, server: to.server, nonce, keeps_results: !wire }
                 } else {
-                    Command::Attach { timeout_ms, server: to.server, nonce }
+                    Command::Attach { timeout_ms, server: to.server, nonce, keeps_results: !wire }
                 };
                 self.history.timeouts.insert(session, timeout_ms as u64);
                 if new && !wire {
@@ -223,8 +223,12 @@ impl World {
             ToServer::Gone => {
                 if let Some(connection) = process.connections.remove(&id) {
                     let shared = process.apply.shared();
-                    shared.lanes.abandon(connection.lane.session, connection.nonce);
+                    let (session, nonce) = (connection.lane.session, connection.nonce);
+                    let waited = shared.lanes.abandon(session, nonce);
                     shared.detach(&connection.lane);
+                    if waited {
+                        self.push_input(to, MemberInput::Withdraw(Key::Handshake { session, nonce }));
+                    }
                 }
             }
             ToServer::Request(cookie, request) => {

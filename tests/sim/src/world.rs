@@ -66,7 +66,7 @@ pub(crate) enum Event {
     /// The store persists itself.
     Flush(ProcessRef),
     /// A snapshot was transferred, or not.
-    Fetched(ProcessRef, ServerId, SnapshotMeta),
+    Fetched(ProcessRef, u64, ServerId, SnapshotMeta),
     /// Two servers try to connect.
     Dial(ServerId, ServerId),
     /// A side learns that a stream is up.
@@ -307,8 +307,8 @@ impl World {
             Event::TrimLog(at, upto) => self.trim_log(at, upto),
             Event::ApplyTurn(at) => self.apply_turn(at),
             Event::Flush(at) => self.flush(at),
-            Event::Fetched(at, leader, snapshot) => {
-                self.fetched(at, leader, snapshot);
+            Event::Fetched(at, request, leader, snapshot) => {
+                self.fetched(at, request, leader, snapshot);
                 Ok(())
             }
             Event::Dial(a, b) => {
@@ -553,13 +553,13 @@ impl World {
                 self.process_mut(at).expect("the caller found it").snapshots.remove(&id);
                 Ok(())
             }
-            Output::FetchSnapshot { leader, snapshot } => {
+            Output::FetchSnapshot { request, leader, snapshot } => {
                 self.say(|| format!("{:?} fetches {snapshot:?} from {leader:?}", at.server));
                 let process = self.process_mut(at).expect("the caller found it");
                 process.apply.reset_clients(CloseReason::ShuttingDown);
                 self.serve_woken(at);
                 let delay = 2 * self.network.delay() + self.rng.below(self.options.write_time);
-                self.schedule.after(delay, Event::Fetched(at, leader, snapshot));
+                self.schedule.after(delay, Event::Fetched(at, request, leader, snapshot));
                 Ok(())
             }
             Output::OpenSnapshot(snapshot) => self.give_apply(at, ApplyWork::Open(snapshot)),
@@ -843,7 +843,7 @@ impl World {
         Ok(())
     }
 
-    fn fetched(&mut self, at: ProcessRef, leader: ServerId, snapshot: SnapshotMeta) {
+    fn fetched(&mut self, at: ProcessRef, request: u64, leader: ServerId, snapshot: SnapshotMeta) {
         let reachable = !self.network.is_blocked(leader, at.server) && !self.network.is_blocked(at.server, leader);
         let lucky = !self.rng.chance(50);
         let view = self.servers[&leader]
@@ -857,7 +857,7 @@ impl World {
         if !ok {
             self.trace.reached("snapshot transfer failed");
         }
-        self.push_input(at, MemberInput::Zab(Input::SnapshotFetched { id: snapshot.id, ok }));
+        self.push_input(at, MemberInput::Zab(Input::SnapshotFetched { request, ok }));
     }
 
     fn open_snapshot(&mut self, at: ProcessRef, snapshot: SnapshotMeta) -> Check {
@@ -1052,6 +1052,7 @@ impl World {
             MemberOptions {
                 settings: Settings { container_never_used_ms: 2_000, ..Settings::default() },
                 reap_interval_ms: self.options.sync_timeout_ms * 3,
+                touch_interval_ms: 0,
             },
         );
         let apply = Apply::new(id, started.store, Vec::new());

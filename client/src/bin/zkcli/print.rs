@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use corral_proto::{Acl, ErrorCode, EventKind, Id, Stat, WatchedEvent, Zxid, perms};
+use corral_proto::{Acl, ErrorCode, EventKind, Id, Stat, WatchedEvent, perms};
 use serde_json::{Value, json};
 
 use crate::command::Form;
@@ -243,13 +243,14 @@ pub fn event_name(kind: EventKind) -> &'static str {
     }
 }
 
-/// The line that ZooKeeper prints for an event; its zxid in decimal, as there, -1 for an event made up afterwards.
+/// The line that ZooKeeper prints for an event; its zxid in hexadecimal, as everywhere else, -1 for an event made up
+/// afterwards.
 pub fn event_line(event: &WatchedEvent) -> String {
     format!(
         "WatchedEvent state:SyncConnected type:{} path:{} zxid: {}",
         event_name(event.kind),
         event.path,
-        event.zxid.map_or(-1, Zxid::as_i64)
+        event.zxid.map_or_else(|| "-1".to_owned(), |zxid| zxid.to_string())
     )
 }
 
@@ -524,6 +525,8 @@ fn status_table(servers: &[ServerStatus]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use corral_proto::Zxid;
+
     use super::*;
 
     fn text(output: &Output) -> String {
@@ -633,7 +636,7 @@ mod tests {
         assert_eq!(text(&Output::Ids(vec![Id::new("ip", "127.0.0.1")])), "Auth scheme: User\nip: 127.0.0.1\n");
         assert_eq!(text(&Output::Count { path: "/".into(), count: 7 }), "7\n");
         let event = WatchedEvent { kind: EventKind::NodeDataChanged, path: "/a".into(), zxid: Some(Zxid(123)) };
-        assert_eq!(event_line(&event), "WatchedEvent state:SyncConnected type:NodeDataChanged path:/a zxid: 123");
+        assert_eq!(event_line(&event), "WatchedEvent state:SyncConnected type:NodeDataChanged path:/a zxid: 0x7b");
         assert_eq!(json(&Output::Event(event)), "{\"path\":\"/a\",\"type\":\"NodeDataChanged\",\"zxid\":\"0x7b\"}\n");
     }
 

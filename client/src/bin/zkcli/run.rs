@@ -346,7 +346,8 @@ impl Runner {
     }
 
     fn session(&self) -> Result<Client, Failure> {
-        self.client.clone().ok_or_else(|| Failure::Connection("there is no session; use connect host:port".to_owned()))
+        let problem = "Not connected: the session was closed; connect host:port opens another";
+        self.client.clone().ok_or_else(|| Failure::Connection(problem.to_owned()))
     }
 
     fn done(&self, path: String) -> Result<(), Failure> {

@@ -10,7 +10,9 @@
 //!
 //! A request that stands before a write of the same session is answered before that write takes effect: the apply room
 //! calls [`Lane::flush`] with the state just before it. That state is fresh enough for any need: what such a request
-//! waits for was committed before the client asked, the write was proposed after, so it is the later of the two.
+//! waits for was committed before the client asked, the write was proposed after, so it is the later of the two. This
+//! holds for the very write behind the request and for no other entry of the session: a double of an earlier write, or
+//! one that was proposed for a former connection, may be older than what the client asked for.
 //!
 //! Locks: the watch table's lock is taken before a lane's, never after.
 
@@ -26,8 +28,12 @@ use crate::tree::op::{Answer, ReadOp};
 use crate::tree::read;
 use crate::watch::{WatchTable, WatcherId};
 
-/// Bytes that may wait for a client that does not read; beyond it the connection is closed.
+/// Bytes that may wait for a client that does not read. Beyond it no request is answered until it reads.
 pub const OUTGOING_BYTES_MAX: usize = 4 * 1024 * 1024;
+
+/// Bytes of watch events, which cannot be held back, that may wait from one batch of entries to the next; more ends the
+/// connection. One entry may have any number of events: a client that reads gets them all.
+pub const EVENT_BYTES_MAX: usize = 16 * 1024 * 1024;
 
 /// What the bookkeeping of an outgoing item counts for, beside its text and data.
 const OUTGOING_ITEM_BYTES: usize = 96;
@@ -73,6 +79,8 @@ pub enum Step {
     },
     /// Set watches again.
     SetWatches(SetWatches),
+    /// Be somebody more from here on.
+    Identify(Vec<Id>),
     /// Nothing: the answer is known, or there is nothing to say (ping, sync).
     Answer(Result<Answer, ErrorCode>),
     /// Answer, then end: the close of a session that only this connection knows.
@@ -84,7 +92,7 @@ impl Step {
         match self {
             Step::Read { watch, .. } => *watch,
             Step::AddWatch { .. } | Step::Watches { .. } | Step::SetWatches(_) => true,
-            Step::Write { .. } | Step::Answer(_) | Step::End => false,
+            Step::Write { .. } | Step::Identify(_) | Step::Answer(_) | Step::End => false,
         }
     }
 }
@@ -133,6 +141,10 @@ struct State {
     queue: VecDeque<Waiting>,
     out: Vec<Outgoing>,
     out_bytes: usize,
+    /// Of these, watch events.
+    event_bytes: usize,
+    /// Of these, what waited when the last batch with events ended.
+    old_event_bytes: usize,
     floor: Zxid,
     closed: bool,
 }
@@ -190,6 +202,8 @@ impl Lane {
             queue: VecDeque::new(),
             out: Vec::new(),
             out_bytes: 0,
+            event_bytes: 0,
+            old_event_bytes: 0,
             floor: seen,
             closed: false,
         };
@@ -225,20 +239,9 @@ impl Lane {
         self.state.lock().attach
     }
 
-    /// Identities of the connection.
+    /// Identities of the connection, as far as its requests are answered.
     pub fn ids(&self) -> Arc<Vec<Id>> {
         self.state.lock().ids.clone()
-    }
-
-    /// Adds identities; known ones are not doubled.
-    pub fn add_ids(&self, more: Vec<Id>) {
-        let mut state = self.state.lock();
-        let ids = Arc::make_mut(&mut state.ids);
-        for id in more {
-            if !ids.contains(&id) {
-                ids.push(id);
-            }
-        }
     }
 
     /// Appends a request.
@@ -272,6 +275,8 @@ impl Lane {
     pub fn take_outgoing(&self, out: &mut Vec<Outgoing>) -> bool {
         let mut state = self.state.lock();
         state.out_bytes = 0;
+        state.event_bytes = 0;
+        state.old_event_bytes = 0;
         let any = !state.out.is_empty();
         out.append(&mut state.out);
         any
@@ -289,16 +294,22 @@ impl Lane {
         state.run(self, &published.view, published.zxid, table, false)
     }
 
-    /// Answers everything before the next write from the state just before that write. Nothing, if the lane's front is
-    /// the write already. Called by the apply room, which holds the table.
+    /// Answers everything before the next write from the state just before that write: see [`Lane::has_reads_before`].
+    /// Called by the apply room, which holds the table.
     pub fn flush(&self, view: &impl TreeView, zxid: Zxid, table: &mut WatchTable) {
         let mut state = self.state.lock();
         state.run(self, view, zxid, Some(table), true);
     }
 
-    /// Whether requests wait in front of the next write, so that [`Lane::flush`] has something to do.
-    pub fn has_reads_before_write(&self) -> bool {
-        self.state.lock().queue.front().is_some_and(|w| !matches!(w.step, Step::Write { .. }))
+    /// Whether write `n` of this attach is the next write here and requests wait in front of it, so that
+    /// [`Lane::flush`] has to be called before it is executed.
+    pub fn has_reads_before(&self, attach: Zxid, n: u64) -> bool {
+        let state = self.state.lock();
+        let next_write = state.queue.iter().enumerate().find_map(|(place, waiting)| match waiting.step {
+            Step::Write { n } => Some((place, n)),
+            _ => None,
+        });
+        state.attach == attach && next_write.is_some_and(|(place, next)| place > 0 && next == n)
     }
 
     /// The entry of write `n` was executed under `zxid`: replies, if that write is in front. A double finds its
@@ -321,11 +332,22 @@ impl Lane {
             return;
         }
         state.floor = state.floor.max(zxid);
-        state.out_bytes += OUTGOING_ITEM_BYTES + event.event.path.len();
+        let bytes = OUTGOING_ITEM_BYTES + event.event.path.len();
+        state.out_bytes += bytes;
+        state.event_bytes += bytes;
         state.out.push(Outgoing::Event(event));
-        if state.out_bytes > OUTGOING_BYTES_MAX {
+    }
+
+    /// A batch of entries with something for this lane ends: a client that has left too many events of earlier batches
+    /// unread is given up.
+    pub fn end_batch(&self) {
+        let mut state = self.state.lock();
+        if state.old_event_bytes > EVENT_BYTES_MAX {
             state.close(CloseReason::SlowReader);
         }
+        state.old_event_bytes = state.event_bytes;
+        drop(state);
+        self.wake();
     }
 
     /// Ends the connection after what is queued already.
@@ -407,6 +429,10 @@ impl State {
         match (step, table) {
             (Step::Answer(result), _) => result,
             (Step::End, _) => Ok(Answer::Done),
+            (Step::Identify(more), _) => {
+                add_ids(&mut self.ids, more);
+                Ok(Answer::Done)
+            }
             (Step::Read { op, watch: false }, _) => read::read(view, &op, lane.session, &self.ids),
             (Step::Read { op, watch: true }, Some(table)) => {
                 let result = read::read(view, &op, lane.session, &self.ids);
@@ -417,6 +443,7 @@ impl State {
                     }
                     ReadOp::GetData { path } => (path, WatchKind::Data, result.is_ok()),
                     ReadOp::GetChildren { path } => (path, WatchKind::Child, result.is_ok()),
+                    ReadOp::List(op) => (&op.path, WatchKind::Child, result.is_ok()),
                     // Watch flags inside other reads are ignored (wire 3.4).
                     _ => return result,
                 };
@@ -479,11 +506,25 @@ impl State {
     }
 }
 
+/// Adds identities; known ones are not doubled.
+pub fn add_ids(ids: &mut Arc<Vec<Id>>, more: Vec<Id>) {
+    let ids = Arc::make_mut(ids);
+    for id in more {
+        if !ids.contains(&id) {
+            ids.push(id);
+        }
+    }
+}
+
 /// Bytes of an answer, roughly.
 fn weight(answer: &Answer) -> usize {
     match answer {
         Answer::Data { data, .. } => data.as_ref().map_or(0, bytes::Bytes::len),
         Answer::Children { children, .. } => children.iter().map(|c| c.len() + 24).sum(),
+        Answer::Listing { children, stats, data, .. } => {
+            let data: usize = data.iter().flatten().map(bytes::Bytes::len).sum();
+            children.iter().map(|c| c.len() + 32).sum::<usize>() + stats.len() * 68 + data
+        }
         Answer::Paths(paths) => paths.iter().map(|p| p.len() + 24).sum(),
         Answer::Multi(answers) => answers.iter().map(weight).sum(),
         Answer::MultiRead(results) => results.iter().flatten().map(weight).sum(),

@@ -5,7 +5,8 @@
 //! answer brings a touch of the session, its end is proposed. So a leader that was paused, slow or cut off cannot
 //! expire anybody: it gets no majority, and the protocol machine tells it first that it leads no more.
 //!
-//! Deadlines are rounded up to buckets of [`BUCKET_MS`]: late, never early.
+//! Deadlines are rounded up to buckets of [`BUCKET_MS`], and lie later by the time for which a server may keep a touch to
+//! itself: late, never early.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -59,6 +60,8 @@ pub enum Wish {
 #[derive(Debug, Default)]
 pub struct Tracker {
     running: bool,
+    /// Added to every timeout, ms.
+    slack_ms: u64,
     sessions: BTreeMap<SessionId, Tracked>,
     buckets: BTreeMap<u64, BTreeSet<SessionId>>,
     due: BTreeSet<SessionId>,
@@ -67,6 +70,11 @@ pub struct Tracker {
 }
 
 impl Tracker {
+    /// A tracker that knows of touches up to `slack_ms` later than the clients were heard.
+    pub fn new(slack_ms: u64) -> Tracker {
+        Tracker { slack_ms, ..Tracker::default() }
+    }
+
     /// This server leads: every session gets a full timeout from now.
     pub fn start(&mut self, now_ms: u64, sessions: impl IntoIterator<Item = (SessionId, i32, Zxid, ServerId)>) {
         self.stop();
@@ -78,8 +86,7 @@ impl Tracker {
 
     /// This server leads no more: nobody expires.
     pub fn stop(&mut self) {
-        let next_tag = self.next_tag;
-        *self = Tracker { next_tag, ..Tracker::default() };
+        *self = Tracker { next_tag: self.next_tag, ..Tracker::new(self.slack_ms) };
     }
 
     /// A session began or moved.
@@ -101,7 +108,7 @@ impl Tracker {
     /// The client of a session was heard.
     pub fn touch(&mut self, now_ms: u64, session: SessionId) {
         let Some(tracked) = self.sessions.get_mut(&session) else { return };
-        let bucket = (now_ms + tracked.timeout_ms) / BUCKET_MS + 1;
+        let bucket = (now_ms + tracked.timeout_ms + self.slack_ms) / BUCKET_MS + 1;
         if tracked.bucket == Some(bucket) {
             return;
         }
@@ -154,6 +161,12 @@ impl Tracker {
                 wishes.push(Wish::Expire { session: *session, attach: tracked.attach });
             }
         }
+    }
+
+    /// Sessions by the time at which they are asked for unless they are heard, ms on the clock of
+    /// [`Tracker::touch`], ascending. Sessions in doubt are not among them. Empty unless this server leads.
+    pub fn deadlines(&self) -> Vec<(u64, Vec<SessionId>)> {
+        self.buckets.iter().map(|(bucket, sessions)| (bucket * BUCKET_MS, sessions.iter().copied().collect())).collect()
     }
 
     /// Sessions that are tracked.
@@ -225,6 +238,16 @@ mod tests {
     }
 
     #[test]
+    fn deadlines_name_the_sessions_that_are_not_in_doubt() {
+        let mut tracker = tracker();
+        assert_eq!(tracker.deadlines(), [(1250, vec![A]), (4250, vec![B])]);
+        tick(&mut tracker, 1250);
+        assert_eq!(tracker.deadlines(), [(4250, vec![B])]);
+        tracker.stop();
+        assert_eq!(tracker.deadlines(), []);
+    }
+
+    #[test]
     fn a_touch_in_the_round_saves_the_session() {
         let mut tracker = tracker();
         tick(&mut tracker, 1250);
@@ -250,6 +273,19 @@ mod tests {
         assert_eq!(confirmed(&mut tracker, 1), [], "an answer to the former leadership's round means nothing");
         assert_eq!(tick(&mut tracker, 101_000), []);
         assert_eq!(tick(&mut tracker, 101_250).len(), 1);
+    }
+
+    #[test]
+    fn a_touch_that_was_kept_back_is_allowed_for() {
+        let mut tracker = Tracker::new(500);
+        tracker.start(0, [(A, 1000, attach(1), ServerId(1))]);
+        tracker.touch(100, A);
+        // Heard again until 600, and not reported.
+        assert_eq!(tick(&mut tracker, 1600), []);
+        assert_eq!(tick(&mut tracker, 1750).len(), 1);
+        tracker.stop();
+        tracker.start(2000, [(A, 1000, attach(1), ServerId(1))]);
+        assert_eq!(tick(&mut tracker, 3500), [], "also under the next leadership");
     }
 
     #[test]

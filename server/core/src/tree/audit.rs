@@ -7,7 +7,7 @@ use corral_proto::{SessionId, path};
 
 use super::execute::{RESULT_BYTES_MAX, RESULTS_MAX};
 use super::record::{Meta, NodeRec, Owner, Stored};
-use super::{Cf, TreeView, acl, key, read};
+use super::{Cf, TreeView, acl, key, quota, read};
 
 /// Says what is wrong with a state: children counted wrongly, an index that does not fit, a digest that is not the sum.
 ///
@@ -18,6 +18,7 @@ pub fn audit(view: &impl TreeView) -> Result<(), String> {
     let nodes = nodes(view)?;
     audit_nodes(view, &meta, &nodes)?;
     audit_indexes(view, &nodes)?;
+    audit_quotas(&meta, &nodes)?;
     audit_sessions(view, &meta, &nodes)
 }
 
@@ -110,6 +111,38 @@ fn audit_indexes(view: &impl TreeView, nodes: &Nodes) -> Result<(), String> {
     Ok(())
 }
 
+/// Quotas are counted, and what they say of their subtrees is true wherever it must be: not after a client wrote it,
+/// nor if the znodes of the quota came in another order than clients make them or more than once, nor if a deeper quota
+/// ever took a part of the charges, which all show in the znodes.
+fn audit_quotas(meta: &Meta, nodes: &Nodes) -> Result<(), String> {
+    let quotas = || nodes.keys().filter_map(|path| Some((path, quota::limited_by(path)?)));
+    let count = quotas().count();
+    if count != meta.quotas as usize {
+        return Err(format!("there are {count} quotas, and {} in the meta row", meta.quotas));
+    }
+    for (limits, root) in quotas() {
+        let kept = path::parent(limits).unwrap_or_default();
+        let stats = path::join(kept, "zookeeper_stats");
+        let Some(((_, limits), (_, stats), (_, kept))) =
+            nodes.get(limits).zip(nodes.get(&stats)).zip(nodes.get(kept)).map(|((a, b), c)| (a, b, c))
+        else {
+            continue;
+        };
+        let undisturbed = kept.creates == 2 && stats.version == 0 && limits.czxid < stats.czxid;
+        if !undisturbed || root.starts_with("/zookeeper") {
+            continue;
+        }
+        let below = path::join(root, "");
+        let counted = nodes.iter().filter(|(path, _)| *path == root || path.starts_with(&below));
+        let (count, bytes) = counted.fold((0, 0), |(count, bytes), (_, (_, rec))| (count + 1, bytes + rec.data.len()));
+        let expected = Stored::Inline(quota::Track::usage(count, bytes as i64).text());
+        if stats.data != expected {
+            return Err(format!("the usage of {root} is {:?}, not {expected:?}", stats.data));
+        }
+    }
+    Ok(())
+}
+
 fn audit_sessions(view: &impl TreeView, meta: &Meta, nodes: &Nodes) -> Result<(), String> {
     let sessions = read::sessions(view);
     if sessions.len() as u64 != meta.sessions {
@@ -125,7 +158,8 @@ fn audit_sessions(view: &impl TreeView, meta: &Meta, nodes: &Nodes) -> Result<()
         let kept = rows(view, Cf::Aux, &from, &to);
         results += kept.len();
         let bytes: u64 = kept.iter().map(|(_, value)| value.len() as u64).sum();
-        if bytes != row.result_bytes || bytes > RESULT_BYTES_MAX || kept.len() as u64 > RESULTS_MAX {
+        if bytes != row.result_bytes || (bytes > RESULT_BYTES_MAX && kept.len() > 1) || kept.len() as u64 > RESULTS_MAX
+        {
             return Err(format!("session {id} keeps {} results of {bytes} bytes, {row:?}", kept.len()));
         }
         let window = key::result(*id, row.results_from)..=key::result(*id, row.last_n);

@@ -5,6 +5,7 @@ use corral_proto::{ErrorCode, EventKind, Id, ServerId, SessionId, Zxid};
 
 use super::Change;
 use super::op::{Answer, WriteOp};
+use super::record::Reader;
 
 /// The payload of an entry. The entry adds zxid and stamp.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,6 +49,8 @@ pub enum Command {
         server: ServerId,
         /// Tells a copy from another attach.
         nonce: u64,
+        /// As at its creation: the numbers of requests mean something else in the other protocol.
+        keeps_results: bool,
     },
     /// Ends the session and deletes its ephemerals.
     CloseSession {
@@ -70,6 +73,12 @@ pub enum Command {
 pub struct Settings {
     /// Every permission check passes.
     pub skip_acl: bool,
+    /// Hard quotas refuse writes.
+    pub enforce_quota: bool,
+    /// TTL znodes may be created.
+    pub extended_types: bool,
+    /// ClickHouse Keeper's operations are answered, and `/keeper` says so.
+    pub keeper_extensions: bool,
     /// Containers that never had a child are reaped after this, ms; 0: never.
     pub container_never_used_ms: i64,
     /// Ephemerals one session may own.
@@ -86,6 +95,9 @@ impl Default for Settings {
     fn default() -> Settings {
         Settings {
             skip_acl: false,
+            enforce_quota: false,
+            extended_types: true,
+            keeper_extensions: false,
             container_never_used_ms: 5 * 60 * 1000,
             ephemerals_per_session: 100_000,
             password_key: Vec::new(),
@@ -93,6 +105,19 @@ impl Default for Settings {
             feature_level: 1,
         }
     }
+}
+
+/// Version bytes of settings that can be read: the first release's flags byte knew [`SKIP_ACL`] only.
+pub(super) const SETTINGS_VERSIONS: std::ops::RangeInclusive<u8> = 1..=2;
+/// Bits of the byte after the version. What is not set is as before the bit was thought of.
+pub(super) const SKIP_ACL: u8 = 1;
+pub(super) const ENFORCE_QUOTA: u8 = 2;
+pub(super) const NO_EXTENDED_TYPES: u8 = 4;
+pub(super) const KEEPER_EXTENSIONS: u8 = 8;
+
+/// The flags of a settings row; those of the defaults if it is none.
+pub(super) fn flags(row: &[u8]) -> u8 {
+    Reader::of(row, SETTINGS_VERSIONS).and_then(|mut from| from.u8()).unwrap_or(0)
 }
 
 /// How a transaction of a session stood when its turn came (P29, P31).
@@ -251,9 +276,12 @@ mod codec {
     use corral_proto::{Acl, CreateMode, Id, ServerId, SessionId, Zxid};
     use prost::Message;
 
-    use super::{Command, EntryDecodeError, Place, Settings, Txn, Undecodable};
+    use super::{
+        Command, ENFORCE_QUOTA, EntryDecodeError, KEEPER_EXTENSIONS, NO_EXTENDED_TYPES, Place, SETTINGS_VERSIONS,
+        SKIP_ACL, Settings, Txn, Undecodable,
+    };
     use crate::tree::op::{Create, MultiOp, WriteOp};
-    use crate::tree::record::{Reader, VERSION};
+    use crate::tree::record::Reader;
 
     pub(super) fn encode(txn: &Txn) -> Bytes {
         use pb::txn::Command as C;
@@ -265,6 +293,10 @@ mod codec {
                 C::SetAcl(pb::SetAcl { path: path.clone(), acl: acl.as_deref().map(acl_list), version: *version })
             }
             Command::Write(WriteOp::Multi(ops)) => C::Multi(pb::Multi { ops: ops.iter().map(multi_op).collect() }),
+            Command::Write(WriteOp::CreateIfNotExists(op)) => C::CreateIfNotExists(create(op)),
+            Command::Write(WriteOp::RemoveRecursive { path, limit }) => {
+                C::RemoveRecursive(pb::RemoveRecursive { path: path.clone(), limit: *limit })
+            }
             Command::CreateSession { timeout_ms, server, nonce, keeps_results } => {
                 C::CreateSession(pb::CreateSession {
                     timeout_ms: *timeout_ms,
@@ -273,9 +305,12 @@ mod codec {
                     keeps_results: *keeps_results,
                 })
             }
-            Command::Attach { timeout_ms, server, nonce } => {
-                C::AttachSession(pb::Attach { timeout_ms: *timeout_ms, server: server.0, nonce: *nonce })
-            }
+            Command::Attach { timeout_ms, server, nonce, keeps_results } => C::AttachSession(pb::Attach {
+                timeout_ms: *timeout_ms,
+                server: server.0,
+                nonce: *nonce,
+                keeps_results: *keeps_results,
+            }),
             Command::CloseSession { expired } => C::CloseSession(pb::CloseSession { expired: *expired }),
             Command::Reap { path, czxid } => C::Reap(pb::Reap { path: path.clone(), czxid: czxid.0 }),
             Command::Settings(settings) => C::Settings(pb::Settings { body: encode_settings(settings) }),
@@ -328,6 +363,13 @@ mod codec {
             MultiOp::Delete { path, version } => Op::Delete(delete(path, *version)),
             MultiOp::SetData { path, data, version } => Op::SetData(set_data(path, data, *version)),
             MultiOp::Check { path, version } => Op::Check(pb::Check { path: path.clone(), version: *version }),
+            MultiOp::CreateIfNotExists(op) => Op::CreateIfNotExists(create(op)),
+            MultiOp::RemoveRecursive { path, limit } => {
+                Op::RemoveRecursive(pb::RemoveRecursive { path: path.clone(), limit: *limit })
+            }
+            MultiOp::CheckNotExists { path, version } => {
+                Op::CheckNotExists(pb::Check { path: path.clone(), version: *version })
+            }
         };
         pb::MultiOp { op: Some(op) }
     }
@@ -371,15 +413,20 @@ mod codec {
                 let ops: Result<Vec<MultiOp>, EntryDecodeError> = multi.ops.into_iter().map(read_multi_op).collect();
                 Command::Write(WriteOp::Multi(ops?))
             }
+            C::CreateIfNotExists(op) => Command::Write(WriteOp::CreateIfNotExists(read_create(op)?)),
+            C::RemoveRecursive(op) => Command::Write(WriteOp::RemoveRecursive { path: op.path, limit: op.limit }),
             C::CreateSession(op) => Command::CreateSession {
                 timeout_ms: op.timeout_ms,
                 server: ServerId(op.server),
                 nonce: op.nonce,
                 keeps_results: op.keeps_results,
             },
-            C::AttachSession(op) => {
-                Command::Attach { timeout_ms: op.timeout_ms, server: ServerId(op.server), nonce: op.nonce }
-            }
+            C::AttachSession(op) => Command::Attach {
+                timeout_ms: op.timeout_ms,
+                server: ServerId(op.server),
+                nonce: op.nonce,
+                keeps_results: op.keeps_results,
+            },
             C::CloseSession(op) => Command::CloseSession { expired: op.expired },
             C::Reap(op) => Command::Reap { path: op.path, czxid: Zxid(op.czxid) },
             C::Settings(op) => Command::Settings(Settings::decode(&op.body)?),
@@ -412,13 +459,22 @@ mod codec {
             Op::Delete(op) => MultiOp::Delete { path: op.path, version: op.version },
             Op::SetData(op) => MultiOp::SetData { path: op.path, data: read_data(op.data), version: op.version },
             Op::Check(op) => MultiOp::Check { path: op.path, version: op.version },
+            Op::CreateIfNotExists(op) => MultiOp::CreateIfNotExists(read_create(op)?),
+            Op::RemoveRecursive(op) => MultiOp::RemoveRecursive { path: op.path, limit: op.limit },
+            Op::CheckNotExists(op) => MultiOp::CheckNotExists { path: op.path, version: op.version },
         })
     }
 
     pub(super) fn encode_settings(settings: &Settings) -> Bytes {
         let mut out = Vec::with_capacity(26 + settings.password_key.len() + settings.config_text.len());
-        out.put_u8(VERSION);
-        out.put_u8(u8::from(settings.skip_acl));
+        out.put_u8(*SETTINGS_VERSIONS.end());
+        let flag = |set: bool, bit: u8| if set { bit } else { 0 };
+        out.put_u8(
+            flag(settings.skip_acl, SKIP_ACL)
+                | flag(settings.enforce_quota, ENFORCE_QUOTA)
+                | flag(!settings.extended_types, NO_EXTENDED_TYPES)
+                | flag(settings.keeper_extensions, KEEPER_EXTENSIONS),
+        );
         out.put_u32_le(settings.ephemerals_per_session);
         out.put_i64_le(settings.container_never_used_ms);
         out.put_u32_le(settings.feature_level);
@@ -430,8 +486,8 @@ mod codec {
     }
 
     pub(super) fn decode_settings(bytes: &[u8]) -> Option<Settings> {
-        let mut from = Reader::versioned(bytes)?;
-        let skip_acl = from.u8()? != 0;
+        let mut from = Reader::of(bytes, SETTINGS_VERSIONS)?;
+        let flags = from.u8()?;
         let ephemerals_per_session = from.u32()?;
         let container_never_used_ms = from.i64()?;
         let feature_level = from.u32()?;
@@ -440,7 +496,10 @@ mod codec {
         let len = from.u32()? as usize;
         let config_text = str::from_utf8(from.bytes(len)?).ok()?.to_owned();
         from.end(Settings {
-            skip_acl,
+            skip_acl: flags & SKIP_ACL != 0,
+            enforce_quota: flags & ENFORCE_QUOTA != 0,
+            extended_types: flags & NO_EXTENDED_TYPES == 0,
+            keeper_extensions: flags & KEEPER_EXTENSIONS != 0,
             container_never_used_ms,
             ephemerals_per_session,
             password_key,

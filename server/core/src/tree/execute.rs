@@ -14,12 +14,12 @@ use super::op::{Answer, Create, WriteOp};
 use super::overlay::Overlay;
 use super::read::{self, Reapable};
 use super::record::{self, Meta, NodeRec, Owner, SessionRow, Stored};
-use super::{Cf, Change, TreeView, acl, key};
+use super::{Cf, Change, TreeView, acl, key, quota};
 
 /// Results kept for one gRPC session (P31).
 pub const RESULTS_MAX: u64 = 1024;
 
-/// Bytes of results kept for one gRPC session (P31). A single larger result is not kept at all.
+/// Bytes of results kept for one gRPC session (P31). The newest is kept whatever its size, which its request bounds.
 pub const RESULT_BYTES_MAX: u64 = 1 << 20;
 
 /// Longest time to live, ms (wire 3.2): 2^40-1.
@@ -29,7 +29,7 @@ pub const TTL_MAX_MS: i64 = (1 << 40) - 1;
 const CONFIG: &str = "/zookeeper/config";
 
 /// Znodes that cannot be deleted (wire 6.7).
-const UNDELETABLE: [&str; 4] = ["/", "/zookeeper", "/zookeeper/quota", CONFIG];
+pub(super) const UNDELETABLE: [&str; 4] = ["/", "/zookeeper", "/zookeeper/quota", CONFIG];
 
 /// The fresh tree (wire 5.2) with a meta row at zxid 0: the same bytes on every server.
 pub fn genesis() -> Vec<Change> {
@@ -123,7 +123,9 @@ pub fn execute_txn(view: &impl TreeView, zxid: Zxid, stamp_ms: i64, log_hash: u6
         Command::CreateSession { timeout_ms, server, nonce, keeps_results } => {
             exec.create_session(txn.session, *timeout_ms, *server, *nonce, *keeps_results)
         }
-        Command::Attach { timeout_ms, server, nonce } => exec.attach(txn.session, *timeout_ms, *server, *nonce),
+        Command::Attach { timeout_ms, server, nonce, keeps_results } => {
+            exec.attach(txn.session, *timeout_ms, *server, *nonce, *keeps_results)
+        }
         Command::CloseSession { expired: true } => exec.expire(txn.session, txn.attach),
         Command::CloseSession { expired: false } => exec.close(txn.place()),
         Command::Reap { path, czxid } => exec.reap(path, *czxid),
@@ -143,19 +145,28 @@ impl Who<'_> {
     fn of(txn: &Txn) -> Who<'_> {
         Who { session: txn.session, ids: &txn.ids }
     }
+
+    /// The ensemble itself, with these identities.
+    pub(super) fn internal(ids: &[Id]) -> Who<'_> {
+        Who { session: SessionId::NONE, ids }
+    }
+
+    pub(super) fn ids(&self) -> &[Id] {
+        self.ids
+    }
 }
 
 /// A znode as it is now, with what is needed to write it back.
-struct Node {
+pub(super) struct Node {
     key: Bytes,
     raw: Bytes,
-    rec: NodeRec,
+    pub(super) rec: NodeRec,
 }
 
 /// An entry on its way to an outcome.
 pub(super) struct Exec<'v, V> {
-    view: Overlay<&'v V>,
-    meta: Meta,
+    pub(super) view: Overlay<&'v V>,
+    pub(super) meta: Meta,
     zxid: Zxid,
     stamp_ms: i64,
     events: Vec<TreeEvent>,
@@ -259,9 +270,6 @@ impl<V: TreeView> Exec<'_, V> {
         }
         let Some(value) = record::encode_result(self.zxid, result) else { return };
         let size = value.len() as u64;
-        if size > RESULT_BYTES_MAX {
-            return;
-        }
         while row.results_from < n
             && (n - row.results_from >= RESULTS_MAX || row.result_bytes.saturating_add(size) > RESULT_BYTES_MAX)
         {
@@ -324,9 +332,20 @@ impl<V: TreeView> Exec<'_, V> {
         Verdict::Attached { timeout_ms, last_n: 0 }
     }
 
-    fn attach(&mut self, session: SessionId, timeout_ms: i32, server: ServerId, nonce: u64) -> Verdict {
+    fn attach(
+        &mut self,
+        session: SessionId,
+        timeout_ms: i32,
+        server: ServerId,
+        nonce: u64,
+        keeps_results: bool,
+    ) -> Verdict {
         let key = key::session(session);
         let Some(mut row) = self.session_row(&key) else { return Verdict::Expired };
+        if row.keeps_results != keeps_results {
+            // The other protocol counts requests otherwise: a new write would pass for an old one.
+            return Verdict::Expired;
+        }
         if (row.server, row.nonce) == (server, nonce) {
             return Verdict::Attached { timeout_ms: row.timeout_ms, last_n: row.last_n };
         }
@@ -406,13 +425,20 @@ impl<V: TreeView> Exec<'_, V> {
             WriteOp::Delete { path, version } => self.delete(path, *version, who),
             WriteOp::SetData { path, data, version } => self.set_data(path, data.as_ref(), *version, who),
             WriteOp::SetAcl { path, acl, version } => self.set_acl(path, acl.as_deref(), *version, who),
-            WriteOp::Multi(ops) => Ok(self.multi(ops, who)),
+            WriteOp::Multi(ops) => self.multi(ops, who),
+            WriteOp::CreateIfNotExists(op) => self.create_if_not_exists(op, who),
+            WriteOp::RemoveRecursive { path, limit } => self.remove_recursive(path, *limit, who),
         }
     }
 
     pub(super) fn create(&mut self, op: &Create, who: &Who<'_>) -> Result<Answer, ErrorCode> {
-        if op.mode.is_ttl() && !(1..=TTL_MAX_MS).contains(&op.ttl_ms) {
-            return Err(ErrorCode::BadArguments);
+        if op.mode.is_ttl() {
+            if !read::has_extended_types(&self.view) {
+                return Err(ErrorCode::Unimplemented);
+            }
+            if !(1..=TTL_MAX_MS).contains(&op.ttl_ms) {
+                return Err(ErrorCode::BadArguments);
+            }
         }
         if op.mode.is_ephemeral() && who.session == SessionId::NONE {
             return Err(ErrorCode::SessionExpired);
@@ -438,6 +464,12 @@ impl<V: TreeView> Exec<'_, V> {
         if matches!(parent.rec.owner, Owner::Ephemeral(_)) {
             return Err(ErrorCode::NoChildrenForEphemerals);
         }
+        let bytes = op.data.as_ref().map_or(0, Bytes::len);
+        self.stay_within_quota(&path, 1, bytes as i64)?;
+        let usage = match quota::counted_by(&path) {
+            Some(root) => Some(self.usage_with(root, &path, bytes)?),
+            None => None,
+        };
         let owner = match op.mode {
             CreateMode::Ephemeral | CreateMode::EphemeralSequential => Owner::Ephemeral(who.session),
             CreateMode::Container => Owner::Container,
@@ -481,6 +513,13 @@ impl<V: TreeView> Exec<'_, V> {
         parent.rec.creates = parent.rec.creates.saturating_add(1);
         parent.rec.num_children = parent.rec.num_children.saturating_add(1);
         self.put_parent(parent_path, &mut parent);
+        if quota::limited_by(&path).is_some() {
+            self.meta.quotas = self.meta.quotas.saturating_add(1);
+        }
+        if let Some(usage) = usage {
+            self.put_usage(&path, &usage);
+        }
+        self.charge(&path, 1, bytes as i64);
         self.events.push(TreeEvent {
             kind: EventKind::NodeCreated,
             path: path.clone(),
@@ -517,6 +556,8 @@ impl<V: TreeView> Exec<'_, V> {
         path::validate(path)?;
         let mut node = self.node(path).ok_or(ErrorCode::NoNode)?;
         self.permit(&node.rec, perms::WRITE, who)?;
+        let growth = data.map_or(0, Bytes::len) as i64 - node.rec.data.len() as i64;
+        self.stay_within_quota(path, 0, growth)?;
         expect_version(version, node.rec.version)?;
         node.rec.version = next_version(node.rec.version);
         self.replace_data(path, &mut node, data);
@@ -557,9 +598,12 @@ impl<V: TreeView> Exec<'_, V> {
     }
 
     fn settings(&mut self, settings: &Settings) -> Verdict {
-        let before = read::settings(&self.view).config_text;
+        let before = read::settings(&self.view);
         self.view.put(Cf::Aux, Bytes::from_static(key::SETTINGS), Some(settings.encode()));
-        if settings.config_text != before
+        if settings.keeper_extensions != before.keeper_extensions {
+            self.advertise_keeper(settings.keeper_extensions);
+        }
+        if settings.config_text != before.config_text
             && let Some(mut node) = self.node(CONFIG)
         {
             // Wire 11.3: the text names the entry that brought it; a server alone shows nothing.
@@ -576,19 +620,19 @@ impl<V: TreeView> Exec<'_, V> {
 
 // Steps that operations share.
 impl<V: TreeView> Exec<'_, V> {
-    fn node(&self, path: &str) -> Option<Node> {
+    pub(super) fn node(&self, path: &str) -> Option<Node> {
         let key = key::node(path)?;
         let raw = self.view.get(Cf::Node, &key)?;
         let rec = NodeRec::decode(&raw)?;
         Some(Node { key, raw, rec })
     }
 
-    fn permit(&self, rec: &NodeRec, need: i32, who: &Who<'_>) -> Result<(), ErrorCode> {
+    pub(super) fn permit(&self, rec: &NodeRec, need: i32, who: &Who<'_>) -> Result<(), ErrorCode> {
         if acl::allows(&self.view, rec.acl, need, who.ids) { Ok(()) } else { Err(ErrorCode::NoAuth) }
     }
 
     /// The number of a list; a new one gets the next.
-    fn intern(&mut self, list: &[Acl]) -> Result<u32, ErrorCode> {
+    pub(super) fn intern(&mut self, list: &[Acl]) -> Result<u32, ErrorCode> {
         if acl::is_open(list) {
             return Ok(acl::OPEN);
         }
@@ -643,18 +687,11 @@ impl<V: TreeView> Exec<'_, V> {
 
     /// Replaces a znode's data at this zxid; its version is the caller's.
     fn replace_data(&mut self, path: &str, node: &mut Node, data: Option<&Bytes>) {
-        let before = std::mem::replace(&mut node.rec.data, Stored::of(data));
         node.rec.mzxid = self.zxid;
         node.rec.mtime = self.stamp_ms;
-        match (&node.rec.data, data) {
-            (Stored::External { .. }, Some(data)) => self.view.put(Cf::Data, node.key.clone(), Some(data.clone())),
-            _ if matches!(before, Stored::External { .. }) => self.view.put(Cf::Data, node.key.clone(), None),
-            _ => {}
-        }
-        self.put_node(&node.key, Some(&node.raw), &node.rec);
-        let (old, new) = (before.len() as u64, node.rec.data.len() as u64);
-        self.meta.data_bytes = self.meta.data_bytes.wrapping_sub(old).wrapping_add(new);
+        let growth = self.store_data(node, data);
         self.note_reapable(path, &node.rec);
+        self.charge(path, 0, growth);
         self.events.push(TreeEvent {
             kind: EventKind::NodeDataChanged,
             path: path.to_owned(),
@@ -663,8 +700,22 @@ impl<V: TreeView> Exec<'_, V> {
         });
     }
 
+    /// Writes a znode with other data, where that belongs; returns by how many bytes it has grown.
+    pub(super) fn store_data(&mut self, node: &mut Node, data: Option<&Bytes>) -> i64 {
+        let before = std::mem::replace(&mut node.rec.data, Stored::of(data));
+        match (&node.rec.data, data) {
+            (Stored::External { .. }, Some(data)) => self.view.put(Cf::Data, node.key.clone(), Some(data.clone())),
+            _ if matches!(before, Stored::External { .. }) => self.view.put(Cf::Data, node.key.clone(), None),
+            _ => {}
+        }
+        self.put_node(&node.key, Some(&node.raw), &node.rec);
+        let growth = node.rec.data.len() as i64 - before.len() as i64;
+        self.meta.data_bytes = self.meta.data_bytes.wrapping_add_signed(growth);
+        growth
+    }
+
     /// Deletes a znode that may go.
-    fn remove(&mut self, path: String, node: Node, parent: Option<(String, Node)>) {
+    pub(super) fn remove(&mut self, path: String, node: Node, parent: Option<(String, Node)>) {
         self.forget(&node.key, Some(&node.raw));
         if matches!(node.rec.data, Stored::External { .. }) {
             self.view.put(Cf::Data, node.key.clone(), None);
@@ -692,6 +743,10 @@ impl<V: TreeView> Exec<'_, V> {
             self.put_parent(&parent_path, &mut parent);
             parent_acl = watched_acl(&parent.rec);
         }
+        if quota::limited_by(&path).is_some() {
+            self.meta.quotas = self.meta.quotas.saturating_sub(1);
+        }
+        self.charge(&path, -1, -(node.rec.data.len() as i64));
         self.events.push(TreeEvent { kind: EventKind::NodeDeleted, path, acl: watched_acl(&node.rec), parent_acl });
     }
 
@@ -712,7 +767,7 @@ fn watched_acl(rec: &NodeRec) -> Option<u32> {
 }
 
 /// All that create and delete ask of a path before they look at the tree; the rest comes later (wire 3.2).
-fn slash_without_nul(path: &str) -> Result<usize, ErrorCode> {
+pub(super) fn slash_without_nul(path: &str) -> Result<usize, ErrorCode> {
     if path.contains('\0') {
         return Err(ErrorCode::BadArguments);
     }

@@ -12,10 +12,12 @@ pub mod acl;
 pub mod audit;
 pub mod entry;
 pub mod execute;
+pub mod keeper;
 pub mod key;
 pub mod multi;
 pub mod op;
 pub mod overlay;
+pub mod quota;
 pub mod read;
 pub mod record;
 

@@ -35,6 +35,48 @@ pub enum WriteOp {
     },
     /// All or nothing, under one zxid.
     Multi(Vec<MultiOp>),
+    /// As a create, but content with a znode that exists already (ClickHouse Keeper).
+    CreateIfNotExists(Create),
+    /// Deletes a znode and all below it, if these are not too many (ClickHouse Keeper).
+    RemoveRecursive {
+        /// Which.
+        path: String,
+        /// Most znodes that may go.
+        limit: u32,
+    },
+}
+
+impl WriteOp {
+    /// Bytes of paths and data.
+    pub fn bytes(&self) -> usize {
+        match self {
+            WriteOp::Create(op) | WriteOp::CreateIfNotExists(op) => op.bytes(),
+            WriteOp::Delete { path, .. } | WriteOp::SetAcl { path, .. } | WriteOp::RemoveRecursive { path, .. } => {
+                path.len()
+            }
+            WriteOp::SetData { path, data, .. } => path.len() + data.as_ref().map_or(0, Bytes::len),
+            WriteOp::Multi(ops) => ops.iter().map(MultiOp::bytes).sum(),
+        }
+    }
+}
+
+impl Create {
+    fn bytes(&self) -> usize {
+        self.path.len() + self.data.as_ref().map_or(0, Bytes::len)
+    }
+}
+
+impl MultiOp {
+    fn bytes(&self) -> usize {
+        match self {
+            MultiOp::Create(op) | MultiOp::CreateIfNotExists(op) => op.bytes(),
+            MultiOp::Delete { path, .. }
+            | MultiOp::Check { path, .. }
+            | MultiOp::RemoveRecursive { path, .. }
+            | MultiOp::CheckNotExists { path, .. } => path.len(),
+            MultiOp::SetData { path, data, .. } => path.len() + data.as_ref().map_or(0, Bytes::len),
+        }
+    }
 }
 
 /// What to create.
@@ -80,6 +122,29 @@ pub enum MultiOp {
         /// Expected version; -1: any.
         version: i32,
     },
+    /// As [`WriteOp::CreateIfNotExists`].
+    CreateIfNotExists(Create),
+    /// As [`WriteOp::RemoveRecursive`].
+    RemoveRecursive {
+        /// Which.
+        path: String,
+        /// Most znodes that may go.
+        limit: u32,
+    },
+    /// Fails the multi if the znode exists in this version; needs READ if it exists (ClickHouse Keeper).
+    CheckNotExists {
+        /// Which.
+        path: String,
+        /// -1: any.
+        version: i32,
+    },
+}
+
+impl MultiOp {
+    /// Whether it is one of ClickHouse Keeper's, which only run if the settings say so.
+    pub fn is_extension(&self) -> bool {
+        matches!(self, MultiOp::CreateIfNotExists(_) | MultiOp::RemoveRecursive { .. } | MultiOp::CheckNotExists { .. })
+    }
 }
 
 /// A request that only reads.
@@ -117,6 +182,29 @@ pub enum ReadOp {
         /// Of which znode.
         path: String,
     },
+    /// ClickHouse Keeper's lists.
+    List(List),
+    /// [`MultiOp::CheckNotExists`] alone.
+    CheckNotExists {
+        /// Which.
+        path: String,
+        /// -1: any.
+        version: i32,
+    },
+}
+
+/// Names of children, and more of each if asked (ClickHouse Keeper). With a filter or more than names, READ is needed
+/// on every child shown.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct List {
+    /// Of which znode.
+    pub path: String,
+    /// Which children; `None`: all. `Some(true)`: ephemerals only. `Some(false)`: none of these.
+    pub ephemerals: Option<bool>,
+    /// Their stats.
+    pub with_stat: bool,
+    /// Their data.
+    pub with_data: bool,
 }
 
 /// One read of a multi-read.
@@ -132,6 +220,20 @@ pub enum MultiReadOp {
         /// Of which znode.
         path: String,
     },
+    /// As [`ReadOp::Exists`]; ClickHouse Keeper only.
+    Exists {
+        /// Which.
+        path: String,
+    },
+    /// As [`ReadOp::List`]; ClickHouse Keeper only.
+    List(List),
+}
+
+impl MultiReadOp {
+    /// Whether only ClickHouse Keeper has it, so that it needs the setting.
+    pub fn is_extension(&self) -> bool {
+        matches!(self, MultiReadOp::Exists { .. } | MultiReadOp::List(_))
+    }
 }
 
 /// The answer to a successful request. What of it goes on the wire is the front end's business.
@@ -168,6 +270,17 @@ pub enum Answer {
         children: Vec<String>,
         /// Of the znode.
         stat: Stat,
+    },
+    /// List; the lists are as long as the names, or empty if they were not asked for.
+    Listing {
+        /// Names, ascending.
+        children: Vec<String>,
+        /// Of the znode.
+        stat: Stat,
+        /// Of the children.
+        stats: Vec<Stat>,
+        /// Of the children.
+        data: Vec<Option<Bytes>>,
     },
     /// A multi that was done: one answer per operation.
     Multi(Vec<Answer>),

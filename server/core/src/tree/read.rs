@@ -5,10 +5,10 @@
 use bytes::Bytes;
 use corral_proto::{ErrorCode, Id, SessionId, Stat, perms};
 
-use super::entry::Settings;
+use super::entry::{self, Settings};
 use super::op::{Answer, MultiReadOp, ReadOp};
 use super::record::{Meta, NodeRec, Owner, Reader, SessionRow, Stored};
-use super::{Cf, TreeView, acl, key};
+use super::{Cf, TreeView, acl, keeper, key};
 
 /// Descendants that [`ReadOp::CountDescendants`] visits; a larger subtree is refused with
 /// [`ErrorCode::QuotaExceeded`]. The root's are always known.
@@ -37,7 +37,12 @@ pub fn read(view: &impl TreeView, op: &ReadOp, session: SessionId, ids: &[Id]) -
         }
         ReadOp::GetChildren { path } => get_children(view, path, ids),
         ReadOp::MultiRead(ops) => {
+            if ops.iter().any(MultiReadOp::is_extension) && !has_keeper_extensions(view) {
+                return Err(ErrorCode::MarshallingError);
+            }
             let answer = |op: &MultiReadOp| match op {
+                MultiReadOp::Exists { path } => read(view, &ReadOp::Exists { path: path.clone() }, session, ids),
+                MultiReadOp::List(op) => keeper::list(view, op, ids),
                 MultiReadOp::GetData { path } => get_data(view, path, ids),
                 MultiReadOp::GetChildren { path } => get_children(view, path, ids),
             };
@@ -48,6 +53,24 @@ pub fn read(view: &impl TreeView, op: &ReadOp, session: SessionId, ids: &[Id]) -
             readable(view, path, perms::READ, ids)?;
             count_descendants(view, rooted(path)).map(Answer::Count)
         }
+        ReadOp::List(_) | ReadOp::CheckNotExists { .. } if !has_keeper_extensions(view) => {
+            Err(ErrorCode::Unimplemented)
+        }
+        ReadOp::List(op) => keeper::list(view, op, ids),
+        ReadOp::CheckNotExists { path, version } => {
+            check_not_exists(view, path, *version, ids)?;
+            Ok(Answer::Done)
+        }
+    }
+}
+
+/// Refuses with `NodeExists` if the znode exists in this version (-1: any), as ClickHouse Keeper does.
+pub(super) fn check_not_exists(view: &impl TreeView, path: &str, version: i32, ids: &[Id]) -> Result<(), ErrorCode> {
+    match readable(view, path, perms::READ, ids) {
+        Err(ErrorCode::NoNode) => Ok(()),
+        Err(error) => Err(error),
+        Ok((_, rec)) if version == -1 || version == rec.version => Err(ErrorCode::NodeExists),
+        Ok(_) => Ok(()),
     }
 }
 
@@ -165,16 +188,34 @@ pub fn settings(view: &impl TreeView) -> Settings {
     view.get(Cf::Aux, key::SETTINGS).and_then(|row| Settings::decode(&row).ok()).unwrap_or_default()
 }
 
-/// The one setting that permission checks need, without decoding the rest.
+/// The setting that permission checks need, without decoding the rest.
 pub(super) fn skips_acl(view: &impl TreeView) -> bool {
-    let row = view.get(Cf::Aux, key::SETTINGS).unwrap_or_default();
-    Reader::versioned(&row).and_then(|mut from| from.u8()).is_some_and(|flag| flag != 0)
+    entry::flags(&settings_row(view)) & entry::SKIP_ACL != 0
+}
+
+/// Whether hard quotas refuse writes.
+pub(super) fn enforces_quota(view: &impl TreeView) -> bool {
+    entry::flags(&settings_row(view)) & entry::ENFORCE_QUOTA != 0
+}
+
+/// Whether TTL znodes may be created.
+pub(super) fn has_extended_types(view: &impl TreeView) -> bool {
+    entry::flags(&settings_row(view)) & entry::NO_EXTENDED_TYPES == 0
+}
+
+/// Whether ClickHouse Keeper's operations are answered.
+pub(super) fn has_keeper_extensions(view: &impl TreeView) -> bool {
+    entry::flags(&settings_row(view)) & entry::KEEPER_EXTENSIONS != 0
+}
+
+fn settings_row(view: &impl TreeView) -> Bytes {
+    view.get(Cf::Aux, key::SETTINGS).unwrap_or_default()
 }
 
 /// The one setting that creating an ephemeral needs.
 pub(super) fn ephemerals_per_session(view: &impl TreeView) -> u32 {
     let cap = |row: Bytes| {
-        let mut from = Reader::versioned(&row)?;
+        let mut from = Reader::of(&row, entry::SETTINGS_VERSIONS)?;
         from.u8()?;
         from.u32()
     };
@@ -189,12 +230,12 @@ pub(super) fn node(view: &impl TreeView, path: &str) -> Option<(Bytes, NodeRec)>
 }
 
 /// Reads take the empty path for the root.
-fn rooted(path: &str) -> &str {
+pub(super) fn rooted(path: &str) -> &str {
     if path.is_empty() { "/" } else { path }
 }
 
 /// The znode, if the identities have any permission of `need` on it.
-fn readable(view: &impl TreeView, path: &str, need: i32, ids: &[Id]) -> Result<(Bytes, NodeRec), ErrorCode> {
+pub(super) fn readable(view: &impl TreeView, path: &str, need: i32, ids: &[Id]) -> Result<(Bytes, NodeRec), ErrorCode> {
     let (key, rec) = node(view, rooted(path)).ok_or(ErrorCode::NoNode)?;
     if !acl::allows(view, rec.acl, need, ids) {
         return Err(ErrorCode::NoAuth);
@@ -205,12 +246,16 @@ fn readable(view: &impl TreeView, path: &str, need: i32, ids: &[Id]) -> Result<(
 fn get_data(view: &impl TreeView, path: &str, ids: &[Id]) -> Result<Answer, ErrorCode> {
     let (key, rec) = readable(view, path, perms::READ, ids)?;
     let stat = rec.stat();
-    let data = match rec.data {
+    Ok(Answer::Data { data: data(view, &key, rec.data), stat })
+}
+
+/// A znode's data, wherever it is.
+pub(super) fn data(view: &impl TreeView, key: &[u8], stored: Stored) -> Option<Bytes> {
+    match stored {
         Stored::Null => None,
         Stored::Inline(bytes) => Some(bytes),
-        Stored::External { .. } => Some(view.get(Cf::Data, &key).unwrap_or_default()),
-    };
-    Ok(Answer::Data { data, stat })
+        Stored::External { .. } => Some(view.get(Cf::Data, key).unwrap_or_default()),
+    }
 }
 
 fn get_children(view: &impl TreeView, path: &str, ids: &[Id]) -> Result<Answer, ErrorCode> {

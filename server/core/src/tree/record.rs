@@ -3,6 +3,8 @@
 //! Decoding is total: bytes that are no record give `None`, and whoever asked treats the row as absent. That never
 //! happens on a sound disk (RocksDB checks its blocks), so it is a rule for tests, not a recovery.
 
+use std::ops::RangeInclusive;
+
 use bytes::{BufMut, Bytes, BytesMut};
 use corral_proto::{ErrorCode, ServerId, SessionId, Stat, Zxid};
 
@@ -36,13 +38,18 @@ pub struct Meta {
     pub sessions: u64,
     /// Next id for a new ACL list.
     pub next_acl: u32,
+    /// Quotas ([`super::quota`]); a write looks for its own only if there are any.
+    pub quotas: u32,
 }
+
+/// Version byte of the meta row: version 1 knew of no quotas.
+const META_VERSION: u8 = 2;
 
 impl Meta {
     /// The row's value.
     pub fn encode(&self) -> Bytes {
-        let mut out = Vec::with_capacity(69);
-        out.put_u8(VERSION);
+        let mut out = Vec::with_capacity(73);
+        out.put_u8(META_VERSION);
         out.put_u64_le(self.applied.0);
         out.put_u64_le(self.hash);
         out.put_i64_le(self.stamp_ms);
@@ -52,12 +59,13 @@ impl Meta {
         out.put_u64_le(self.ephemerals);
         out.put_u64_le(self.sessions);
         out.put_u32_le(self.next_acl);
+        out.put_u32_le(self.quotas);
         Bytes::from(out)
     }
 
     /// Reads a row's value back.
     pub fn decode(value: &[u8]) -> Option<Meta> {
-        let mut from = Reader::versioned(value)?;
+        let mut from = Reader::of(value, VERSION..=META_VERSION)?;
         let meta = Meta {
             applied: Zxid(from.u64()?),
             hash: from.u64()?,
@@ -68,6 +76,7 @@ impl Meta {
             ephemerals: from.u64()?,
             sessions: from.u64()?,
             next_acl: from.u32()?,
+            quotas: if value.first() == Some(&META_VERSION) { from.u32()? } else { 0 },
         };
         from.end(meta)
     }
@@ -237,6 +246,12 @@ impl NodeRec {
             _ => return None,
         };
         Some(NodeRec { czxid, mzxid, pzxid, ctime, mtime, creates, owner, version, aversion, acl, num_children, data })
+    }
+
+    /// Bytes of data of the znode with this record; 0 for bytes that are none.
+    pub(crate) fn data_len(record: &[u8]) -> u32 {
+        let len = record.get(HEADER - 4..HEADER).and_then(|len| len.try_into().ok());
+        len.map_or(0, u32::from_le_bytes)
     }
 
     /// What clients see (wire 5.1).
@@ -459,8 +474,13 @@ pub(crate) struct Reader<'a>(&'a [u8]);
 impl<'a> Reader<'a> {
     /// A reader behind the version byte; `None` if it is another version's.
     pub(crate) fn versioned(value: &'a [u8]) -> Option<Reader<'a>> {
+        Reader::of(value, VERSION..=VERSION)
+    }
+
+    /// The same for a record of which several versions can be read.
+    pub(crate) fn of(value: &'a [u8], versions: RangeInclusive<u8>) -> Option<Reader<'a>> {
         let mut from = Reader(value);
-        (from.u8()? == VERSION).then_some(from)
+        versions.contains(&from.u8()?).then_some(from)
     }
 
     /// A reader of bytes without a version.
@@ -540,6 +560,7 @@ mod tests {
             for owner in [Owner::Persistent, Owner::Ephemeral(SessionId(-3)), Owner::Container, Owner::Ttl(1)] {
                 let rec = NodeRec { owner, ..node(Stored::of(data.as_ref())) };
                 let bytes = rec.encode();
+                assert_eq!(NodeRec::data_len(&bytes) as usize, rec.data.len());
                 assert_eq!(NodeRec::decode(&bytes), Some(rec));
                 assert_eq!(NodeRec::decode(&bytes.slice(..bytes.len() - 1)), None);
             }
@@ -569,14 +590,19 @@ mod tests {
             ephemerals: 7,
             sessions: 8,
             next_acl: 9,
+            quotas: 10,
         };
         assert_eq!(
             hex(&meta.encode()),
             concat!(
-                "0101000000000000000200000000000000fdffffffffffffff040000000000000005000000000000",
-                "0006000000000000000700000000000000080000000000000009000000"
+                "0201000000000000000200000000000000fdffffffffffffff040000000000000005000000000000",
+                "00060000000000000007000000000000000800000000000000090000000a000000"
             )
         );
+        // The row as it was before there were quotas.
+        let mut first = meta.encode()[..69].to_vec();
+        first[0] = 1;
+        assert_eq!(Meta::decode(&first), Some(Meta { quotas: 0, ..meta }));
         let row = SessionRow {
             keeps_results: true,
             timeout_ms: 4000,
@@ -666,7 +692,7 @@ mod tests {
                 prop_assert_eq!(NodeRec::decode(&rec.encode()), Some(rec));
             }
             if let Some(meta) = Meta::decode(&bytes) {
-                prop_assert_eq!(meta.encode(), &bytes);
+                prop_assert_eq!(Meta::decode(&meta.encode()), Some(meta));
             }
             if let Some(row) = SessionRow::decode(&bytes) {
                 prop_assert_eq!(SessionRow::decode(&row.encode()), Some(row));
@@ -681,7 +707,7 @@ mod tests {
             let [a, b, c, d, e, f, g, h] = numbers;
             let meta = Meta {
                 applied: Zxid(a), hash: b, stamp_ms: c as i64, digest: d, znodes: e, data_bytes: f, ephemerals: g,
-                sessions: h, next_acl: small,
+                sessions: h, next_acl: small, quotas: !small,
             };
             prop_assert_eq!(Meta::decode(&meta.encode()), Some(meta));
             let row = SessionRow {

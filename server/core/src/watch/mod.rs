@@ -5,6 +5,7 @@
 //! between a read and its watch is not decided here but by the lock around the table: a read that arms a watch holds
 //! it, and the apply loop holds it from the first event of a batch until the state is published (docs/adr/0008).
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use corral_proto::{EventKind, WatchKind, path};
@@ -47,6 +48,8 @@ pub struct WatchTable {
     paths: HashMap<WatcherId, BTreeSet<String>>,
     /// Recursive watches there are: without any, nobody walks ancestors.
     recursive: usize,
+    /// (path, connection) pairs of both tables: what `count` says, without a walk.
+    pairs: usize,
 }
 
 impl WatchTable {
@@ -81,7 +84,13 @@ impl WatchTable {
         if !table.contains_key(path) {
             table.insert(path.to_owned(), Watchers::new());
         }
-        table.get_mut(path).expect("inserted above").entry(watcher).or_default()
+        match table.get_mut(path).expect("inserted above").entry(watcher) {
+            Entry::Occupied(found) => found.into_mut(),
+            Entry::Vacant(new) => {
+                self.pairs += 1;
+                new.insert(Modes::default())
+            }
+        }
     }
 
     /// Whether the connection has such a watch there (wire 7.7). `None`: any.
@@ -102,8 +111,8 @@ impl WatchTable {
         if !self.has(watcher, path, kind) {
             return false;
         }
-        let recursive = &mut self.recursive;
-        alter(&mut self.data, path, watcher, |modes| match kind {
+        let (recursive, pairs) = (&mut self.recursive, &mut self.pairs);
+        alter(&mut self.data, pairs, path, watcher, |modes| match kind {
             Some(WatchKind::Data) => modes.standard = false,
             Some(WatchKind::Child) => {}
             Some(WatchKind::Persistent) => modes.persistent = false,
@@ -113,7 +122,7 @@ impl WatchTable {
                 *modes = Modes::default();
             }
         });
-        alter(&mut self.child, path, watcher, |modes| match kind {
+        alter(&mut self.child, pairs, path, watcher, |modes| match kind {
             Some(WatchKind::Child) => modes.standard = false,
             Some(WatchKind::Persistent) => modes.persistent = false,
             Some(WatchKind::Data | WatchKind::PersistentRecursive) => {}
@@ -126,12 +135,12 @@ impl WatchTable {
     /// The connection is gone.
     pub fn remove_watcher(&mut self, watcher: WatcherId) {
         for path in self.paths.remove(&watcher).unwrap_or_default() {
-            let recursive = &mut self.recursive;
-            alter(&mut self.data, &path, watcher, |modes| {
+            let (recursive, pairs) = (&mut self.recursive, &mut self.pairs);
+            alter(&mut self.data, pairs, &path, watcher, |modes| {
                 *recursive -= usize::from(modes.recursive);
                 *modes = Modes::default();
             });
-            alter(&mut self.child, &path, watcher, |modes| *modes = Modes::default());
+            alter(&mut self.child, pairs, &path, watcher, |modes| *modes = Modes::default());
         }
     }
 
@@ -210,6 +219,7 @@ impl WatchTable {
             modes.standard = false;
             !modes.is_empty()
         });
+        self.pairs -= told.len() - watchers.len();
         if watchers.is_empty() {
             table.remove(path);
         }
@@ -232,22 +242,35 @@ impl WatchTable {
 
     /// Registered (path, connection) pairs of both tables, as ZooKeeper counts them.
     pub fn count(&self) -> usize {
-        self.data.values().map(BTreeMap::len).sum::<usize>() + self.child.values().map(BTreeMap::len).sum::<usize>()
+        self.pairs
     }
 
-    /// Connections that watch, paths watched, and watches, in the data table (`wchs`, wire 9.2).
-    pub fn summary(&self) -> (usize, usize, usize) {
-        let watchers: BTreeSet<&WatcherId> = self.data.values().flat_map(|w| w.keys()).collect();
-        (watchers.len(), self.data.len(), self.data.values().map(BTreeMap::len).sum())
+    /// The paths that each connection watches in the data table, ascending: what the words `wchs`, `wchc` and `wchp`
+    /// tell (wire 9.2). Walks the whole table.
+    pub fn data_watches(&self) -> BTreeMap<WatcherId, BTreeSet<String>> {
+        let mut watches: BTreeMap<WatcherId, BTreeSet<String>> = BTreeMap::new();
+        for (path, watchers) in &self.data {
+            for watcher in watchers.keys() {
+                watches.entry(*watcher).or_default().insert(path.clone());
+            }
+        }
+        watches
     }
 }
 
-fn alter(table: &mut HashMap<String, Watchers>, path: &str, watcher: WatcherId, mut change: impl FnMut(&mut Modes)) {
+fn alter(
+    table: &mut HashMap<String, Watchers>,
+    pairs: &mut usize,
+    path: &str,
+    watcher: WatcherId,
+    mut change: impl FnMut(&mut Modes),
+) {
     let Some(watchers) = table.get_mut(path) else { return };
     if let Some(modes) = watchers.get_mut(&watcher) {
         change(modes);
         if modes.is_empty() {
             watchers.remove(&watcher);
+            *pairs -= 1;
         }
     }
     if watchers.is_empty() {
@@ -351,6 +374,48 @@ mod tests {
         assert!(table.has(A, "/a", Some(Persistent)));
         assert!(table.remove(A, "/a", None));
         assert_eq!((table.count(), table.paths.len()), (0, 0));
+    }
+
+    #[test]
+    fn the_count_is_the_number_of_pairs_whatever_happened() {
+        let walked = |table: &WatchTable| -> usize {
+            table.data.values().map(BTreeMap::len).sum::<usize>()
+                + table.child.values().map(BTreeMap::len).sum::<usize>()
+        };
+        let mut table = WatchTable::default();
+        let kinds = [Data, Child, Persistent, PersistentRecursive];
+        let events = [NodeCreated, NodeDataChanged, NodeDeleted, NodeChildrenChanged];
+        // Every order of a small world: arms, removes and fires follow each other with coprime strides.
+        for step in 0..2_000_usize {
+            let watcher = if step % 3 == 0 { A } else { B };
+            let path = ["/", "/p", "/p/c"][step % 7 % 3];
+            match step % 5 {
+                0..=2 => table.add(watcher, path, kinds[step % 11 % 4]),
+                3 => {
+                    table.remove(watcher, path, (step % 2 == 0).then_some(kinds[step % 13 % 4]));
+                }
+                _ => {
+                    fire(&mut table, events[step % 17 % 4], path);
+                }
+            }
+            assert_eq!(table.count(), walked(&table), "step {step}");
+        }
+        table.remove_watcher(A);
+        table.remove_watcher(B);
+        assert_eq!((table.count(), walked(&table)), (0, 0));
+    }
+
+    #[test]
+    fn only_the_data_table_is_told_to_operators() {
+        let mut table = WatchTable::default();
+        table.add(A, "/b", Data);
+        table.add(A, "/a", PersistentRecursive);
+        table.add(B, "/a", Child);
+        table.add(B, "/b", Data);
+        let told = table.data_watches();
+        assert_eq!(told[&A].iter().collect::<Vec<_>>(), ["/a", "/b"]);
+        assert_eq!(told[&B].iter().collect::<Vec<_>>(), ["/b"]);
+        assert_eq!(table.count(), 4);
     }
 
     #[test]

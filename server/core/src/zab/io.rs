@@ -281,8 +281,8 @@ pub enum Input {
     /// A learner's loop fetched the snapshot that [`Output::FetchSnapshot`] named: durable in `incoming/`, opened and
     /// verified. `ok = false`: it could not.
     SnapshotFetched {
-        /// From the request.
-        id: u64,
+        /// From the request: snapshots of two leaders may have the same id.
+        request: u64,
         /// Whether it is there.
         ok: bool,
     },
@@ -460,6 +460,8 @@ pub enum Output {
     /// Close every client connection and drop watches, lanes and unresolved writes, then fetch this snapshot from the
     /// leader into `incoming/`; answer with [`Input::SnapshotFetched`].
     FetchSnapshot {
+        /// Comes back in [`Input::SnapshotFetched`]. What an earlier request still writes counts for nothing.
+        request: u64,
         /// From whom.
         leader: ServerId,
         /// What.

@@ -98,8 +98,15 @@ struct Round {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Snapshot {
-    Making { request: u64, at_least: Zxid },
+    Making {
+        request: u64,
+        at_least: Zxid,
+    },
     Ready(SnapshotMeta),
+    /// It could not be made: not tried again before this time.
+    Failed {
+        again_ms: u64,
+    },
 }
 
 /// Leading, or trying to.
@@ -185,7 +192,7 @@ impl Leading {
     /// The log must be kept from here on.
     pub(super) fn pinned(&self) -> Zxid {
         match self.snapshot {
-            None => Zxid::MAX,
+            None | Some(Snapshot::Failed { .. }) => Zxid::MAX,
             Some(Snapshot::Making { .. }) => Zxid::ZERO,
             Some(Snapshot::Ready(meta)) => meta.position.zxid,
         }
@@ -534,7 +541,10 @@ impl Zab {
             match snapshot {
                 Some(meta) if meta.position.zxid >= at_least => leading.snapshot = Some(Snapshot::Ready(meta)),
                 Some(meta) => out.push(Output::DropSnapshot { id: meta.id }),
-                None => {}
+                None => {
+                    let again_ms = self.now.mono_ms + self.options.sync_timeout_ms;
+                    leading.snapshot = Some(Snapshot::Failed { again_ms });
+                }
             }
         } else if let Some(meta) = snapshot {
             // Nobody waits for it any more.
@@ -792,9 +802,13 @@ impl Zab {
         let applied = self.applied;
         self.next_request += 1;
         let request = self.next_request;
+        let now = self.now.mono_ms;
         let State::Leading(leading) = &mut self.state else { return };
         let epoch = leading.epoch;
         let Some(learner) = leading.learners.get_mut(&peer) else { return };
+        if leading.snapshot.is_some_and(|s| matches!(s, Snapshot::Failed { again_ms } if now >= again_ms)) {
+            leading.snapshot = None;
+        }
         let Progress::NeedsSnapshot(wanted) = &learner.progress else { return };
         let at_least = (*wanted).max(base);
         match leading.snapshot {

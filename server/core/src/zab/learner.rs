@@ -32,6 +32,8 @@ pub(crate) enum Stage {
     Fetching {
         /// The snapshot.
         snapshot: SnapshotMeta,
+        /// The request that must be answered.
+        request: u64,
     },
     /// The snapshot is being installed.
     Installing {
@@ -306,10 +308,10 @@ impl Zab {
         }
     }
 
-    pub(super) fn on_snapshot_fetched(&mut self, id: u64, ok: bool, out: &mut Outputs) {
+    pub(super) fn on_snapshot_fetched(&mut self, request: u64, ok: bool, out: &mut Outputs) {
         let State::Learning(learning) = &mut self.state else { return };
-        let Stage::Fetching { snapshot } = learning.stage else { return };
-        if snapshot.id != id {
+        let Stage::Fetching { snapshot, request: wanted } = learning.stage else { return };
+        if request != wanted {
             return;
         }
         if !ok {
@@ -362,8 +364,10 @@ impl Zab {
                 self.send(leader, message, out);
             }
             Stage::Draining { snapshot } if drained => {
-                learning.stage = Stage::Fetching { snapshot };
-                out.push(Output::FetchSnapshot { leader, snapshot });
+                self.next_request += 1;
+                let request = self.next_request;
+                learning.stage = Stage::Fetching { snapshot, request };
+                out.push(Output::FetchSnapshot { request, leader, snapshot });
             }
             Stage::Installing { snapshot, seq } if done >= seq && installed => {
                 learning.accepted = snapshot.position.zxid;

@@ -222,7 +222,7 @@ impl Zab {
                 self.log.evict(self.applied, self.options.tail_cache_bytes);
             }
             Input::SnapshotReady { request, snapshot } => self.on_snapshot_ready(request, snapshot, out),
-            Input::SnapshotFetched { id, ok } => self.on_snapshot_fetched(id, ok, out),
+            Input::SnapshotFetched { request, ok } => self.on_snapshot_fetched(request, ok, out),
             Input::SnapshotOpened { position } => self.on_snapshot_opened(position),
             Input::LogTrimmed { base } => self.log.trimmed(base),
             Input::Admin(Admin::StepDown) => {

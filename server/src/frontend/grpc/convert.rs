@@ -6,6 +6,7 @@
 
 use corral_core::session::{ClientRequest, CloseReason, Consistency, SetWatches, SharedEvent};
 use corral_core::tree::op::{Answer, Create, MultiOp, MultiReadOp, ReadOp, WriteOp};
+use corral_proto::jute::opcode;
 use corral_proto::pb::client as pb;
 use corral_proto::{Acl, CreateMode, ErrorCode, Id, Stat, WatchKind, Zxid};
 
@@ -148,6 +149,42 @@ fn watch_kind(kind: i32) -> Option<WatchKind> {
     })
 }
 
+/// The opcode under which ZooKeeper knows a request, for operators.
+pub fn opcode_of(request: &ClientRequest) -> i32 {
+    match request {
+        ClientRequest::Write { op, .. } => match op {
+            WriteOp::Create(_) => opcode::CREATE,
+            WriteOp::Delete { .. } => opcode::DELETE,
+            WriteOp::SetData { .. } => opcode::SET_DATA,
+            WriteOp::SetAcl { .. } => opcode::SET_ACL,
+            WriteOp::Multi(_) => opcode::MULTI,
+            WriteOp::CreateIfNotExists(_) => opcode::CREATE_IF_NOT_EXISTS,
+            WriteOp::RemoveRecursive { .. } => opcode::REMOVE_RECURSIVE,
+        },
+        ClientRequest::Read { op, .. } => match op {
+            ReadOp::Exists { .. } => opcode::EXISTS,
+            ReadOp::GetData { .. } => opcode::GET_DATA,
+            ReadOp::GetAcl { .. } => opcode::GET_ACL,
+            ReadOp::GetChildren { .. } => opcode::GET_CHILDREN2,
+            ReadOp::MultiRead(_) => opcode::MULTI_READ,
+            ReadOp::GetEphemerals { .. } => opcode::GET_EPHEMERALS,
+            ReadOp::CountDescendants { .. } => opcode::GET_ALL_CHILDREN_NUMBER,
+            ReadOp::List(_) => opcode::FILTERED_LIST,
+            ReadOp::CheckNotExists { .. } => opcode::CHECK_NOT_EXISTS,
+        },
+        ClientRequest::AddWatch { .. } => opcode::ADD_WATCH,
+        ClientRequest::RemoveWatches { .. } => opcode::REMOVE_WATCHES,
+        ClientRequest::CheckWatches { .. } => opcode::CHECK_WATCHES,
+        ClientRequest::SetWatches(_) => opcode::SET_WATCHES2,
+        ClientRequest::Sync => opcode::SYNC,
+        ClientRequest::AddAuth { .. } => opcode::AUTH,
+        ClientRequest::WhoAmI => opcode::WHO_AM_I,
+        ClientRequest::Ping => opcode::PING,
+        ClientRequest::CloseSession { .. } => opcode::CLOSE_SESSION,
+        ClientRequest::Refuse(_) => opcode::ERROR,
+    }
+}
+
 /// The reply to request `id`.
 pub fn reply(id: u64, zxid: Zxid, result: Result<Answer, ErrorCode>) -> pb::Reply {
     use pb::answer::Body;
@@ -161,7 +198,10 @@ pub fn reply(id: u64, zxid: Zxid, result: Result<Answer, ErrorCode>) -> pb::Repl
             let acl = acl.into_iter().map(|acl| pb::Acl { perms: acl.perms, id: Some(id_of(acl.id)) }).collect();
             (0, Some(Body::Acl(pb::AclBody { acl, stat: Some(self::stat(&stat)) })))
         }
-        Ok(Answer::Children { children, stat }) => (0, Some(Body::Children(children_body(children, &stat)))),
+        // A listing answers what only the other front end can ask; its names are an answer, too.
+        Ok(Answer::Children { children, stat } | Answer::Listing { children, stat, .. }) => {
+            (0, Some(Body::Children(children_body(children, &stat))))
+        }
         Ok(Answer::Multi(answers)) => {
             let results = answers.into_iter().map(|answer| multi_result(Ok(answer))).collect();
             (0, Some(Body::Multi(pb::MultiBody { results })))
@@ -271,7 +311,7 @@ pub fn weight(result: &Result<Answer, ErrorCode>) -> usize {
     fn of(answer: &Answer) -> usize {
         BASE + match answer {
             Answer::Data { data, .. } => data.as_ref().map_or(0, bytes::Bytes::len),
-            Answer::Children { children, .. } | Answer::Paths(children) => {
+            Answer::Children { children, .. } | Answer::Listing { children, .. } | Answer::Paths(children) => {
                 children.iter().map(|name| name.len() + 4).sum()
             }
             Answer::Created { path, .. } => path.len(),

@@ -3,19 +3,25 @@
 //! Three things run side by side for each connection: a reader, which hands in batches and is held back when too much is
 //! unanswered; a writer, which sends all that waits as one message; and the HTTP/2 connection under both.
 
+use std::collections::VecDeque;
 use std::future::Future;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
 use std::time::Duration;
 
 use corral_core::session::{ClientRequest, Outgoing, Protocol};
 use corral_proto::pb::client as pb;
 use corral_proto::pb::client::corral_server::{Corral, CorralServer};
 use corral_proto::{ErrorCode, SessionId, Zxid};
+use parking_lot::Mutex;
+use prost::Message as _;
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::convert;
+use crate::frontend::wire::stats::{Access, ConnectionStats, FrontendStats, Turn};
 use crate::frontend::{ConnectRefused, ConnectRequest, Connected, Connection, Frontend};
 
 /// The largest message taken from a client, in bytes.
@@ -43,12 +49,12 @@ const STALL_MAX: Duration = Duration::from_secs(20);
 /// The gRPC service over a server's door.
 ///
 /// The client's address is taken from a [`SocketAddr`] in the request's extensions, else from tonic's own connect info.
-pub fn service(frontend: Frontend) -> CorralServer<GrpcService<Frontend>> {
-    serve(frontend)
+pub fn service(frontend: Frontend, stats: Arc<FrontendStats>) -> CorralServer<GrpcService<Frontend>> {
+    serve(frontend, stats)
 }
 
-fn serve<D: Door>(door: D) -> CorralServer<GrpcService<D>> {
-    CorralServer::new(GrpcService { door })
+fn serve<D: Door>(door: D, stats: Arc<FrontendStats>) -> CorralServer<GrpcService<D>> {
+    CorralServer::new(GrpcService { door, stats })
         .max_decoding_message_size(REQUEST_MESSAGE_MAX)
         .max_encoding_message_size(REPLY_MESSAGE_MAX)
 }
@@ -57,6 +63,7 @@ fn serve<D: Door>(door: D) -> CorralServer<GrpcService<D>> {
 #[derive(Clone)]
 pub struct GrpcService<D> {
     door: D,
+    stats: Arc<FrontendStats>,
 }
 
 /// What the service needs of a [`Frontend`]: a seam for its tests.
@@ -113,11 +120,12 @@ impl<D: Door> Corral for GrpcService<D> {
         let remote = remote.unwrap_or_else(|| SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)));
         let (outbound, replies) = mpsc::channel(OUTBOUND_MESSAGES);
         let door = self.door.clone();
+        let registration = self.stats.register(remote);
         // The task ends with the stream: it waits for nothing without also waiting for the client to go.
         tokio::spawn(async move {
             let gone = outbound.clone();
             tokio::select! {
-                () = session(door, request.into_inner(), &outbound, remote) => {}
+                () = session(door, request.into_inner(), &outbound, &registration) => {}
                 () = gone.closed() => tracing::debug!(%remote, "the client is gone"),
             }
         });
@@ -126,7 +134,13 @@ impl<D: Door> Corral for GrpcService<D> {
 }
 
 /// One connection, from its first message to its last.
-async fn session<D: Door>(door: D, mut inbound: Streaming<pb::ClientMessage>, outbound: &Outbound, remote: SocketAddr) {
+async fn session<D: Door>(
+    door: D,
+    mut inbound: Streaming<pb::ClientMessage>,
+    outbound: &Outbound,
+    stats: &ConnectionStats,
+) {
+    let remote = stats.remote();
     let request = match hello(&mut inbound, remote).await {
         Ok(request) => request,
         Err(closed) => return close(outbound, closed, remote).await,
@@ -138,10 +152,12 @@ async fn session<D: Door>(door: D, mut inbound: Streaming<pb::ClientMessage>, ou
     if !send(outbound, pb::server_message::Message::Connected(connected(link.connected()))).await {
         return;
     }
+    stats.connected(link.connected().session, link.connected().timeout_ms);
+    let conversation = Conversation { link: &link, stats, in_flight: Mutex::default() };
     // Whichever ends first ends the other. A client that only ended its side wants no more replies.
     let closed = tokio::select! {
-        closed = read(&link, inbound) => closed,
-        closed = write(&link, outbound) => closed,
+        closed = conversation.read(inbound) => closed,
+        closed = conversation.write(outbound) => closed,
     };
     if let Some(closed) = closed {
         close(outbound, closed, remote).await;
@@ -178,6 +194,7 @@ fn connected(connected: &Connected) -> pb::Connected {
         server: connected.server.0,
         zxid: connected.attach.0,
         last_n: connected.last_n,
+        request_bytes_max: u32::try_from(connected.request_bytes_max).unwrap_or(u32::MAX),
     }
 }
 
@@ -197,77 +214,146 @@ fn protocol(text: &str) -> pb::Closed {
     pb::Closed { reason: pb::closed::Reason::Protocol.into(), text: text.to_owned() }
 }
 
-/// Hands in requests until the client ends its side (`None`) or breaks a rule.
-async fn read(link: &impl Link, mut inbound: Streaming<pb::ClientMessage>) -> Option<pb::Closed> {
-    loop {
-        let requests = match inbound.message().await {
-            Ok(Some(message)) => match message.message {
+/// Bytes in front of a message on the wire.
+const MESSAGE_PREFIX: usize = 5;
+
+/// What reader and writer of one connection share.
+struct Conversation<'a, L> {
+    link: &'a L,
+    stats: &'a ConnectionStats,
+    /// When each unanswered request was read, and what it was; answers come in the order of requests. Both sides are
+    /// one task, so the lock is never waited for; what may be outstanding bounds the queue.
+    in_flight: Mutex<VecDeque<(Instant, Access)>>,
+}
+
+impl<L: Link> Conversation<'_, L> {
+    /// Hands in requests until the client ends its side (`None`) or breaks a rule.
+    async fn read(&self, mut inbound: Streaming<pb::ClientMessage>) -> Option<pb::Closed> {
+        let most = self.link.connected().request_bytes_max;
+        loop {
+            let message = match inbound.message().await {
+                Ok(Some(message)) => message,
+                Ok(None) => return None,
+                // Too large, or not protobuf: the client hears why. A broken connection hears nothing.
+                Err(status) => return Some(protocol(status.message())),
+            };
+            let mut bytes = MESSAGE_PREFIX + message.encoded_len();
+            let requests = match message.message {
                 Some(pb::client_message::Message::Requests(batch)) => batch.requests,
                 Some(pb::client_message::Message::Connect(_)) => return Some(protocol("Connect came twice")),
                 None => return Some(protocol("a message of unknown kind")),
-            },
-            Ok(None) => return None,
-            // Too large, or not protobuf: the client hears why. A broken connection hears nothing.
-            Err(status) => return Some(protocol(status.message())),
-        };
-        let mut batch = Vec::with_capacity(requests.len().min(SUBMIT_MAX));
-        for request in requests {
-            let id = request.id;
-            match convert::request(request) {
-                Ok(request) => batch.push((id, request)),
-                Err(error) => return Some(protocol(&error.to_string())),
+            };
+            let read_at = Instant::now();
+            let mut batch = Vec::with_capacity(requests.len().min(SUBMIT_MAX));
+            for request in requests {
+                let id = request.id;
+                match convert::request(request) {
+                    Ok(request) => {
+                        if let ClientRequest::Write { op, .. } = &request
+                            && op.bytes() > most
+                        {
+                            // Clients of ZooKeeper's protocol could not read it.
+                            let bytes = op.bytes();
+                            let text = format!("a request of {bytes} bytes; at most {most} (jute.maxbuffer)");
+                            return Some(protocol(&text));
+                        }
+                        batch.push((id, request));
+                    }
+                    Err(error) => return Some(protocol(&error.to_string())),
+                }
+                if batch.len() == SUBMIT_MAX {
+                    self.submit(std::mem::take(&mut batch), read_at, std::mem::take(&mut bytes)).await;
+                }
             }
-            if batch.len() == SUBMIT_MAX {
-                link.submit(std::mem::take(&mut batch)).await;
+            if !batch.is_empty() {
+                self.submit(batch, read_at, bytes).await;
             }
-        }
-        if !batch.is_empty() {
-            link.submit(batch).await;
         }
     }
-}
 
-/// Sends what waits, until nothing more will come.
-async fn write(link: &impl Link, outbound: &Outbound) -> Option<pb::Closed> {
-    let mut out = Vec::new();
-    loop {
-        link.outgoing(&mut out).await;
-        let mut batch = Vec::with_capacity(out.len().min(BATCH_REPLIES));
+    async fn submit(&self, batch: Vec<(u64, ClientRequest)>, read_at: Instant, bytes: usize) {
+        if let Some((id, last)) = batch.last() {
+            let opcode = convert::opcode_of(last);
+            self.stats.received(batch.len() as u64, bytes, i64::try_from(*id).unwrap_or(i64::MAX), opcode);
+        }
+        self.in_flight.lock().extend(batch.iter().map(|(_, request)| (read_at, Access::of(request))));
+        self.link.submit(batch).await;
+    }
+
+    /// Sends what waits, until nothing more will come.
+    async fn write(&self, outbound: &Outbound) -> Option<pb::Closed> {
+        let mut out = Vec::new();
+        loop {
+            self.link.outgoing(&mut out).await;
+            let mut items = out.drain(..).peekable();
+            let mut closed = None;
+            while closed.is_none() && items.peek().is_some() {
+                let mut batch = Vec::with_capacity(items.len().min(BATCH_REPLIES));
+                closed = self.fill(&mut items, &mut batch);
+                if !batch.is_empty() && !send(outbound, replies(batch)).await {
+                    return None;
+                }
+            }
+            if closed.is_some() {
+                return closed;
+            }
+        }
+    }
+
+    /// Takes what fits into one message.
+    fn fill(
+        &self,
+        items: &mut std::iter::Peekable<impl Iterator<Item = Outgoing>>,
+        batch: &mut Vec<pb::Reply>,
+    ) -> Option<pb::Closed> {
+        let mut turn = self.stats.turn(Instant::now());
         let mut bytes = 0;
         let mut closed = None;
-        for outgoing in out.drain(..) {
-            let (weight, reply) = match outgoing {
+        while let Some(outgoing) = items.next_if(|next| {
+            let weight = weight(next);
+            let fits = batch.is_empty() || (batch.len() < BATCH_REPLIES && bytes + weight <= BATCH_BYTES);
+            bytes += weight;
+            fits
+        }) {
+            match outgoing {
                 Outgoing::Reply { cookie, zxid, result } => {
                     if result == Err(ErrorCode::AuthFailed) {
                         let reason = pb::closed::Reason::AuthFailed.into();
                         closed = Some(pb::Closed { reason, text: "the identity was not proven".to_owned() });
                     }
-                    (convert::weight(&result), convert::reply(cookie, zxid, result))
+                    let reply = convert::reply(cookie, zxid, result);
+                    self.count(&mut turn, zxid, &reply);
+                    batch.push(reply);
                 }
-                Outgoing::Event(event) => (64 + event.event.path.len(), convert::event(&event)),
-                Outgoing::Close(reason) => {
-                    closed = Some(convert::closed(reason));
-                    break;
+                Outgoing::Event(event) => {
+                    let event = convert::event(&event);
+                    turn.event(event.encoded_len());
+                    batch.push(event);
                 }
-            };
-            if !batch.is_empty() && (batch.len() == BATCH_REPLIES || bytes + weight > BATCH_BYTES) {
-                bytes = 0;
-                if !send(outbound, replies(std::mem::take(&mut batch))).await {
-                    return None;
-                }
+                Outgoing::Close(reason) => closed = Some(convert::closed(reason)),
             }
-            bytes += weight;
-            batch.push(reply);
             if closed.is_some() {
                 break;
             }
         }
-        if !batch.is_empty() && !send(outbound, replies(batch)).await {
-            return None;
+        turn.finish();
+        closed
+    }
+
+    fn count(&self, turn: &mut Turn<'_>, zxid: Zxid, reply: &pb::Reply) {
+        // Every reply has its request; one without would be a fault of this server that is not ours to punish.
+        if let Some((read_at, access)) = self.in_flight.lock().pop_front() {
+            turn.reply(zxid.as_i64(), access, read_at, reply.encoded_len());
         }
-        if closed.is_some() {
-            return closed;
-        }
+    }
+}
+
+/// About how many bytes an item takes on the wire.
+fn weight(outgoing: &Outgoing) -> usize {
+    match outgoing {
+        Outgoing::Reply { result, .. } => convert::weight(result),
+        Outgoing::Event(event) => 64 + event.event.path.len(),
+        Outgoing::Close(_) => 0,
     }
 }
 
@@ -288,13 +374,10 @@ async fn close(outbound: &Outbound, closed: pb::Closed, remote: SocketAddr) {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use corral_core::session::{CloseReason, SharedEvent};
     use corral_core::tree::op::Answer;
     use corral_proto::pb::client::corral_client::CorralClient;
     use corral_proto::{EventKind, ServerId, WatchedEvent};
-    use parking_lot::Mutex;
     use pb::server_message::Message;
     use tokio::sync::Notify;
     use tokio_stream::wrappers::TcpListenerStream;
@@ -345,6 +428,7 @@ mod tests {
                         last_n: 3,
                         server: ServerId(2),
                         read_only: false,
+                        request_bytes_max: 1_000_000,
                     },
                 }),
             }
@@ -386,18 +470,20 @@ mod tests {
     struct Stream {
         requests: mpsc::Sender<pb::ClientMessage>,
         replies: Streaming<pb::ServerMessage>,
+        stats: Arc<FrontendStats>,
     }
 
     impl Stream {
         async fn open(door: FakeDoor) -> Stream {
             let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
             let address = listener.local_addr().unwrap();
-            let router = tonic::transport::Server::builder().add_service(serve(door));
+            let stats = FrontendStats::new();
+            let router = tonic::transport::Server::builder().add_service(serve(door, stats.clone()));
             tokio::spawn(router.serve_with_incoming(TcpListenerStream::new(listener)));
             let (requests, stream) = mpsc::channel(4);
             let mut client = CorralClient::connect(format!("http://{address}")).await.unwrap();
             let replies = client.session(ReceiverStream::new(stream)).await.unwrap().into_inner();
-            Stream { requests, replies }
+            Stream { requests, replies, stats }
         }
 
         async fn send(&self, message: pb::client_message::Message) {
@@ -463,6 +549,7 @@ mod tests {
             server: 2,
             zxid: 77,
             last_n: 3,
+            request_bytes_max: 1_000_000,
         };
         assert_eq!(connected, expected);
         let seen = door.seen.lock()[0].clone();
@@ -511,6 +598,43 @@ mod tests {
         }
         door.link.wake.notify_one();
         assert_eq!(stream.replies(2).await, [2, 9]);
+    }
+
+    #[tokio::test]
+    async fn what_goes_over_a_stream_is_counted_as_over_any_connection() {
+        let door = FakeDoor::default();
+        let mut stream = Stream::open(door.clone()).await;
+        stream.hello().await;
+        assert!(matches!(stream.next().await, Some(Message::Connected(_))));
+        stream.ask(vec![ping(1), ping(2)]).await;
+        stream.replies(2).await;
+        let op = Some(pb::request::Op::Delete(pb::Delete { path: "/a".into(), version: -1 }));
+        stream.ask(vec![pb::Request { id: 3, n: 1, op, ..pb::Request::default() }]).await;
+        stream.replies(1).await;
+        let event = WatchedEvent { kind: EventKind::NodeDeleted, path: "/a".into(), zxid: None };
+        door.link.out.lock().push(Outgoing::Event(SharedEvent::new(event)));
+        door.link.wake.notify_one();
+        stream.replies(1).await;
+
+        let report = stream.stats.report();
+        // The handshake, three requests; the handshake's answer, three replies, an event.
+        assert_eq!((report.received, report.sent, report.outstanding, report.connects), (4, 5, 0, 1));
+        assert_eq!((report.read_latency.count, report.update_latency.count), (2, 1));
+        assert!(report.bytes_received > 0 && report.response_bytes > 0 && report.watch_bytes > 0, "{report:?}");
+        let client = &report.clients[0];
+        assert_eq!((client.session, client.timeout_ms, client.last_xid), (SessionId(5), 4_000, 3));
+        assert_eq!((client.last_opcode, client.received, client.sent), (corral_proto::jute::opcode::DELETE, 4, 5));
+        assert!(client.remote.ip().is_loopback());
+        let stats = stream.stats.clone();
+        drop(stream);
+        door.link.dropped.notified().await;
+        tokio::time::timeout(Duration::from_secs(20), async {
+            while !stats.report().clients.is_empty() {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await
+        .expect("a connection that ended is not listed");
     }
 
     #[tokio::test]

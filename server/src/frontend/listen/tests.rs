@@ -8,8 +8,8 @@ use proptest::prelude::*;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
+use super::super::operators::{Reporter, ServerReport, VERSION};
 use super::super::wire::connection::Lane;
-use super::super::wire::four_letter::ServerMode;
 use super::super::{ConnectRefused, Connected as Attached};
 use super::*;
 
@@ -41,6 +41,7 @@ impl Door for QuietDoor {
             last_n: 0,
             server: ServerId(1),
             read_only: false,
+            request_bytes_max: 1_000_000,
         }))
     }
 }
@@ -55,12 +56,12 @@ struct Rig {
 
 fn start(options: ListenOptions) -> Rig {
     let stats = FrontendStats::new();
-    let reporter: Reporter = Arc::new(|| ServerReport {
-        version: four_letter::VERSION.into(),
-        mode: ServerMode::Standalone,
-        ..ServerReport::default()
+    let reporter: Reporter = Arc::new(|_| {
+        let version = VERSION.into();
+        let report = ServerReport { version, mode: ServerMode::Standalone, ..ServerReport::default() };
+        Box::pin(std::future::ready(report))
     });
-    let (inner, incoming) = Inner::new(QuietDoor, options, Arc::clone(&stats), reporter);
+    let (inner, incoming) = Inner::new(QuietDoor, options, Operators::new(reporter, Arc::clone(&stats)));
     let listener = bind("127.0.0.1:0".parse().unwrap(), None).unwrap();
     let address = listener.local_addr().unwrap();
     let stop = CancellationToken::new();
@@ -117,6 +118,18 @@ async fn words_are_answered_and_the_connection_ends() {
     let srvr = ask(&rig, b"srvr\r\n").await;
     assert!(srvr.starts_with("Zookeeper version: 3.9.2-corral"), "{srvr}");
     assert!(srvr.contains("\nConnections: 1\n"), "the asking connection counts: {srvr}");
+}
+
+#[tokio::test]
+async fn the_trace_mask_is_kept_and_waited_for() {
+    let rig = start(options());
+    assert_eq!(ask(&rig, b"gtmk").await, "306");
+    let mut client = connect(&rig).await;
+    client.write_all(b"stmk\0\0\0").await.unwrap();
+    client.write_all(&[0, 0, 0, 2, 10]).await.unwrap();
+    assert_eq!(rest(&mut client).await, b"522");
+    assert_eq!(ask(&rig, b"gtmk").await, "522");
+    assert_eq!(ask(&rig, b"\xff\xf4\xff\xfd").await, "", "telnet's interrupt ends the connection");
 }
 
 #[tokio::test]
@@ -194,8 +207,8 @@ async fn stopping_closes_the_port_and_every_connection() {
 #[test]
 fn the_first_four_bytes_tell_the_protocol() {
     assert_eq!(Protocol::of(b"PRI "), Protocol::Http2);
-    assert_eq!(Protocol::of(b"ruok"), Protocol::Word(Spoken::Known(Word::Ruok)));
-    assert_eq!(Protocol::of(b"dump"), Protocol::Word(Spoken::Other("dump")));
+    assert_eq!(Protocol::of(b"ruok"), Protocol::Word(Word::Ruok));
+    assert_eq!(Protocol::of(b"\xff\xf4\xff\xfd"), Protocol::Word(Word::Telnet));
     assert_eq!(Protocol::of(&[0, 0, 0, 45]), Protocol::ZooKeeper);
     assert_eq!(Protocol::of(b"GET "), Protocol::ZooKeeper);
 }

@@ -24,7 +24,7 @@ use tokio::time::{Instant, Sleep, sleep_until, timeout, timeout_at};
 
 use super::request::{self, Form, HangUp};
 use super::response::{self, Next};
-use super::stats::{ConnectionStats, Turn};
+use super::stats::{Access, ConnectionStats};
 use crate::frontend::{ConnectRefused, ConnectRequest, Connected, Connection, Frontend};
 
 /// Requests handed in at once. More of them in one read become several batches, with a chance to send in between.
@@ -149,6 +149,7 @@ impl Door for Frontend {
 struct Pending {
     xid: i32,
     form: Form,
+    access: Access,
     read_at: Instant,
 }
 
@@ -406,6 +407,7 @@ impl<R: AsyncRead + Unpin, L: Lane> Intake<'_, R, L> {
         let Source { buffer, max_frame, .. } = &mut *self.source;
         let mut in_flight = self.in_flight.lock();
         let mut last = None;
+        let mut bytes = 0;
         let result = loop {
             if batch.len() == BATCH_REQUESTS_MAX {
                 break Ok(true);
@@ -415,20 +417,25 @@ impl<R: AsyncRead + Unpin, L: Lane> Intake<'_, R, L> {
                 Ok(None) => break Ok(true),
                 Err(error) => break Err(End::from(error)),
             };
+            bytes += frame::PREFIX_BYTES + frame.len();
             let asked = match request::decode(frame) {
                 Ok(asked) => asked,
                 Err(error) => break Err(End::from(error)),
             };
             let is_last = asked.is_last();
             last = Some((asked.xid, asked.opcode));
-            let cookie = in_flight.push(Pending { xid: asked.xid, form: asked.form, read_at: self.heard });
+            let access = Access::of(&asked.request);
+            let cookie = in_flight.push(Pending { xid: asked.xid, form: asked.form, access, read_at: self.heard });
             batch.push((cookie, asked.request));
             if is_last {
                 break Ok(false);
             }
         };
         if let Some((xid, opcode)) = last {
-            self.stats.received(batch.len() as u64, xid, opcode);
+            self.stats.received(batch.len() as u64, bytes, i64::from(xid), opcode);
+        }
+        if let Err(End::BadFrame(FrameError::TooLarge { .. })) = &result {
+            self.stats.too_large();
         }
         result
     }
@@ -476,8 +483,7 @@ fn encode(
     in_flight: &Mutex<InFlight>,
     stats: &ConnectionStats,
 ) -> Option<End> {
-    let now = Instant::now();
-    let mut turn = Turn::default();
+    let mut turn = stats.turn(Instant::now());
     let mut end = None;
     {
         let mut in_flight = in_flight.lock();
@@ -485,8 +491,9 @@ fn encode(
             match items.next() {
                 None => break,
                 Some(Outgoing::Event(shared)) => {
+                    let before = buffer.len();
                     response::event(&shared, buffer);
-                    turn.events += 1;
+                    turn.event(buffer.len() - before);
                 }
                 Some(Outgoing::Close(reason)) => end = Some(End::BySession(reason)),
                 Some(Outgoing::Reply { cookie, zxid, result }) => {
@@ -494,15 +501,16 @@ fn encode(
                         end = Some(End::OutOfOrder { cookie });
                         break;
                     };
-                    turn.reply(zxid.as_i64(), now.saturating_duration_since(pending.read_at));
+                    let before = buffer.len();
                     if response::reply(pending.xid, pending.form, zxid, result, buffer) == Next::Close {
                         end = Some(End::FinalReply);
                     }
+                    turn.reply(zxid.as_i64(), pending.access, pending.read_at, buffer.len() - before);
                 }
             }
         }
     }
-    stats.sent(&turn, now);
+    turn.finish();
     end
 }
 

@@ -3,20 +3,19 @@
 //! A function of a [`ServerReport`] and nothing else. The text is ZooKeeper's to the character, since scripts and
 //! client libraries take it apart with regular expressions.
 
+use std::collections::BTreeMap;
 use std::fmt::Write;
 
-use corral_proto::Zxid;
+use corral_proto::SessionId;
 use corral_proto::jute::opcode;
 
-use super::stats::{ClientReport, Traffic};
-
-/// What `srvr`, `mntr` and `envi` show as version. The number in front is that of the ZooKeeper release whose protocol
-/// is spoken: clients choose features by it, and their patterns want a date after it.
-pub const VERSION: &str = concat!("3.9.2-corral-", env!("CARGO_PKG_VERSION"), ", built on 2026-11-22 00:00 UTC");
+use super::stats::ClientReport;
+use crate::frontend::metrics::{self, java_double};
+use crate::frontend::operators::{Detail, ServerMode, ServerReport};
 
 const NOT_SERVING: &str = "This ZooKeeper instance is not currently serving requests\n";
 
-/// A word this server answers.
+/// A word of ZooKeeper.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Word {
     /// The configuration.
@@ -27,8 +26,14 @@ pub enum Word {
     Crst,
     /// Sizes on disk.
     Dirs,
+    /// Sessions and their ephemerals.
+    Dump,
     /// The environment.
     Envi,
+    /// The trace mask.
+    Gtmk,
+    /// Digests of the tree.
+    Hash,
     /// Whether it takes writes.
     Isro,
     /// Key and value, for monitoring.
@@ -41,65 +46,87 @@ pub enum Word {
     Srvr,
     /// The same with its connections.
     Stat,
+    /// Sets the trace mask to the eight bytes that follow.
+    Stmk,
+    /// What telnet sends for an interrupt: the connection ends, nothing is said.
+    Telnet,
+    /// Watches by session.
+    Wchc,
+    /// Watches by path.
+    Wchp,
     /// Number of watches.
     Wchs,
 }
 
 impl Word {
-    const ALL: [Word; 12] = [
+    const ALL: [Word; 19] = [
         Word::Conf,
         Word::Cons,
         Word::Crst,
         Word::Dirs,
+        Word::Dump,
         Word::Envi,
+        Word::Gtmk,
+        Word::Hash,
         Word::Isro,
         Word::Mntr,
         Word::Ruok,
         Word::Srst,
         Word::Srvr,
         Word::Stat,
+        Word::Stmk,
+        Word::Telnet,
+        Word::Wchc,
+        Word::Wchp,
         Word::Wchs,
     ];
 
-    /// Its letters.
+    /// Its letters, as the whitelist has them.
     pub const fn letters(self) -> &'static str {
         match self {
             Word::Conf => "conf",
             Word::Cons => "cons",
             Word::Crst => "crst",
             Word::Dirs => "dirs",
+            Word::Dump => "dump",
             Word::Envi => "envi",
+            Word::Gtmk => "gtmk",
+            Word::Hash => "hash",
             Word::Isro => "isro",
             Word::Mntr => "mntr",
             Word::Ruok => "ruok",
             Word::Srst => "srst",
             Word::Srvr => "srvr",
             Word::Stat => "stat",
+            Word::Stmk => "stmk",
+            Word::Telnet => "telnet close",
+            Word::Wchc => "wchc",
+            Word::Wchp => "wchp",
             Word::Wchs => "wchs",
         }
     }
-}
 
-/// Words of ZooKeeper that are not answered here, whatever the whitelist says.
-const OTHER_WORDS: [&str; 6] = ["dump", "gtmk", "hash", "stmk", "wchc", "wchp"];
-
-/// The first four bytes of a connection, if they are a word of ZooKeeper. Case counts. Every word is, as a number, far
-/// above any frame's length, so it cannot be the beginning of a handshake.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Spoken {
-    /// One that this server answers.
-    Known(Word),
-    /// One that it never answers.
-    Other(&'static str),
-}
-
-impl Spoken {
-    /// Reads a word.
-    pub fn parse(bytes: &[u8; 4]) -> Option<Spoken> {
-        if let Some(word) = Word::ALL.into_iter().find(|word| word.letters().as_bytes() == bytes) {
-            return Some(Spoken::Known(word));
+    /// What is sent.
+    fn bytes(self) -> &'static [u8] {
+        match self {
+            Word::Telnet => b"\xff\xf4\xff\xfd",
+            word => word.letters().as_bytes(),
         }
-        OTHER_WORDS.into_iter().find(|word| word.as_bytes() == bytes).map(Spoken::Other)
+    }
+
+    /// The first four bytes of a connection, if they are a word. Case counts. Every word is, as a number, above any
+    /// frame's length or negative, so it cannot be the beginning of a handshake.
+    pub fn parse(bytes: &[u8; 4]) -> Option<Word> {
+        Word::ALL.into_iter().find(|word| word.bytes() == bytes)
+    }
+
+    /// What its answer needs to know.
+    pub fn detail(self) -> Detail {
+        Detail {
+            folders: matches!(self, Word::Conf | Word::Dirs),
+            watches: matches!(self, Word::Wchc | Word::Wchp | Word::Wchs),
+            sessions: self == Word::Dump,
+        }
     }
 }
 
@@ -128,83 +155,33 @@ impl Whitelist {
         Whitelist { words: Word::ALL.into_iter().filter(named).collect() }
     }
 
+    /// The same with one more word.
+    pub fn with(mut self, word: Word) -> Whitelist {
+        if !self.allows(word) {
+            self.words.push(word);
+        }
+        self
+    }
+
     /// Whether a word is answered.
     pub fn allows(&self, word: Word) -> bool {
         self.words.contains(&word)
     }
 }
 
-/// The role `srvr` and `mntr` show.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum ServerMode {
-    /// No quorum, or starting.
-    #[default]
-    NotServing,
-    /// Alone in its ensemble.
-    Standalone,
-    /// Leads.
-    Leader,
-    /// Follows.
-    Follower,
-    /// Follows without a vote.
-    Observer,
-    /// Answers reads without a quorum.
-    ReadOnly,
-}
-
-impl ServerMode {
-    const fn name(self) -> &'static str {
-        match self {
-            ServerMode::NotServing => "",
-            ServerMode::Standalone => "standalone",
-            ServerMode::Leader => "leader",
-            ServerMode::Follower => "follower",
-            ServerMode::Observer => "observer",
-            ServerMode::ReadOnly => "read-only",
-        }
+/// What is said for a word that the whitelist does not allow.
+pub fn refusal(word: Word) -> String {
+    match word {
+        Word::Telnet => String::new(),
+        word => format!("{} is not executed because it is not in the whitelist.\n", word.letters()),
     }
 }
 
-/// Everything the words show. The server fills it in when one is asked; the front end adds [`Traffic`].
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct ServerReport {
-    /// [`VERSION`], unless somebody knows better.
-    pub version: String,
-    /// Its role now.
-    pub mode: ServerMode,
-    /// Last zxid that is published.
-    pub zxid: Zxid,
-    /// Znodes.
-    pub node_count: u64,
-    /// Leaders only: bytes of the last, smallest and largest proposal; -1 before the first.
-    pub proposal_sizes: Option<[i64; 3]>,
-    /// Watches: connections that have some, paths, and pairs of both.
-    pub watches: [u64; 3],
-    /// Keys and values of `conf`, in order.
-    pub conf: Vec<(String, String)>,
-    /// The text of `/zookeeper/config`; empty when there is none to show.
-    pub membership: String,
-    /// Keys and values of `envi` beside `zookeeper.version`, in order.
-    pub environment: Vec<(String, String)>,
-    /// Bytes of the data folder and of the log folder.
-    pub dir_bytes: [u64; 2],
-    /// Keys (without `zk_`) and values of `mntr` beside those that follow from the other fields.
-    pub mntr: Vec<(String, String)>,
-    /// The time, ms since the Unix epoch.
-    pub unix_ms: u64,
-    /// What the front end counted.
-    pub traffic: Traffic,
-}
-
-/// What to send for a word; then the connection ends.
-pub fn answer(spoken: Spoken, whitelist: &Whitelist, report: &ServerReport) -> String {
-    let word = match spoken {
-        Spoken::Known(word) if whitelist.allows(word) => word,
-        Spoken::Known(word) => return not_executed(word.letters()),
-        Spoken::Other(letters) => return not_executed(letters),
-    };
+/// What to send for a word; then the connection ends. `trace_mask` is ZooKeeper's, as it is after the word.
+pub fn answer(word: Word, report: &ServerReport, trace_mask: i64) -> String {
     let mut out = String::new();
     match (word, report.mode) {
+        (Word::Telnet, _) => {}
         (Word::Ruok, _) => out.push_str("imok"),
         (Word::Envi, _) => {
             out.push_str("Environment:\n");
@@ -213,6 +190,7 @@ pub fn answer(spoken: Spoken, whitelist: &Whitelist, report: &ServerReport) -> S
                 put(&mut out, format_args!("{key}={value}\n"));
             }
         }
+        (Word::Gtmk | Word::Stmk, _) => put(&mut out, format_args!("{trace_mask}")),
         (Word::Isro, ServerMode::NotServing) => out.push_str("null"),
         (Word::Isro, ServerMode::ReadOnly) => out.push_str("ro"),
         (Word::Isro, _) => out.push_str("rw"),
@@ -225,22 +203,38 @@ pub fn answer(spoken: Spoken, whitelist: &Whitelist, report: &ServerReport) -> S
             }
             out.push('\n');
         }
-        (Word::Conf, _) => {
-            for (key, value) in &report.conf {
-                put(&mut out, format_args!("{key}={value}\n"));
-            }
-            if !report.membership.is_empty() {
-                put(&mut out, format_args!("membership: \n{}", report.membership));
-            }
-        }
-        (Word::Mntr, _) => monitor(&mut out, report),
+        (Word::Conf, _) => conf(&mut out, report),
+        (Word::Mntr, _) => out = metrics::mntr(report),
         (Word::Wchs, _) => {
-            let [connections, paths, total] = report.watches;
+            let by_path = by_path(report);
+            let total: usize = report.watches.iter().map(|(_, paths)| paths.len()).sum();
+            let (connections, paths) = (report.watches.len(), by_path.len());
             put(&mut out, format_args!("{connections} connections watching {paths} paths\nTotal watches:{total}\n"));
         }
+        (Word::Wchc, _) => {
+            for (session, paths) in &report.watches {
+                put(&mut out, format_args!("{session}\n"));
+                paths.iter().for_each(|path| put(&mut out, format_args!("\t{path}\n")));
+            }
+            out.push('\n');
+        }
+        (Word::Wchp, _) => {
+            for (path, sessions) in by_path(report) {
+                put(&mut out, format_args!("{path}\n"));
+                sessions.iter().for_each(|session| put(&mut out, format_args!("\t{session}\n")));
+            }
+            out.push('\n');
+        }
         (Word::Dirs, _) => {
-            let [data, log] = report.dir_bytes;
+            let [data, log] = report.folders;
             put(&mut out, format_args!("datadir_size: {data}\nlogdir_size: {log}\n"));
+        }
+        (Word::Dump, _) => dump(&mut out, report),
+        (Word::Hash, _) => {
+            for (zxid, digest) in &report.digests {
+                // Java's long, in decimal.
+                put(&mut out, format_args!("{:x}: {}\n", zxid.0, *digest as i64));
+            }
         }
         (Word::Crst, _) => out.push_str("Connection stats reset.\n"),
         (Word::Srst, _) => out.push_str("Server stats reset.\n"),
@@ -248,12 +242,34 @@ pub fn answer(spoken: Spoken, whitelist: &Whitelist, report: &ServerReport) -> S
     out
 }
 
-fn not_executed(letters: &str) -> String {
-    format!("{letters} is not executed because it is not in the whitelist.\n")
+/// The watches of a report the other way round.
+pub fn by_path(report: &ServerReport) -> BTreeMap<&str, Vec<SessionId>> {
+    let mut by_path: BTreeMap<&str, Vec<SessionId>> = BTreeMap::new();
+    for (session, paths) in &report.watches {
+        for path in paths {
+            by_path.entry(path).or_default().push(*session);
+        }
+    }
+    by_path
 }
 
 fn put(out: &mut String, text: std::fmt::Arguments<'_>) {
     out.write_fmt(text).expect("writing to a string cannot fail");
+}
+
+fn conf(out: &mut String, report: &ServerReport) {
+    let [data, log] = report.folders;
+    for (key, value) in &report.conf {
+        put(out, format_args!("{key}={value}\n"));
+        match *key {
+            "dataDir" => put(out, format_args!("dataDirSize={data}\n")),
+            "dataLogDir" => put(out, format_args!("dataLogSize={log}\n")),
+            _ => {}
+        }
+    }
+    if !report.membership.is_empty() {
+        put(out, format_args!("membership: \n{}", report.membership));
+    }
 }
 
 fn server(out: &mut String, report: &ServerReport, with_clients: bool) {
@@ -283,31 +299,31 @@ fn server(out: &mut String, report: &ServerReport, with_clients: bool) {
 
 /// One connection; at length if the time is given, which the words with milliseconds of the clock need.
 fn client_line(out: &mut String, client: &ClientReport, unix_ms: Option<u64>) {
-    let has_session = client.session.0 != 0;
-    // What the number in brackets shows in ZooKeeper: 1 while more requests are read.
-    let interest = u8::from(has_session);
     put(
         out,
         format_args!(
-            " /{}[{interest}](queued={},recved={},sent={}",
-            client.remote, client.outstanding, client.received, client.sent
+            " /{}[{}](queued={},recved={},sent={}",
+            client.remote,
+            client.interest(),
+            client.outstanding,
+            client.received,
+            client.sent
         ),
     );
-    if let (Some(unix_ms), true) = (unix_ms, has_session) {
-        let established = unix_ms.saturating_sub(client.age_ms);
+    if let (Some(unix_ms), true) = (unix_ms, client.has_session()) {
         let latency = &client.latency;
         put(
             out,
             format_args!(
-                ",sid={},lop={},est={established},to={},lcxid={:#x},lzxid={:#x},lresp={},llat={},minlat={},\
-                 avglat={},maxlat={}",
+                ",sid={},lop={},est={},to={},lcxid={:#x},lzxid={:#x},lresp={},llat={},minlat={},avglat={},maxlat={}",
                 client.session,
                 operation(client.last_opcode),
+                client.established_ms(unix_ms),
                 client.timeout_ms,
                 // Sign-extended, as ZooKeeper prints it: pings show as 0xfffffffffffffffe.
-                i64::from(client.last_xid),
+                client.last_xid,
                 client.last_zxid,
-                established.saturating_add(client.last_reply_ms),
+                client.last_response_ms(unix_ms),
                 latency.last_ms,
                 latency.min_ms,
                 latency.average_ms as u64,
@@ -318,8 +334,70 @@ fn client_line(out: &mut String, client: &ClientReport, unix_ms: Option<u64>) {
     out.push_str(")\n");
 }
 
+fn dump(out: &mut String, report: &ServerReport) {
+    let sessions = &report.session_dump;
+    out.push_str("SessionTracker dump:\n");
+    if matches!(report.mode, ServerMode::Leader | ServerMode::Standalone) {
+        let count: usize = sessions.by_expiry.iter().map(|(_, sessions)| sessions.len()).sum();
+        put(out, format_args!("Session Sets ({})/({count}):\n", sessions.by_expiry.len()));
+        for (expiry_ms, sessions) in &sessions.by_expiry {
+            put(out, format_args!("{} expire at {}:\n", sessions.len(), java_date(*expiry_ms)));
+            sessions.iter().for_each(|session| put(out, format_args!("\t{session}\n")));
+        }
+    } else {
+        put(out, format_args!("Global Sessions({}):\n", sessions.sessions.len()));
+        for (session, timeout_ms) in &sessions.sessions {
+            put(out, format_args!("{session}\t{timeout_ms}ms\n"));
+        }
+    }
+    put(out, format_args!("ephemeral nodes dump:\nSessions with Ephemerals ({}):\n", sessions.ephemerals.len()));
+    for (session, paths) in &sessions.ephemerals {
+        put(out, format_args!("{session}:\n"));
+        paths.iter().for_each(|path| put(out, format_args!("\t{path}\n")));
+    }
+    // A connection that is not heard is closed after its session's timeout; told by the second.
+    let mut by_expiry: BTreeMap<u64, Vec<&ClientReport>> = BTreeMap::new();
+    for client in &report.traffic.clients {
+        let timeout_ms = u64::try_from(client.timeout_ms).unwrap_or(0);
+        let ends = client.established_ms(report.unix_ms) + client.last_reply_ms + timeout_ms;
+        by_expiry.entry(ends.div_ceil(1_000) * 1_000).or_default().push(client);
+    }
+    let connections = report.traffic.clients.len();
+    put(out, format_args!("Connections dump:\nConnections Sets ({})/({connections}):\n", by_expiry.len()));
+    for (expiry_ms, clients) in by_expiry {
+        put(out, format_args!("{} expire at {}:\n", clients.len(), java_date(expiry_ms)));
+        for client in clients {
+            put(out, format_args!("\tip: /{} sessionId: {}\n", client.remote, client.session));
+        }
+    }
+}
+
+/// A time as Java's `Date` prints it, in UTC: `Sun Nov 22 13:55:16 UTC 2026`.
+pub fn java_date(unix_ms: u64) -> String {
+    let seconds = unix_ms / 1000;
+    let (days, second_of_day) = (seconds / 86_400, seconds % 86_400);
+    // Years that begin in March, in eras of 400 of them, so that leap days come last.
+    let shifted = days + 719_468;
+    let (era, day_of_era) = (shifted / 146_097, shifted % 146_097);
+    let year_of_era = (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let month_from_march = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
+    let month = (month_from_march + 2) % 12;
+    let year = era * 400 + year_of_era + u64::from(month < 2);
+    let weekday = ["Thu", "Fri", "Sat", "Sun", "Mon", "Tue", "Wed"][(days % 7) as usize];
+    let months = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
+    format!(
+        "{weekday} {} {day:02} {:02}:{:02}:{:02} UTC {year}",
+        months[month as usize],
+        second_of_day / 3600,
+        second_of_day / 60 % 60,
+        second_of_day % 60
+    )
+}
+
 /// ZooKeeper's abbreviation of a request, for `lop`.
-fn operation(opcode: i32) -> &'static str {
+pub fn operation(opcode: i32) -> &'static str {
     match opcode {
         opcode::CREATE_SESSION => "SESS",
         opcode::CLOSE_SESSION => "CLOS",
@@ -349,40 +427,13 @@ fn operation(opcode: i32) -> &'static str {
     }
 }
 
-fn monitor(out: &mut String, report: &ServerReport) {
-    let traffic = &report.traffic;
-    put(out, format_args!("zk_version\t{}\n", report.version));
-    put(out, format_args!("zk_server_state\t{}\n", report.mode.name()));
-    put(out, format_args!("zk_avg_latency\t{}\n", java_double(traffic.latency.average_ms)));
-    put(out, format_args!("zk_max_latency\t{}\n", traffic.latency.max_ms));
-    put(out, format_args!("zk_min_latency\t{}\n", traffic.latency.min_ms));
-    put(out, format_args!("zk_packets_received\t{}\n", traffic.received));
-    put(out, format_args!("zk_packets_sent\t{}\n", traffic.sent));
-    put(out, format_args!("zk_num_alive_connections\t{}\n", traffic.clients.len()));
-    put(out, format_args!("zk_connection_rejected\t{}\n", traffic.rejected));
-    put(out, format_args!("zk_outstanding_requests\t{}\n", traffic.outstanding));
-    put(out, format_args!("zk_znode_count\t{}\n", report.node_count));
-    put(out, format_args!("zk_watch_count\t{}\n", report.watches[2]));
-    if let Some([last, min, max]) = report.proposal_sizes {
-        put(out, format_args!("zk_last_proposal_size\t{last}\n"));
-        put(out, format_args!("zk_min_proposal_size\t{min}\nzk_max_proposal_size\t{max}\n"));
-    }
-    for (key, value) in &report.mntr {
-        put(out, format_args!("zk_{key}\t{value}\n"));
-    }
-}
-
-/// A number with at most four digits after the point and at least one: `0.0`, `0.3333`.
-pub fn java_double(value: f64) -> String {
-    format!("{:?}", (value * 10_000.0).round() / 10_000.0)
-}
-
 #[cfg(test)]
 mod tests {
-    use corral_proto::SessionId;
+    use corral_proto::{SessionId, Zxid};
 
-    use super::super::stats::LatencyReport;
+    use super::super::stats::{LatencyReport, Traffic};
     use super::*;
+    use crate::frontend::operators::{SessionDump, Setting, VERSION};
 
     fn report() -> ServerReport {
         let asking = ClientReport {
@@ -422,18 +473,16 @@ mod tests {
             traffic: Traffic {
                 received: 85,
                 sent: 91,
-                rejected: 0,
-                outstanding: 0,
                 latency: LatencyReport { last_ms: 1, min_ms: 0, average_ms: 1.0 / 3.0, max_ms: 12 },
                 clients: vec![asking, client],
+                ..Traffic::default()
             },
             ..ServerReport::default()
         }
     }
 
     fn ask(letters: &str, report: &ServerReport) -> String {
-        let spoken = Spoken::parse(letters.as_bytes().try_into().unwrap()).unwrap();
-        answer(spoken, &Whitelist::parse("*"), report)
+        answer(Word::parse(letters.as_bytes().try_into().unwrap()).unwrap(), report, 306)
     }
 
     const SRVR: &str = "Latency min/avg/max: 0/0.3333/12\nReceived: 85\nSent: 91\nConnections: 2\nOutstanding: 0\n\
@@ -489,7 +538,10 @@ mod tests {
     #[test]
     fn a_server_that_does_not_serve_says_so() {
         let waiting = ServerReport { mode: ServerMode::NotServing, ..report() };
-        for word in ["srvr", "stat", "mntr", "cons", "conf", "wchs", "dirs"] {
+        let words = Word::ALL.into_iter().filter(|word| {
+            !matches!(word, Word::Ruok | Word::Isro | Word::Envi | Word::Gtmk | Word::Stmk | Word::Telnet)
+        });
+        for word in words.map(Word::letters) {
             assert_eq!(ask(word, &waiting), "This ZooKeeper instance is not currently serving requests\n", "{word}");
         }
         assert_eq!(ask("ruok", &waiting), "imok");
@@ -498,65 +550,116 @@ mod tests {
     }
 
     #[test]
-    fn words_outside_the_whitelist_are_not_executed() {
-        let text = |letters: &[u8; 4], whitelist: &str| {
-            answer(Spoken::parse(letters).unwrap(), &Whitelist::parse(whitelist), &report())
-        };
-        let refusal = "ruok is not executed because it is not in the whitelist.\n";
-        assert_eq!(text(b"ruok", "srvr"), refusal);
-        assert_eq!(text(b"ruok", " srvr , ruok,nope"), "imok");
-        assert_eq!(text(b"ruok", ""), refusal);
-        assert_eq!(text(b"wchc", "*"), "wchc is not executed because it is not in the whitelist.\n");
+    fn the_whitelist_allows_what_it_names() {
+        let some = Whitelist::parse(" srvr , ruok,nope");
+        assert!(some.allows(Word::Ruok) && some.allows(Word::Srvr) && !some.allows(Word::Mntr));
+        assert!(
+            Word::ALL.into_iter().all(|word| Whitelist::parse("*").allows(word) && !Whitelist::parse("").allows(word))
+        );
         assert_eq!(Whitelist::default(), Whitelist::parse("srvr"));
+        assert!(Whitelist::default().with(Word::Isro).allows(Word::Isro), "as with readonlymode.enabled");
+        assert_eq!(refusal(Word::Ruok), "ruok is not executed because it is not in the whitelist.\n");
+        assert_eq!(refusal(Word::Telnet), "");
     }
 
     #[test]
     fn only_exact_words_are_words() {
-        for no_word in [b"RUOK", b"zzzz", b"kill", b"reqs", b"\0\0\0\x2d", b"PRI "] {
-            assert_eq!(Spoken::parse(no_word), None);
+        for no_word in [b"RUOK", b"zzzz", b"kill", b"reqs", b"orst", b"\0\0\0\x2d", b"PRI "] {
+            assert_eq!(Word::parse(no_word), None);
         }
+        assert_eq!(Word::parse(b"\xff\xf4\xff\xfd"), Some(Word::Telnet));
     }
 
     #[test]
     fn no_word_is_the_length_of_a_frame() {
-        let words = Word::ALL.into_iter().map(Word::letters).chain(OTHER_WORDS);
-        for word in words {
-            let length = i32::from_be_bytes(word.as_bytes().try_into().unwrap());
-            assert!(length > 0x6100_0000, "{word}");
+        for word in Word::ALL {
+            let length = i32::from_be_bytes(word.bytes().try_into().unwrap());
+            assert!(!(0..=0x6100_0000).contains(&length), "{word:?}");
         }
     }
 
     #[test]
     fn conf_ends_with_the_membership() {
         let mut report = report();
-        report.conf = vec![("clientPort".into(), "2181".into()), ("dataDir".into(), "/d/version-2".into())];
-        assert_eq!(ask("conf", &report), "clientPort=2181\ndataDir=/d/version-2\n");
+        report.conf = vec![
+            ("clientPort", Setting::Number(2181)),
+            ("dataDir", Setting::Text("/d".into())),
+            ("dataLogDir", Setting::Text("/l".into())),
+            ("tickTime", Setting::Number(2000)),
+        ];
+        report.folders = [10, 20];
+        let lines = "clientPort=2181\ndataDir=/d\ndataDirSize=10\ndataLogDir=/l\ndataLogSize=20\ntickTime=2000\n";
+        assert_eq!(ask("conf", &report), lines);
         report.membership = "server.1=h:1:2:participant\nversion=0".into();
+        assert_eq!(ask("conf", &report), format!("{lines}membership: \nserver.1=h:1:2:participant\nversion=0"));
+    }
+
+    const A: SessionId = SessionId(0x1_0000_bdf0_0200_00);
+    const B: SessionId = SessionId(0x1_0000_bdf0_0200_01);
+
+    #[test]
+    fn watches_are_told_by_session_and_by_path() {
+        let watches = vec![(A, vec!["/d".into(), "/nope".into()]), (B, vec!["/d".into()])];
+        let report = ServerReport { watches, ..report() };
+        assert_eq!(ask("wchs", &report), "2 connections watching 2 paths\nTotal watches:3\n");
+        assert_eq!(ask("wchc", &report), "0x10000bdf0020000\n\t/d\n\t/nope\n0x10000bdf0020001\n\t/d\n\n");
         assert_eq!(
-            ask("conf", &report),
-            "clientPort=2181\ndataDir=/d/version-2\nmembership: \nserver.1=h:1:2:participant\nversion=0"
+            ask("wchp", &report),
+            "/d\n\t0x10000bdf0020000\n\t0x10000bdf0020001\n/nope\n\t0x10000bdf0020000\n\n"
         );
+        assert_eq!(ask("wchc", &self::report()), "\n");
     }
 
     #[test]
-    fn mntr_has_tabs_and_the_prefix() {
+    fn dump_has_the_recorded_lines() {
         let mut report = report();
-        report.watches = [1, 2, 3];
-        report.mntr = vec![("uptime".into(), "17".into())];
+        report.traffic.clients.truncate(1);
+        report.session_dump = SessionDump {
+            by_expiry: vec![(1_795_375_855_000, vec![A])],
+            sessions: vec![(A, 10_000)],
+            ephemerals: vec![(A, vec!["/e-alone".into()])],
+        };
+        let rest = "ephemeral nodes dump:\nSessions with Ephemerals (1):\n0x10000bdf0020000:\n\t/e-alone\n\
+                    Connections dump:\nConnections Sets (1)/(1):\n1 expire at Sun Nov 22 13:55:06 UTC 2026:\n\
+                    \tip: /127.0.0.1:44408 sessionId: 0x0\n";
         assert_eq!(
-            ask("mntr", &report),
-            "zk_version\t3.9.2-abcdef, built on 2024-02-12 20:59 UTC\nzk_server_state\tstandalone\n\
-             zk_avg_latency\t0.3333\nzk_max_latency\t12\nzk_min_latency\t0\nzk_packets_received\t85\n\
-             zk_packets_sent\t91\nzk_num_alive_connections\t2\nzk_connection_rejected\t0\n\
-             zk_outstanding_requests\t0\nzk_znode_count\t29\nzk_watch_count\t3\nzk_uptime\t17\n"
+            ask("dump", &report),
+            format!(
+                "SessionTracker dump:\nSession Sets (1)/(1):\n1 expire at Sun Nov 22 19:30:55 UTC 2026:\n\
+                 \t0x10000bdf0020000\n{rest}"
+            )
         );
-        assert_eq!(ask("wchs", &report), "1 connections watching 2 paths\nTotal watches:3\n");
+        report.mode = ServerMode::Follower;
+        let expected = format!("SessionTracker dump:\nGlobal Sessions(1):\n0x10000bdf0020000\t10000ms\n{rest}");
+        assert_eq!(ask("dump", &report), expected);
     }
 
     #[test]
-    fn fractions_look_like_java_doubles() {
-        for (value, text) in [(0.0, "0.0"), (1.0 / 3.0, "0.3333"), (13.14632, "13.1463"), (2.0, "2.0")] {
-            assert_eq!(java_double(value), text);
+    fn digests_are_told_with_their_zxid_in_hexadecimal() {
+        let digests = vec![(Zxid(0x80), 2_348_615_044), (Zxid(0x1_0000_0100), u64::MAX)];
+        assert_eq!(ask("hash", &ServerReport { digests, ..report() }), "80: 2348615044\n100000100: -1\n");
+        assert_eq!(ask("hash", &report()), "");
+    }
+
+    #[test]
+    fn the_rest_of_the_words_is_short() {
+        let report = ServerReport { folders: [67_109_337, 5], ..report() };
+        assert_eq!(ask("dirs", &report), "datadir_size: 67109337\nlogdir_size: 5\n");
+        assert_eq!((ask("gtmk", &report).as_str(), ask("stmk", &report).as_str()), ("306", "306"));
+        assert_eq!(answer(Word::Telnet, &report, 306), "");
+        assert!(ask("mntr", &report).starts_with("zk_version\t3.9.2-abcdef, built on 2024-02-12 20:59 UTC\n"));
+    }
+
+    #[test]
+    fn dates_look_like_javas() {
+        for (seconds, text) in [
+            (0, "Thu Jan 01 00:00:00 UTC 1970"),
+            (951_782_400, "Tue Feb 29 00:00:00 UTC 2000"),
+            (1_795_375_855, "Sun Nov 22 19:30:55 UTC 2026"),
+            (4_107_542_399, "Sun Feb 28 23:59:59 UTC 2100"),
+            (4_107_542_400, "Mon Mar 01 00:00:00 UTC 2100"),
+        ] {
+            assert_eq!(java_date(seconds * 1000 + 999), text);
         }
     }
 

@@ -11,5 +11,5 @@ pub mod response;
 pub mod stats;
 
 pub use connection::{End, WireOptions};
-pub use four_letter::{ServerMode, ServerReport, Whitelist, Word};
+pub use four_letter::{Whitelist, Word};
 pub use stats::{ConnectionStats, FrontendStats};

@@ -74,6 +74,10 @@ pub enum Form {
     WatchAdded,
     /// Identities.
     Identities,
+    /// Names and stat, and two more lists.
+    Listing,
+    /// Of an opcode that only ClickHouse Keeper has: while that is switched off, as [`Form::Unimplemented`].
+    Extension(Box<Form>),
 }
 
 /// What the result of one operation of a multi looks like.
@@ -89,6 +93,12 @@ pub enum MultiForm {
     SetData,
     /// Nothing, type 13.
     Check,
+    /// Path only, type 502.
+    CreateIfNotExists,
+    /// Nothing, type 503.
+    RemoveRecursive,
+    /// Nothing, type 501.
+    CheckNotExists,
 }
 
 /// Frames after which ZooKeeper closes the connection without a word.
@@ -132,8 +142,19 @@ fn undecodable() -> (Form, ClientRequest) {
 fn translate(request: Request) -> Result<(Form, ClientRequest), HangUp> {
     Ok(match request {
         Request::Create(create) => {
-            let form = if create.op == CreateOp::Create { Form::Path } else { Form::PathStat };
+            let form = match create.op {
+                CreateOp::Create => Form::Path,
+                CreateOp::IfNotExists => extension(Form::Path),
+                _ => Form::PathStat,
+            };
             match create_mode(create.op, create.flags) {
+                // ZooKeeper goes by the opcode here, and by the flags in a multi: no container comes from this one.
+                Ok(CreateMode::Container) if create.op != CreateOp::Container => {
+                    (form, write(WriteOp::Create(new_znode(create, CreateMode::Persistent))))
+                }
+                Ok(mode) if create.op == CreateOp::IfNotExists => {
+                    (form, write(WriteOp::CreateIfNotExists(new_znode(create, mode))))
+                }
                 Ok(mode) => (form, write(WriteOp::Create(new_znode(create, mode)))),
                 Err(code) => (form, ClientRequest::Refuse(code)),
             }
@@ -179,8 +200,26 @@ fn translate(request: Request) -> Result<(Form, ClientRequest), HangUp> {
         Request::GetEphemerals { prefix } => (Form::Paths, read(ReadOp::GetEphemerals { prefix }, false)),
         Request::GetAllChildrenNumber { path } => (Form::Count, read(ReadOp::CountDescendants { path }, false)),
         Request::WhoAmI => (Form::Identities, ClientRequest::WhoAmI),
+        Request::List(list) => {
+            let form = extension(if list.with.is_some() { Form::Listing } else { Form::ChildrenStat });
+            let watch = list.watch;
+            match list_op(list) {
+                Some(op) => (form, read(ReadOp::List(op), watch)),
+                None => undecodable(),
+            }
+        }
+        Request::CheckNotExists { path, version } => {
+            (extension(Form::Header), read(ReadOp::CheckNotExists { path, version }, false))
+        }
+        Request::RemoveRecursive { path, limit } => {
+            (extension(Form::Header), write(WriteOp::RemoveRecursive { path, limit }))
+        }
         Request::CloseSession => (Form::Closed, ClientRequest::CloseSession { n: None }),
     })
+}
+
+fn extension(form: Form) -> Form {
+    Form::Extension(Box::new(form))
 }
 
 fn write(op: WriteOp) -> ClientRequest {
@@ -199,6 +238,7 @@ fn create_mode(op: CreateOp, flags: i32) -> Result<CreateMode, ErrorCode> {
         CreateOp::Create | CreateOp::Create2 => !mode.is_ttl(),
         CreateOp::Container => mode == CreateMode::Container,
         CreateOp::Ttl => mode.is_ttl(),
+        CreateOp::IfNotExists => !mode.is_ttl() && mode != CreateMode::Container,
     };
     if fits { Ok(mode) } else { Err(ErrorCode::BadArguments) }
 }
@@ -218,19 +258,29 @@ fn multi(ops: Vec<Request>) -> (Form, ClientRequest) {
                 if create.acl.is_none() || CreateMode::from_flags(create.flags).is_none() {
                     return undecodable();
                 }
-                let plain = create.op == CreateOp::Create && create.flags != CreateMode::Container.flags();
-                let form = if plain { MultiForm::Create } else { MultiForm::Create2 };
+                let form = match create.op {
+                    CreateOp::Create if create.flags != CreateMode::Container.flags() => MultiForm::Create,
+                    CreateOp::IfNotExists => MultiForm::CreateIfNotExists,
+                    _ => MultiForm::Create2,
+                };
+                let if_not_exists = create.op == CreateOp::IfNotExists;
                 // A misfit must fail with -8 in its place, after the operations before it: a create without a path
                 // does exactly that, whatever else is true of the tree.
                 let znode = match create_mode(create.op, create.flags) {
                     Ok(mode) => new_znode(create, mode),
                     Err(_) => op::Create { acl: create.acl, ..op::Create::default() },
                 };
-                (form, MultiOp::Create(znode))
+                (form, if if_not_exists { MultiOp::CreateIfNotExists(znode) } else { MultiOp::Create(znode) })
             }
             Request::Delete { path, version } => (MultiForm::Delete, MultiOp::Delete { path, version }),
             Request::SetData { path, data, version } => (MultiForm::SetData, MultiOp::SetData { path, data, version }),
             Request::Check { path, version } => (MultiForm::Check, MultiOp::Check { path, version }),
+            Request::CheckNotExists { path, version } => {
+                (MultiForm::CheckNotExists, MultiOp::CheckNotExists { path, version })
+            }
+            Request::RemoveRecursive { path, limit } => {
+                (MultiForm::RemoveRecursive, MultiOp::RemoveRecursive { path, limit })
+            }
             // The decoder refuses all others.
             _ => return undecodable(),
         };
@@ -247,11 +297,29 @@ fn multi_read(ops: Vec<Request>) -> (Form, ClientRequest) {
         list.push(match op {
             Request::GetData { path, .. } => MultiReadOp::GetData { path },
             Request::GetChildren { path, .. } => MultiReadOp::GetChildren { path },
+            Request::Exists { path, .. } => MultiReadOp::Exists { path },
+            Request::GetChildren2 { path, .. } => MultiReadOp::List(op::List { path, ..op::List::default() }),
+            Request::List(list) => match list_op(list) {
+                Some(op) => MultiReadOp::List(op),
+                None => return undecodable(),
+            },
             // The decoder refuses all others.
             _ => return undecodable(),
         });
     }
     (Form::MultiRead, read(ReadOp::MultiRead(list), false))
+}
+
+/// ClickHouse Keeper's list; `None` for a filter that does not exist.
+fn list_op(list: jute::List) -> Option<op::List> {
+    let ephemerals = match list.filter {
+        0 => None,
+        1 => Some(false),
+        2 => Some(true),
+        _ => return None,
+    };
+    let (with_stat, with_data) = list.with.unwrap_or_default();
+    Some(op::List { path: list.path, ephemerals, with_stat, with_data })
 }
 
 /// Which watches checkWatches and removeWatches mean (wire 7.7); the inner `None` is "any".
@@ -323,7 +391,8 @@ mod tests {
                     let ClientRequest::Write { op: WriteOp::Create(create), n: None, .. } = asked.request else {
                         panic!("not a create: {:?}", asked.request)
                     };
-                    assert_eq!(create.mode.flags(), flags);
+                    let is_container = op == CreateOp::Container;
+                    assert_eq!(create.mode.flags(), if flags == 4 && !is_container { 0 } else { flags });
                     assert_eq!(create.ttl_ms, if op == CreateOp::Ttl { 1000 } else { -1 });
                 } else {
                     assert_eq!(asked.request, ClientRequest::Refuse(ErrorCode::BadArguments), "{op:?} {flags}");
@@ -332,6 +401,29 @@ mod tests {
                 assert_eq!(asked.form, form);
             }
         }
+    }
+
+    #[test]
+    fn keeper_operations_are_told_apart_from_unknown_opcodes() {
+        let of = |form: Form| Form::Extension(Box::new(form));
+        let list = |filter, with| Request::List(jute::List { path: "/a".into(), watch: true, filter, with });
+        let asked = ask(&list(2, None)).unwrap();
+        let op = op::List { path: "/a".into(), ephemerals: Some(true), with_stat: false, with_data: false };
+        assert_eq!((asked.form, asked.request), (of(Form::ChildrenStat), read(ReadOp::List(op), true)));
+        let asked = ask(&list(1, Some((false, true)))).unwrap();
+        let op = op::List { path: "/a".into(), ephemerals: Some(false), with_stat: false, with_data: true };
+        assert_eq!((asked.form, asked.request), (of(Form::Listing), read(ReadOp::List(op), true)));
+        assert_eq!(refused(ask(&list(3, None))), (Form::Header, ErrorCode::MarshallingError));
+        let remove = Request::RemoveRecursive { path: "/a".into(), limit: u32::MAX };
+        let op = WriteOp::RemoveRecursive { path: "/a".into(), limit: u32::MAX };
+        assert_eq!(ask(&remove).unwrap(), Asked { xid: 5, opcode: 503, form: of(Form::Header), request: write(op) });
+        for flags in 4..7 {
+            assert_eq!(refused(ask(&create(CreateOp::IfNotExists, flags))), (of(Form::Path), ErrorCode::BadArguments));
+        }
+        let absent = Request::CheckNotExists { path: "/a".into(), version: -1 };
+        let multi = ask(&Request::Multi(vec![create(CreateOp::IfNotExists, 1), remove, absent])).unwrap();
+        use MultiForm::*;
+        assert_eq!(multi.form, Form::Multi(Box::new([CreateIfNotExists, RemoveRecursive, CheckNotExists])));
     }
 
     #[test]

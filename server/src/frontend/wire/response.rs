@@ -24,6 +24,12 @@ pub fn reply(xid: i32, form: Form, zxid: Zxid, result: Result<Answer, ErrorCode>
     if result == Err(ErrorCode::SessionMoved) {
         return Next::Close;
     }
+    let form = match form {
+        // As if nobody had ever heard of it.
+        Form::Extension(_) if result == Err(ErrorCode::Unimplemented) => Form::Unimplemented,
+        Form::Extension(form) => *form,
+        form => form,
+    };
     let xid = if form == Form::Ping { opcode::XID_PING } else { xid };
     let zxid = match form {
         Form::Auth | Form::Sasl => 0,
@@ -69,6 +75,10 @@ fn body(form: Form, answer: Answer) -> Result<Response, ErrorCode> {
         (Form::Acl, Answer::Acl { acl, stat }) => Response::Acl { acl, stat },
         (Form::Children, Answer::Children { children, .. }) => Response::Names(children),
         (Form::ChildrenStat, Answer::Children { children, stat }) => Response::NamesStat { names: children, stat },
+        (Form::ChildrenStat, Answer::Listing { children, stat, .. }) => Response::NamesStat { names: children, stat },
+        (Form::Listing, Answer::Listing { children, stat, stats, data }) => {
+            Response::Listing { names: children, stat, stats, data }
+        }
         (Form::Sync(path), Answer::Done) => Response::Path(path.into_string()),
         (Form::Multi(forms), Answer::Multi(answers)) if forms.len() == answers.len() => {
             let results = forms.iter().zip(answers).map(|(form, answer)| multi_result(*form, answer));
@@ -103,6 +113,15 @@ fn multi_result(form: MultiForm, answer: Answer) -> Result<MultiResult, ErrorCod
         (MultiForm::Delete, Answer::Done) => MultiResult::Delete,
         (MultiForm::SetData, Answer::Stat(stat)) => MultiResult::SetData(stat),
         (MultiForm::Check, Answer::Done) => MultiResult::Check,
+        (MultiForm::CreateIfNotExists, Answer::Created { path, .. }) => {
+            MultiResult::Keeper(opcode::CREATE_IF_NOT_EXISTS, Box::new(Response::Path(path)))
+        }
+        (MultiForm::RemoveRecursive, Answer::Done) => {
+            MultiResult::Keeper(opcode::REMOVE_RECURSIVE, Box::new(Response::Empty))
+        }
+        (MultiForm::CheckNotExists, Answer::Done) => {
+            MultiResult::Keeper(opcode::CHECK_NOT_EXISTS, Box::new(Response::Empty))
+        }
         (form, answer) => {
             tracing::error!(?form, ?answer, "answer does not fit its operation");
             return Err(ErrorCode::SystemError);
@@ -115,6 +134,14 @@ fn read_result(result: Result<Answer, ErrorCode>) -> Result<MultiResult, ErrorCo
         Err(code) => MultiResult::Error(code.code()),
         Ok(Answer::Data { data, stat }) => MultiResult::GetData { data, stat },
         Ok(Answer::Children { children, .. }) => MultiResult::GetChildren(children),
+        Ok(Answer::Stat(stat)) => MultiResult::Keeper(opcode::EXISTS, Box::new(Response::Stat(stat))),
+        Ok(Answer::Listing { children, stat, stats, data }) if stats.is_empty() && data.is_empty() => {
+            MultiResult::Keeper(opcode::GET_CHILDREN2, Box::new(Response::NamesStat { names: children, stat }))
+        }
+        Ok(Answer::Listing { children, stat, stats, data }) => {
+            let body = Response::Listing { names: children, stat, stats, data };
+            MultiResult::Keeper(opcode::LIST_WITH_STAT_AND_DATA, Box::new(body))
+        }
         Ok(answer) => {
             tracing::error!(?answer, "answer does not fit a multi-read");
             return Err(ErrorCode::SystemError);
@@ -223,6 +250,27 @@ mod tests {
         let (header, body, next) = get(Form::Unimplemented, Err(ErrorCode::Unimplemented));
         assert_eq!((header, next), (ReplyHeader { xid: 9, zxid: -1, err: -6 }, Next::Close));
         assert_eq!(body.remaining(), 0);
+    }
+
+    #[test]
+    fn a_keeper_operation_that_is_switched_off_is_an_unknown_opcode() {
+        let of = |form: Form| Form::Extension(Box::new(form));
+        let (header, body, next) = get(of(Form::Listing), Err(ErrorCode::Unimplemented));
+        assert_eq!((header, next), (ReplyHeader { xid: 9, zxid: -1, err: -6 }, Next::Close));
+        assert_eq!(body.remaining(), 0);
+        let (header, _, next) = get(of(Form::Header), Err(ErrorCode::NotEmpty));
+        assert_eq!((header, next), (ReplyHeader { xid: 9, zxid: 0x36, err: -111 }, Next::Open));
+        assert_eq!(body_of(of(Form::Header), opcode::REMOVE_RECURSIVE, Answer::Done), Response::Empty);
+        let (names, data) = (vec!["b".to_owned()], vec![Some(Bytes::from_static(b"x"))]);
+        let answer = Answer::Listing { children: names.clone(), stat: stat(), stats: vec![stat()], data: data.clone() };
+        assert_eq!(
+            body_of(of(Form::ChildrenStat), opcode::FILTERED_LIST, answer.clone()),
+            Response::NamesStat { names: names.clone(), stat: stat() }
+        );
+        assert_eq!(
+            body_of(of(Form::Listing), opcode::LIST_WITH_STAT_AND_DATA, answer),
+            Response::Listing { names, stat: stat(), stats: vec![stat()], data }
+        );
     }
 
     #[test]

@@ -1,19 +1,22 @@
-//! Counters of the ZooKeeper front end: of all connections together, and of each for `stat` and `cons`.
+//! Counters of the front ends: of all connections together, and of each for `stat` and `cons`. A stream of gRPC is a
+//! connection, its messages are counted by the request and by the reply.
 //!
 //! A connection adds up what one turn brought and stores it once, so counting costs a few atomic operations a batch
-//! and none a request.
+//! and none a request. No lock, but to list a connection that begins and to forget one that ends.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::atomic::{AtomicI32, AtomicI64, AtomicU64};
-use std::time::Duration;
 
+use corral_core::session::ClientRequest;
 use corral_proto::SessionId;
 use corral_proto::jute::opcode;
 use parking_lot::Mutex;
 use tokio::time::Instant;
+
+use crate::frontend::metrics::{Summary, SummaryReport};
 
 /// Time from reading a request to encoding its reply, ms.
 #[derive(Debug)]
@@ -36,7 +39,7 @@ impl Latency {
         }
     }
 
-    fn add(&self, turn: &Turn) {
+    fn add(&self, turn: &Turn<'_>) {
         if turn.replies > 0 {
             self.last.store(turn.latency_last, Relaxed);
             self.min.fetch_min(turn.latency_min, Relaxed);
@@ -80,38 +83,77 @@ pub struct LatencyReport {
     pub max_ms: u64,
 }
 
-/// What a connection sent in one turn.
-#[derive(Clone, Copy, Debug)]
-pub struct Turn {
-    /// Replies encoded.
-    pub replies: u64,
-    /// Events encoded.
-    pub events: u64,
-    /// Zxid of the last reply.
-    pub last_zxid: i64,
-    latency_last: u64,
-    latency_min: u64,
-    latency_max: u64,
-    latency_sum: u64,
+/// Bytes of replies: the last, the smallest and the largest; -1 before the first.
+#[derive(Debug)]
+struct Sizes([AtomicI64; 3]);
+
+impl Sizes {
+    fn new() -> Sizes {
+        Sizes([const { AtomicI64::new(-1) }; 3])
+    }
+
+    fn add(&self, turn: &Turn<'_>) {
+        let Sizes([last, min, max]) = self;
+        last.store(turn.size_last, Relaxed);
+        // Unsigned, -1 is larger than everything.
+        let _ = min.fetch_update(Relaxed, Relaxed, |min| (min as u64 > turn.size_min as u64).then_some(turn.size_min));
+        max.fetch_max(turn.size_max, Relaxed);
+    }
+
+    fn reset(&self) {
+        self.0.iter().for_each(|size| size.store(-1, Relaxed));
+    }
+
+    fn report(&self) -> [i64; 3] {
+        self.0.each_ref().map(|size| size.load(Relaxed))
+    }
 }
 
-impl Default for Turn {
-    fn default() -> Turn {
-        Turn {
-            replies: 0,
-            events: 0,
-            last_zxid: 0,
-            latency_last: 0,
-            latency_min: u64::MAX,
-            latency_max: 0,
-            latency_sum: 0,
+/// Whether a request changes the tree or its session: ZooKeeper keeps their latencies apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// It does not.
+    Read,
+    /// It does.
+    Write,
+}
+
+impl Access {
+    /// Which it is.
+    pub fn of(request: &ClientRequest) -> Access {
+        match request {
+            ClientRequest::Write { .. } | ClientRequest::CloseSession { .. } => Access::Write,
+            _ => Access::Read,
         }
     }
 }
 
-impl Turn {
-    /// Counts a reply that took `latency`.
-    pub fn reply(&mut self, zxid: i64, latency: Duration) {
+/// What a connection sends in one turn; stored by [`Turn::finish`].
+#[derive(Debug)]
+pub struct Turn<'a> {
+    stats: &'a ConnectionStats,
+    now: Instant,
+    replies: u64,
+    events: u64,
+    last_zxid: i64,
+    latency_last: u64,
+    latency_min: u64,
+    latency_max: u64,
+    latency_sum: u64,
+    reply_bytes: u64,
+    event_bytes: u64,
+    size_last: i64,
+    size_min: i64,
+    size_max: i64,
+    /// Replies of one kind and latency that followed each other and are not in the summaries yet: those of a batch
+    /// mostly are alike.
+    run: Option<(Access, u64, u64)>,
+}
+
+impl Turn<'_> {
+    /// Counts a reply to a request that was read at `read_at`, of so many bytes.
+    pub fn reply(&mut self, zxid: i64, access: Access, read_at: Instant, bytes: usize) {
+        let latency = self.now.saturating_duration_since(read_at);
         let ms = u64::try_from(latency.as_millis()).unwrap_or(u64::MAX);
         self.replies += 1;
         self.last_zxid = zxid;
@@ -119,6 +161,55 @@ impl Turn {
         self.latency_min = self.latency_min.min(ms);
         self.latency_max = self.latency_max.max(ms);
         self.latency_sum = self.latency_sum.saturating_add(ms);
+        self.reply_bytes += bytes as u64;
+        let size = i64::try_from(bytes).unwrap_or(i64::MAX);
+        self.size_last = size;
+        self.size_min = if self.replies == 1 { size } else { self.size_min.min(size) };
+        self.size_max = self.size_max.max(size);
+        match &mut self.run {
+            Some((of, latency, times)) if (*of, *latency) == (access, ms) => *times += 1,
+            _ => {
+                self.end_run();
+                self.run = Some((access, ms, 1));
+            }
+        }
+    }
+
+    /// Counts an event of so many bytes.
+    pub fn event(&mut self, bytes: usize) {
+        self.events += 1;
+        self.event_bytes += bytes as u64;
+    }
+
+    fn end_run(&mut self) {
+        if let Some((access, ms, times)) = self.run.take() {
+            let all = &self.stats.all;
+            let summary = match access {
+                Access::Read => &all.read_latency,
+                Access::Write => &all.update_latency,
+            };
+            summary.record_many(ms, times);
+        }
+    }
+
+    /// Stores what was counted.
+    pub fn finish(mut self) {
+        self.end_run();
+        let stats = self.stats;
+        stats.count_sent(self.replies + self.events);
+        if self.replies > 0 {
+            stats.replies.fetch_add(self.replies, Relaxed);
+            stats.last_zxid.store(self.last_zxid, Relaxed);
+            let ms = self.now.saturating_duration_since(stats.established).as_millis();
+            stats.last_reply_ms.store(u64::try_from(ms).unwrap_or(u64::MAX), Relaxed);
+            stats.latency.add(&self);
+            stats.all.latency.add(&self);
+            stats.all.sizes.add(&self);
+            stats.all.response_bytes.fetch_add(self.reply_bytes, Relaxed);
+        }
+        if self.events > 0 {
+            stats.all.watch_bytes.fetch_add(self.event_bytes, Relaxed);
+        }
     }
 }
 
@@ -136,7 +227,7 @@ pub struct ConnectionStats {
     requests: AtomicU64,
     replies: AtomicU64,
     last_opcode: AtomicI32,
-    last_xid: AtomicI32,
+    last_xid: AtomicI64,
     last_zxid: AtomicI64,
     /// Time of the last reply, ms after `established`.
     last_reply_ms: AtomicU64,
@@ -154,16 +245,23 @@ impl ConnectionStats {
         self.session.store(session.0, Relaxed);
         self.timeout_ms.store(timeout_ms, Relaxed);
         self.last_opcode.store(opcode::CREATE_SESSION, Relaxed);
+        self.all.connects.fetch_add(1, Relaxed);
         self.count_received(1);
         self.count_sent(1);
     }
 
-    /// Requests came in; the last of them had this number and opcode.
-    pub fn received(&self, requests: u64, last_xid: i32, last_opcode: i32) {
+    /// Requests came in, of so many bytes together; the last of them had this number and opcode.
+    pub fn received(&self, requests: u64, bytes: usize, last_xid: i64, last_opcode: i32) {
         self.requests.fetch_add(requests, Relaxed);
         self.last_xid.store(last_xid, Relaxed);
         self.last_opcode.store(last_opcode, Relaxed);
+        self.all.bytes_received.fetch_add(bytes as u64, Relaxed);
         self.count_received(requests);
+    }
+
+    /// A request was larger than what is accepted; the connection ends.
+    pub fn too_large(&self) {
+        self.all.too_large.fetch_add(1, Relaxed);
     }
 
     /// Something that is no request came in: a four-letter word.
@@ -177,16 +275,24 @@ impl ConnectionStats {
         self.all.sent.fetch_add(frames, Relaxed);
     }
 
-    /// Replies and events were encoded at `now`.
-    pub fn sent(&self, turn: &Turn, now: Instant) {
-        self.count_sent(turn.replies + turn.events);
-        if turn.replies > 0 {
-            self.replies.fetch_add(turn.replies, Relaxed);
-            self.last_zxid.store(turn.last_zxid, Relaxed);
-            let ms = now.saturating_duration_since(self.established).as_millis();
-            self.last_reply_ms.store(u64::try_from(ms).unwrap_or(u64::MAX), Relaxed);
-            self.latency.add(turn);
-            self.all.latency.add(turn);
+    /// Begins to count what is encoded at `now`.
+    pub fn turn(&self, now: Instant) -> Turn<'_> {
+        Turn {
+            stats: self,
+            now,
+            replies: 0,
+            events: 0,
+            last_zxid: 0,
+            latency_last: 0,
+            latency_min: u64::MAX,
+            latency_max: 0,
+            latency_sum: 0,
+            reply_bytes: 0,
+            event_bytes: 0,
+            size_last: -1,
+            size_min: -1,
+            size_max: -1,
+            run: None,
         }
     }
 
@@ -228,14 +334,22 @@ impl Drop for Registration {
     }
 }
 
-/// All connections of this front end.
+/// All connections of a server.
 #[derive(Debug)]
 pub struct FrontendStats {
     received: AtomicU64,
     sent: AtomicU64,
     rejected: AtomicU64,
+    connects: AtomicU64,
+    too_large: AtomicU64,
+    bytes_received: AtomicU64,
+    response_bytes: AtomicU64,
+    watch_bytes: AtomicU64,
     next_id: AtomicU64,
     latency: Latency,
+    sizes: Sizes,
+    read_latency: Summary,
+    update_latency: Summary,
     connections: Mutex<BTreeMap<u64, Arc<ConnectionStats>>>,
 }
 
@@ -246,8 +360,16 @@ impl FrontendStats {
             received: AtomicU64::new(0),
             sent: AtomicU64::new(0),
             rejected: AtomicU64::new(0),
+            connects: AtomicU64::new(0),
+            too_large: AtomicU64::new(0),
+            bytes_received: AtomicU64::new(0),
+            response_bytes: AtomicU64::new(0),
+            watch_bytes: AtomicU64::new(0),
             next_id: AtomicU64::new(0),
             latency: Latency::new(),
+            sizes: Sizes::new(),
+            read_latency: Summary::default(),
+            update_latency: Summary::default(),
             connections: Mutex::new(BTreeMap::new()),
         })
     }
@@ -267,7 +389,7 @@ impl FrontendStats {
             requests: AtomicU64::new(0),
             replies: AtomicU64::new(0),
             last_opcode: AtomicI32::new(0),
-            last_xid: AtomicI32::new(0),
+            last_xid: AtomicI64::new(0),
             last_zxid: AtomicI64::new(0),
             last_reply_ms: AtomicU64::new(0),
             latency: Latency::new(),
@@ -281,11 +403,12 @@ impl FrontendStats {
         self.rejected.fetch_add(1, Relaxed);
     }
 
-    /// `srst`: forgets packets and latencies.
+    /// `srst`: forgets packets, latencies and sizes; not what only grows.
     pub fn reset(&self) {
         self.received.store(0, Relaxed);
         self.sent.store(0, Relaxed);
         self.latency.reset();
+        self.sizes.reset();
     }
 
     /// `crst`: forgets the packets and latencies of each connection.
@@ -306,6 +429,14 @@ impl FrontendStats {
             received: self.received.load(Relaxed),
             sent: self.sent.load(Relaxed),
             rejected: self.rejected.load(Relaxed),
+            connects: self.connects.load(Relaxed),
+            too_large: self.too_large.load(Relaxed),
+            bytes_received: self.bytes_received.load(Relaxed),
+            response_bytes: self.response_bytes.load(Relaxed),
+            watch_bytes: self.watch_bytes.load(Relaxed),
+            response_sizes: self.sizes.report(),
+            read_latency: self.read_latency.report(),
+            update_latency: self.update_latency.report(),
             outstanding: clients.iter().map(|client| client.outstanding).sum(),
             latency: self.latency.report(),
             clients,
@@ -314,7 +445,7 @@ impl FrontendStats {
 }
 
 /// What [`FrontendStats`] knows, copied.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Traffic {
     /// Frames that came in.
     pub received: u64,
@@ -322,12 +453,50 @@ pub struct Traffic {
     pub sent: u64,
     /// Connections closed at once because there were too many.
     pub rejected: u64,
+    /// Handshakes that were answered.
+    pub connects: u64,
+    /// Connections ended by a request that was too large.
+    pub too_large: u64,
+    /// Bytes of requests.
+    pub bytes_received: u64,
+    /// Bytes of replies.
+    pub response_bytes: u64,
+    /// Bytes of watch events.
+    pub watch_bytes: u64,
+    /// Bytes of the last, smallest and largest reply; -1 before the first.
+    pub response_sizes: [i64; 3],
+    /// Of requests that change nothing, ms, since the start.
+    pub read_latency: SummaryReport,
+    /// Of requests that change the tree or end a session, ms, since the start.
+    pub update_latency: SummaryReport,
     /// Requests not answered yet.
     pub outstanding: u64,
     /// Of all replies.
     pub latency: LatencyReport,
     /// One for each open connection, oldest first; the one that asks is among them.
     pub clients: Vec<ClientReport>,
+}
+
+impl Default for Traffic {
+    /// Nothing counted yet.
+    fn default() -> Traffic {
+        Traffic {
+            received: 0,
+            sent: 0,
+            rejected: 0,
+            connects: 0,
+            too_large: 0,
+            bytes_received: 0,
+            response_bytes: 0,
+            watch_bytes: 0,
+            response_sizes: [-1; 3],
+            read_latency: SummaryReport::default(),
+            update_latency: SummaryReport::default(),
+            outstanding: 0,
+            latency: LatencyReport::default(),
+            clients: Vec::new(),
+        }
+    }
 }
 
 /// One connection, copied.
@@ -347,8 +516,8 @@ pub struct ClientReport {
     pub sent: u64,
     /// Of the last request.
     pub last_opcode: i32,
-    /// Of the last request.
-    pub last_xid: i32,
+    /// Of the last request; gRPC's own numbers are its ids.
+    pub last_xid: i64,
     /// Of the last reply.
     pub last_zxid: i64,
     /// Time since it was accepted, ms.
@@ -359,8 +528,32 @@ pub struct ClientReport {
     pub latency: LatencyReport,
 }
 
+impl ClientReport {
+    /// Whether the handshake is over.
+    pub fn has_session(&self) -> bool {
+        self.session != SessionId::NONE
+    }
+
+    /// What the number in brackets shows in ZooKeeper: 1 while more requests are read.
+    pub fn interest(&self) -> u8 {
+        u8::from(self.has_session())
+    }
+
+    /// When it was accepted, ms since the Unix epoch, if that is `unix_ms` now.
+    pub fn established_ms(&self, unix_ms: u64) -> u64 {
+        unix_ms.saturating_sub(self.age_ms)
+    }
+
+    /// When the last reply was sent.
+    pub fn last_response_ms(&self, unix_ms: u64) -> u64 {
+        self.established_ms(unix_ms).saturating_add(self.last_reply_ms)
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     fn remote() -> SocketAddr {
@@ -372,20 +565,43 @@ mod tests {
         let all = FrontendStats::new();
         let (first, second) = (all.register(remote()), all.register(remote()));
         first.connected(SessionId(7), 4000);
-        first.received(3, 9, opcode::GET_DATA);
-        second.received(1, 1, opcode::PING);
-        let mut turn = Turn::default();
-        turn.reply(0x36, Duration::from_millis(2));
-        turn.reply(0x37, Duration::from_millis(5));
-        turn.events = 1;
-        first.sent(&turn, Instant::now());
+        first.received(3, 100, 9, opcode::GET_DATA);
+        second.received(1, 12, 1, opcode::PING);
+        let now = Instant::now() + Duration::from_secs(1);
+        let ago = |ms| now - Duration::from_millis(ms);
+        let mut turn = first.turn(now);
+        turn.reply(0x36, Access::Read, ago(2), 30);
+        turn.reply(0x37, Access::Write, ago(5), 20);
+        turn.event(7);
+        turn.finish();
         let report = all.report();
         assert_eq!((report.received, report.sent, report.outstanding), (5, 4, 2));
+        assert_eq!((report.bytes_received, report.response_bytes, report.watch_bytes), (112, 50, 7));
+        assert_eq!((report.response_sizes, report.connects), ([20, 20, 30], 1));
+        assert_eq!((report.read_latency.count, report.read_latency.sum), (1, 2));
+        assert_eq!((report.update_latency.count, report.update_latency.sum), (1, 5));
         assert_eq!(report.latency, LatencyReport { last_ms: 5, min_ms: 2, average_ms: 3.5, max_ms: 5 });
         let client = &report.clients[0];
         assert_eq!((client.received, client.sent, client.outstanding), (4, 4, 1));
         assert_eq!((client.session, client.timeout_ms, client.last_zxid), (SessionId(7), 4000, 0x37));
         assert_eq!((client.last_xid, client.last_opcode), (9, opcode::GET_DATA));
+    }
+
+    #[test]
+    fn replies_that_are_alike_are_counted_one_by_one() {
+        let all = FrontendStats::new();
+        let one = all.register(remote());
+        let now = Instant::now() + Duration::from_secs(1);
+        let mut turn = one.turn(now);
+        for (access, ms) in
+            [(Access::Read, 1), (Access::Read, 1), (Access::Read, 3), (Access::Write, 3), (Access::Read, 1)]
+        {
+            turn.reply(1, access, now - Duration::from_millis(ms), 8);
+        }
+        turn.finish();
+        let report = all.report();
+        assert_eq!((report.read_latency.count, report.read_latency.sum, report.read_latency.max), (4, 6, 3));
+        assert_eq!((report.update_latency.count, report.update_latency.min), (1, 3));
     }
 
     #[test]
@@ -403,13 +619,15 @@ mod tests {
     fn resets_forget_what_they_say_and_keep_what_is_outstanding() {
         let all = FrontendStats::new();
         let one = all.register(remote());
-        one.received(2, 1, opcode::PING);
-        let mut turn = Turn::default();
-        turn.reply(1, Duration::from_millis(4));
-        one.sent(&turn, Instant::now());
+        one.received(2, 20, 1, opcode::PING);
+        let now = Instant::now() + Duration::from_secs(1);
+        let mut turn = one.turn(now);
+        turn.reply(1, Access::Read, now - Duration::from_millis(4), 16);
+        turn.finish();
         all.reset();
         let report = all.report();
         assert_eq!((report.received, report.sent, report.latency.max_ms, report.latency.min_ms), (0, 0, 0, 0));
+        assert_eq!((report.response_sizes, report.response_bytes, report.read_latency.count), ([-1; 3], 16, 1));
         assert_eq!(report.clients[0].received, 2);
         all.reset_connections();
         let report = all.report();

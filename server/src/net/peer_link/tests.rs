@@ -125,6 +125,36 @@ async fn a_peer_is_introduced_with_its_disk_and_its_start() {
 }
 
 #[tokio::test]
+async fn a_server_that_is_going_down_begins_no_stream_and_keeps_those_that_are_up() {
+    let (mut one, mut two) = pair(|_| {}, |_| {}).await;
+    let (link1, link2) = (one.up().await, two.up().await);
+    one.links.quiesce();
+    assert!(two.links.send(ServerId(1), link2, Bytes::from_static(b"still here")));
+    assert_eq!(one.frame().await, (link1, Bytes::from_static(b"still here")));
+    one.links.close(ServerId(2), link1);
+    assert_eq!(one.next().await, LinkEvent::Down { peer: ServerId(2), link: link1 });
+    assert_eq!(two.next().await, LinkEvent::Down { peer: ServerId(1), link: link2 });
+
+    // The peer dials again, and is told in so many words.
+    let shared = two.links.shared.clone();
+    match dial(shared, ServerId(1)).await {
+        Err(LinkError::Ended(reason)) => assert_eq!(reason, "this server is going down"),
+        other => panic!("{other:?}"),
+    }
+    one.links.stop().await;
+    assert_eq!(one.events.try_recv(), Err(mpsc::error::TryRecvError::Empty), "nothing came up again");
+    two.links.stop().await;
+}
+
+#[test]
+fn a_stream_that_ends_right_after_it_began_is_a_failed_attempt() {
+    assert_eq!(backoff_after(&Ok(Duration::ZERO), 400), 400);
+    assert_eq!(backoff_after(&Ok(SOUND_AFTER), 400), BACKOFF_MIN_MS);
+    assert_eq!(backoff_after(&Err(LinkError::Ended("gone".into())), 400), 400);
+    assert_eq!(backoff_after(&Err(LinkError::Refused("old".into())), 400), BACKOFF_MAX_MS);
+}
+
+#[tokio::test]
 async fn a_restarted_peer_gets_a_larger_link_and_the_old_one_is_dead() {
     let (listener1, addr1) = listener().await;
     let mut one = start(options(1, &[(2, "127.0.0.1:1".into())]), listener1);

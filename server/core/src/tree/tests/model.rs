@@ -215,8 +215,11 @@ impl Model {
                 self.sessions.insert(session, row);
                 Verdict::Attached { timeout_ms: *timeout_ms, last_n: 0 }
             }
-            Command::Attach { timeout_ms, server, nonce } => {
+            Command::Attach { timeout_ms, server, nonce, keeps_results } => {
                 let Some(row) = self.sessions.get_mut(&session) else { return Verdict::Expired };
+                if row.grpc != *keeps_results {
+                    return Verdict::Expired;
+                }
                 if row.nonce != *nonce || row.server != server.0 {
                     row.nonce = *nonce;
                     row.server = server.0;
@@ -265,12 +268,15 @@ impl Model {
                         text += &format!("\nversion={zxid:x}");
                     }
                     let node = self.nodes.get_mut("/zookeeper/config").unwrap();
+                    let before = node.data.as_ref().map_or(0, Vec::len);
+                    let growth = text.len() as i64 - before as i64;
                     node.data = Some(text.into_bytes());
                     node.version = -1;
                     node.mzxid = zxid as i64;
                     node.mtime = stamp;
                     let acl = node.acl.clone();
                     self.events.push((EventKind::NodeDataChanged, "/zookeeper/config".to_owned(), acl, None));
+                    self.charge("/zookeeper/config", 0, growth);
                 }
                 self.settings = settings.clone();
                 Verdict::Internal
@@ -297,6 +303,71 @@ impl Model {
         Ok(())
     }
 
+    /// The deepest path at or above this one that has a quota.
+    fn quota(&self, path: &str) -> Option<String> {
+        let root = |node: &String| {
+            let root = node.strip_prefix("/zookeeper/quota")?.strip_suffix("/zookeeper_limits")?.to_owned();
+            root.starts_with('/').then_some(root)
+        };
+        let above = |root: &String| *root == path || path.starts_with(&format!("{root}/"));
+        self.nodes.keys().filter_map(root).filter(above).max_by_key(String::len)
+    }
+
+    /// What a quota's znode says: count, bytes, and the hard limits of both; -1 for nothing.
+    fn numbers(&self, root: &str, leaf: &str) -> Option<[i64; 4]> {
+        let data = self.nodes.get(&format!("/zookeeper/quota{root}/{leaf}"))?.data.clone().unwrap_or_default();
+        let mut numbers = [-1; 4];
+        if data.len() <= 1024
+            && let Ok(text) = String::from_utf8(data)
+        {
+            for pair in text.replace(';', ",").split(',') {
+                let pair: Vec<&str> = pair.split('=').collect();
+                let names = ["count", "bytes", "countHardLimit", "byteHardLimit"];
+                if let (Some(index), Some(number)) = (names.iter().position(|name| *name == pair[0]), pair.get(1)) {
+                    numbers[index] = number.parse().unwrap_or(-1);
+                }
+            }
+        }
+        Some(numbers)
+    }
+
+    fn set_usage(&mut self, root: &str, numbers: [i64; 4]) {
+        let [count, bytes, count_hard, bytes_hard] = numbers;
+        let mut text = format!("count={count},bytes={bytes}");
+        match (bytes_hard, count_hard) {
+            (-1, -1) => {}
+            (-1, hard) => text += &format!("=;countHardLimit={hard}"),
+            (hard, -1) => text += &format!("=;byteHardLimit={hard}"),
+            (bytes, count) => text += &format!("=;byteHardLimit={bytes};countHardLimit={count}"),
+        }
+        let node = self.nodes.get_mut(&format!("/zookeeper/quota{root}/zookeeper_stats")).unwrap();
+        node.data = Some(text.into_bytes());
+    }
+
+    fn charge(&mut self, path: &str, count: i64, bytes: i64) {
+        if let Some(root) = self.quota(path)
+            && let Some(mut usage) = self.numbers(&root, "zookeeper_stats")
+        {
+            usage[0] += count;
+            usage[1] += bytes;
+            self.set_usage(&root, usage);
+        }
+    }
+
+    fn has_room(&self, path: &str, count: i64, bytes: i64) -> Result<(), ErrorCode> {
+        if self.settings.enforce_quota
+            && let Some(root) = self.quota(path)
+            && let Some(limits) = self.numbers(&root, "zookeeper_limits")
+            && let Some(usage) = self.numbers(&root, "zookeeper_stats")
+        {
+            let over = |change: i64, used: i64, hard: i64| change != 0 && hard > -1 && used + change > hard;
+            if over(count, usage[0], limits[2]) || over(bytes, usage[1], limits[3]) {
+                return Err(ErrorCode::QuotaExceeded);
+            }
+        }
+        Ok(())
+    }
+
     fn end(&mut self, session: i64) {
         let owned = |(_, node): &(&String, &Node)| node.kind == Kind::Ephemeral(session);
         let paths: Vec<String> = self.nodes.iter().filter(owned).map(|(path, _)| path.clone()).collect();
@@ -312,6 +383,7 @@ impl Model {
         parent.deleted += 1;
         parent.pzxid = self.zxid as i64;
         let parent_acl = Some(parent.acl.clone());
+        self.charge(path, -1, -(gone.data.map_or(0, |data| data.len()) as i64));
         self.events.push((EventKind::NodeDeleted, path.to_owned(), gone.acl, parent_acl));
     }
 
@@ -337,6 +409,9 @@ impl Model {
                 node.aversion += 1;
                 Ok(Answer::Stat(self.stat(path)))
             }
+            // Off in the settings that the stories draw.
+            WriteOp::CreateIfNotExists(_) | WriteOp::RemoveRecursive { .. } => Err(ErrorCode::Unimplemented),
+            WriteOp::Multi(ops) if ops.iter().any(MultiOp::is_extension) => Err(ErrorCode::MarshallingError),
             WriteOp::Multi(ops) => {
                 let before = self.clone();
                 let mut answers = vec![];
@@ -346,6 +421,7 @@ impl Model {
                         MultiOp::Delete { path, version } => self.delete(path, *version, ids),
                         MultiOp::SetData { path, data, version } => self.set(path, data.as_deref(), *version, ids),
                         MultiOp::Check { path, version } => self.check(path, *version, ids),
+                        _ => unreachable!("refused above"),
                     };
                     match result {
                         Ok(answer) => answers.push(answer),
@@ -361,6 +437,9 @@ impl Model {
     }
 
     fn create(&mut self, op: &Create, session: i64, ids: &[Id]) -> Result<Answer, ErrorCode> {
+        if op.mode.is_ttl() && !self.settings.extended_types {
+            return Err(ErrorCode::Unimplemented);
+        }
         if op.mode.is_ttl() && (op.ttl_ms < 1 || op.ttl_ms > 0xff_ffff_ffff) {
             return Err(ErrorCode::BadArguments);
         }
@@ -389,6 +468,8 @@ impl Model {
         if matches!(parent.kind, Kind::Ephemeral(_)) {
             return Err(ErrorCode::NoChildrenForEphemerals);
         }
+        let bytes = op.data.as_ref().map_or(0, |data| data.len()) as i64;
+        self.has_room(&path, 1, bytes)?;
         let owned = self.nodes.values().filter(|node| node.kind == Kind::Ephemeral(session)).count();
         if op.mode.is_ephemeral() && owned >= self.settings.ephemerals_per_session as usize {
             return Err(ErrorCode::QuotaExceeded);
@@ -419,8 +500,18 @@ impl Model {
             cversion_error: 0,
         };
         self.nodes.insert(path.clone(), node);
+        if let Some(root) = path.strip_prefix("/zookeeper/quota").and_then(|p| p.strip_suffix("/zookeeper_stats"))
+            && root.starts_with('/')
+        {
+            let covered = |other: &&String| *other == root || other.starts_with(&format!("{root}/"));
+            let nodes: Vec<&Node> = self.nodes.iter().filter(|(path, _)| covered(path)).map(|(_, node)| node).collect();
+            let bytes = nodes.iter().map(|node| node.data.as_ref().map_or(0, Vec::len)).sum::<usize>();
+            self.set_usage(root, [nodes.len() as i64, bytes as i64, -1, -1]);
+        }
+        let stat = self.stat(&path);
+        self.charge(&path, 1, bytes);
         self.events.push((EventKind::NodeCreated, path.clone(), acl, parent_acl));
-        Ok(Answer::Created { stat: self.stat(&path), path })
+        Ok(Answer::Created { stat: Stat { data_length: bytes as i32, ..stat }, path })
     }
 
     fn delete(&mut self, path: &str, version: i32, ids: &[Id]) -> Result<Answer, ErrorCode> {
@@ -462,6 +553,11 @@ impl Model {
     }
 
     fn set(&mut self, path: &str, data: Option<&[u8]>, version: i32, ids: &[Id]) -> Result<Answer, ErrorCode> {
+        // Everything but the version goes before the quota.
+        self.at_version(path, -1, perms::WRITE, ids)?;
+        let len = |data: Option<&[u8]>| data.map_or(0, <[u8]>::len) as i64;
+        let growth = len(data) - len(self.nodes[path].data.as_deref());
+        self.has_room(path, 0, growth)?;
         self.at_version(path, version, perms::WRITE, ids)?;
         let node = self.nodes.get_mut(path).unwrap();
         node.data = data.map(<[u8]>::to_vec);
@@ -470,6 +566,8 @@ impl Model {
         node.mtime = self.stamp;
         let acl = node.acl.clone();
         self.events.push((EventKind::NodeDataChanged, path.to_owned(), acl, None));
-        Ok(Answer::Stat(self.stat(path)))
+        let stat = self.stat(path);
+        self.charge(path, 0, growth);
+        Ok(Answer::Stat(stat))
     }
 }

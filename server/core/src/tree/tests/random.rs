@@ -60,14 +60,38 @@ fn a_path() -> impl Strategy<Value = String> {
         "/a0000000001",
         "/ä",
     ]);
-    prop_oneof![16 => good, 1 => odd.prop_map(str::to_owned)]
+    let quota = prop::sample::select(vec![
+        "/zookeeper/quota/a",
+        "/zookeeper/quota/a/b",
+        "/zookeeper/quota/a/zookeeper_limits",
+        "/zookeeper/quota/a/zookeeper_limits",
+        "/zookeeper/quota/a/zookeeper_stats",
+        "/zookeeper/quota/a/b/zookeeper_limits",
+        "/zookeeper/quota/a/b/zookeeper_stats",
+        "/zookeeper/quota/zookeeper",
+        "/zookeeper/quota/zookeeper/zookeeper_limits",
+        "/zookeeper/quota/zookeeper/zookeeper_stats",
+        "/zookeeper/quota/zookeeper_limits",
+        "/zookeeper/quota/zookeeper_stats",
+    ]);
+    prop_oneof![16 => good, 2 => quota.prop_map(str::to_owned), 1 => odd.prop_map(str::to_owned)]
 }
+
+/// Limits that a few steps reach.
+const LIMITS: &str = "count=-1,bytes=-1=;byteHardLimit=40;countHardLimit=4";
 
 fn some_data() -> impl Strategy<Value = Option<Bytes>> {
     prop_oneof![
         1 => Just(None),
         1 => Just(Some(Bytes::new())),
         3 => prop::collection::vec(any::<u8>(), 0..9).prop_map(|data| Some(Bytes::from(data))),
+        2 => prop::sample::select(vec![
+            LIMITS,
+            "count=1,bytes=1",
+            "count=9,bytes=9=;byteHardLimit=20",
+            "countHardLimit=3",
+            "bytes=x;count",
+        ]).prop_map(|text| Some(Bytes::from_static(text.as_bytes()))),
         1 => (1020usize..1030, any::<u8>()).prop_map(|(len, byte)| Some(Bytes::from(vec![byte; len]))),
     ]
 }
@@ -145,24 +169,39 @@ fn a_command() -> impl Strategy<Value = Command> {
         6 => (1..9i32, 1..3u64, nonce.clone(), any::<bool>()).prop_map(|(timeout_ms, server, nonce, keeps_results)| {
             Command::CreateSession { timeout_ms, server: ServerId(server), nonce, keeps_results }
         }),
-        4 => (1..9i32, 1..3u64, nonce)
-            .prop_map(|(timeout_ms, server, nonce)| Command::Attach { timeout_ms, server: ServerId(server), nonce }),
+        4 => (1..9i32, 1..3u64, nonce, prop::bool::weighted(0.1)).prop_map(|(timeout_ms, server, nonce, keeps_results)| {
+            Command::Attach { timeout_ms, server: ServerId(server), nonce, keeps_results }
+        }),
+        1 => a_create().prop_map(|op| Command::Write(WriteOp::CreateIfNotExists(op))),
+        1 => (a_path(), 0..4u32).prop_map(|(path, limit)| Command::Write(WriteOp::RemoveRecursive { path, limit })),
+        1 => (a_create(), a_path()).prop_map(|(create, path)| {
+            Command::Write(WriteOp::Multi(vec![
+                MultiOp::CreateIfNotExists(create),
+                MultiOp::RemoveRecursive { path: path.clone(), limit: 3 },
+                MultiOp::CheckNotExists { path, version: -1 },
+            ]))
+        }),
         2 => any::<bool>().prop_map(|expired| Command::CloseSession { expired }),
         12 => (a_path(), 0..9u64).prop_map(|(path, back)| Command::Reap { path, czxid: Zxid(back) }),
-        2 => some_settings().prop_map(Command::Settings),
+        3 => some_settings().prop_map(Command::Settings),
     ]
 }
 
 fn some_settings() -> impl Strategy<Value = Settings> {
-    (prop::bool::weighted(0.1), 0..3i64, 0..5u32, prop::sample::select(vec!["", "server.1=x", "server.2=y\nz"]))
-        .prop_map(|(skip_acl, never, ephemerals_per_session, text)| Settings {
+    let flags = (prop::bool::weighted(0.1), any::<bool>(), prop::bool::weighted(0.8));
+    (flags, 0..3i64, 0..5u32, prop::sample::select(vec!["", "server.1=x", "server.2=y\nz"])).prop_map(
+        |((skip_acl, enforce_quota, extended_types), never, ephemerals_per_session, text)| Settings {
             skip_acl,
+            enforce_quota,
+            extended_types,
+            keeper_extensions: false,
             container_never_used_ms: never * 20,
             ephemerals_per_session,
             password_key: vec![1, 2, 3],
             config_text: text.to_owned(),
             feature_level: 1,
-        })
+        },
+    )
 }
 
 fn a_step() -> impl Strategy<Value = Step> {
@@ -202,6 +241,13 @@ impl Step {
                 };
                 Command::Reap { path: path.clone(), czxid: Zxid(at + u64::from(czxid.0 == 0)) }
             }
+            // Mostly by the protocol of its creation.
+            Command::Attach { timeout_ms, server, nonce, keeps_results: wrong } => Command::Attach {
+                timeout_ms: *timeout_ms,
+                server: *server,
+                nonce: *nonce,
+                keeps_results: row.is_some_and(|row| row.grpc) != *wrong,
+            },
             other => other.clone(),
         };
         Txn {
@@ -267,6 +313,30 @@ fn begin(session: i64) -> Step {
     Step { session, n_off: 0, attach_off: false, answered_back: 0, ids: vec![], command, elapsed: 0 }
 }
 
+/// In half of the stories `/a` has an enforced quota from the start.
+fn a_story() -> impl Strategy<Value = Vec<Step>> {
+    (any::<bool>(), prop::collection::vec(a_step(), 1..60)).prop_map(|(with_quota, steps)| {
+        let step = |command| Step { command, ..begin(1) };
+        let create = |path: &str, data: &'static str| {
+            let (path, data) = (path.to_owned(), Some(Bytes::from_static(data.as_bytes())));
+            let create = Create { path, data, acl: Some(Acl::open()), ..Create::default() };
+            step(Command::Write(WriteOp::Create(create)))
+        };
+        let mut story: Vec<Step> = (1..4).map(begin).collect();
+        if with_quota {
+            story.extend([
+                create("/zookeeper/quota/a", ""),
+                create("/zookeeper/quota/a/zookeeper_limits", LIMITS),
+                create("/zookeeper/quota/a/zookeeper_stats", "count=0,bytes=0"),
+                create("/a", ""),
+                step(Command::Settings(Settings { enforce_quota: true, ..Settings::default() })),
+            ]);
+        }
+        story.extend(steps);
+        story
+    })
+}
+
 fn at(index: usize) -> Zxid {
     Zxid::new(1 + index as u32 / 50, 1 + index as u32 % 50)
 }
@@ -275,12 +345,12 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
 
     #[test]
-    fn execution_does_what_the_model_does(steps in prop::collection::vec(a_step(), 1..60)) {
+    fn execution_does_what_the_model_does(story in a_story()) {
         let mut store = MemoryStore::new();
         let mut batch = Overlay::new(store.view());
         let mut model = Model::new();
         let mut stamp = 1000;
-        for (index, step) in (1..4).map(begin).chain(steps).enumerate() {
+        for (index, step) in story.into_iter().enumerate() {
             let zxid = at(index);
             stamp += step.elapsed;
             let txn = step.txn(&model, zxid.0);
@@ -387,17 +457,20 @@ proptest! {
 #[test]
 fn random_transactions_reach_every_kind_of_outcome() {
     let mut runner = proptest::test_runner::TestRunner::deterministic();
-    let stories = prop::collection::vec(a_step(), 1..60);
+    let stories = a_story();
     let mut reached = BTreeMap::new();
-    for _ in 0..400 {
-        let steps = stories.new_tree(&mut runner).unwrap().current();
+    for _ in 0..1_500 {
+        let story = stories.new_tree(&mut runner).unwrap().current();
         let mut model = Model::new();
         let mut stamp = 1000;
-        for (index, step) in (1..4).map(begin).chain(steps).enumerate() {
+        for (index, step) in story.into_iter().enumerate() {
             stamp += step.elapsed;
             let txn = step.txn(&model, at(index).0);
             let what = match (&txn.command, model.run(&txn, at(index).0, stamp)) {
                 (Command::Reap { .. }, Verdict::Internal) => format!("reaped {}", model.events.len()),
+                (Command::Write(WriteOp::SetData { .. }), Verdict::Executed(Err(ErrorCode::QuotaExceeded))) => {
+                    "set: quota exceeded".to_owned()
+                }
                 (_, Verdict::Executed(Err(error))) => error.to_string(),
                 (_, Verdict::Executed(Ok(Answer::MultiFailed { error, .. }))) => format!("multi: {error}"),
                 (_, Verdict::Repeated { result, .. }) => format!("repeated, kept: {}", result.is_some()),
@@ -426,6 +499,7 @@ fn random_transactions_reach_every_kind_of_outcome() {
         "node does not exist",
         "node has children",
         "quota exceeded",
+        "set: quota exceeded",
         "session expired",
         "version does not match",
         "multi: ACL is not valid",
@@ -436,6 +510,8 @@ fn random_transactions_reach_every_kind_of_outcome() {
         "multi: node has children",
         "multi: ephemeral nodes cannot have children",
         "multi: version does not match",
+        "multi: quota exceeded",
+        "operation not implemented",
     ] {
         assert!(reached.get(what).is_some_and(|times| *times >= 3), "{what} is missing in {reached:#?}");
     }
@@ -532,17 +608,17 @@ fn a_session_keeps_the_newest_1024_results() {
 }
 
 #[test]
-fn a_session_keeps_results_of_one_mebibyte_at_most() {
+fn a_session_keeps_results_of_one_mebibyte_or_its_newest() {
     let mut keeper = Keeper::new();
     for n in 1..=3 {
         assert!(matches!(keeper.create_many(n, 500), Verdict::Executed(Ok(Answer::Multi(_)))));
     }
     assert!(!keeper.is_kept(1));
     assert!(keeper.is_kept(2) && keeper.is_kept(3));
-    // One result above the bound is not kept, and drives no other out.
+    // The newest is kept in any case, alone if it is above the bound.
     assert!(matches!(keeper.create_many(4, 1200), Verdict::Executed(Ok(Answer::Multi(_)))));
-    assert!(!keeper.is_kept(4));
-    assert!(keeper.is_kept(2) && keeper.is_kept(3));
+    assert!(keeper.is_kept(4));
+    assert!(!keeper.is_kept(2) && !keeper.is_kept(3));
     audit::audit(&keeper.store.view()).unwrap();
 }
 

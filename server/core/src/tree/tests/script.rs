@@ -17,7 +17,7 @@ use goldenscript::{Command as Line, Context};
 use crate::storage::memory::MemoryStore;
 use crate::tree::entry::{Command, Outcome, SessionEvent, Txn, Verdict};
 use crate::tree::execute::{execute, execute_skipped};
-use crate::tree::op::{Answer, Create, MultiOp, MultiReadOp, ReadOp, WriteOp};
+use crate::tree::op::{Answer, Create, List, MultiOp, MultiReadOp, ReadOp, WriteOp};
 use crate::tree::record::Meta;
 use crate::tree::{Cf, Change, TreeStore, TreeView, acl, audit, key, read, record};
 
@@ -90,6 +90,9 @@ impl Story {
                 for (name, value) in &options {
                     match name.as_str() {
                         "skip_acl" => settings.skip_acl = value.parse()?,
+                        "enforce_quota" => settings.enforce_quota = value.parse()?,
+                        "keeper" => settings.keeper_extensions = value.parse()?,
+                        "extended_types" => settings.extended_types = value.parse()?,
                         "never_used" => settings.container_never_used_ms = value.parse()?,
                         "ephemerals" => settings.ephemerals_per_session = value.parse()?,
                         "config" => settings.config_text = value.clone(),
@@ -107,7 +110,9 @@ impl Story {
             "connect" => {
                 Command::CreateSession { timeout_ms, server, nonce, keeps_results: words.contains(&"grpc".to_owned()) }
             }
-            "attach" => Command::Attach { timeout_ms, server, nonce },
+            "attach" => {
+                Command::Attach { timeout_ms, server, nonce, keeps_results: words.contains(&"grpc".to_owned()) }
+            }
             "close" => Command::CloseSession { expired: false },
             "expire" => Command::CloseSession { expired: true },
             "ids" => {
@@ -122,12 +127,17 @@ impl Story {
                 return self.finish(session, txn.encode(), false, out);
             }
             // Reads.
-            "stat" | "get" | "acl" | "ls" | "ephemerals" | "count" | "read" => {
+            "stat" | "get" | "acl" | "ls" | "list" | "absent" | "ephemerals" | "count" | "read" => {
                 let op = match name.as_str() {
                     "stat" => ReadOp::Exists { path: word(0)? },
                     "get" => ReadOp::GetData { path: word(0)? },
                     "acl" => ReadOp::GetAcl { path: word(0)? },
                     "ls" => ReadOp::GetChildren { path: word(0)? },
+                    "list" => ReadOp::List(list(&words)),
+                    "absent" => ReadOp::CheckNotExists {
+                        path: word(0)?,
+                        version: options.get("v").map_or(Ok(-1), |version| version.parse())?,
+                    },
                     "ephemerals" => ReadOp::GetEphemerals { prefix: words.first().cloned().unwrap_or_default() },
                     "count" => ReadOp::CountDescendants { path: word(0)? },
                     _ => ReadOp::MultiRead(words.iter().map(|word| multi_read_op(word)).collect::<Result<_, _>>()?),
@@ -192,6 +202,8 @@ impl Story {
                 let list = options.get("acl").map(String::as_str);
                 Command::Write(match name {
                     "create" => WriteOp::Create(create(&words, &options)?),
+                    "ensure" => WriteOp::CreateIfNotExists(create(&words, &options)?),
+                    "remove" => WriteOp::RemoveRecursive { path: word(0)?, limit: word(1)?.parse()? },
                     "delete" => WriteOp::Delete { path: word(0)?, version },
                     "set" => WriteOp::SetData { path: word(0)?, data: data(words.get(1)), version },
                     "setacl" => WriteOp::SetAcl { path: word(0)?, acl: acl_list(list), version },
@@ -413,6 +425,9 @@ fn multi_op(text: &str) -> Result<MultiOp, Failure> {
     let version = options.get("v").map_or(Ok(-1), |version| version.parse())?;
     Ok(match name {
         "create" => MultiOp::Create(create(&words, &options)?),
+        "ensure" => MultiOp::CreateIfNotExists(create(&words, &options)?),
+        "remove" => MultiOp::RemoveRecursive { path, limit: words.get(1).ok_or("a limit is missing")?.parse()? },
+        "absent" => MultiOp::CheckNotExists { path, version },
         "delete" => MultiOp::Delete { path, version },
         "set" => MultiOp::SetData { path, data: data(words.get(1)), version },
         "check" => MultiOp::Check { path, version },
@@ -424,7 +439,20 @@ fn multi_read_op(text: &str) -> Result<MultiReadOp, Failure> {
     match text.split_once(' ') {
         Some(("get", path)) => Ok(MultiReadOp::GetData { path: path.to_owned() }),
         Some(("ls", path)) => Ok(MultiReadOp::GetChildren { path: path.to_owned() }),
+        Some(("stat", path)) => Ok(MultiReadOp::Exists { path: path.to_owned() }),
+        Some(("list", words)) => Ok(MultiReadOp::List(list(&words.split(' ').map(str::to_owned).collect::<Vec<_>>()))),
         _ => Err(format!("no read {text}").into()),
+    }
+}
+
+/// A path, and what is wanted: `ephemeral` or `persistent` ones only, `stat`, `data`.
+fn list(words: &[String]) -> List {
+    let has = |word: &str| words.iter().any(|it| it == word);
+    List {
+        path: words.first().cloned().unwrap_or_default(),
+        ephemerals: if has("ephemeral") { Some(true) } else { has("persistent").then_some(false) },
+        with_stat: has("stat"),
+        with_data: has("data"),
     }
 }
 
@@ -488,6 +516,17 @@ fn write_result(out: &mut String, result: &Result<Answer, ErrorCode>) {
         Ok(Answer::Data { data, stat }) => format!("{} v={} len={}", data_text(data), stat.version, stat.data_length),
         Ok(Answer::Acl { acl, stat }) => format!("{} av={}", list_text(acl), stat.aversion),
         Ok(Answer::Children { children, stat }) => format!("[{}] cv={}", children.join(", "), stat.cversion),
+        Ok(Answer::Listing { children, stat, stats, data }) => {
+            let stats: Vec<String> = stats.iter().map(stat_text).collect();
+            let data: Vec<String> = data.iter().map(data_text).collect();
+            format!(
+                "[{}] cv={} stats [{}] data [{}]",
+                children.join(", "),
+                stat.cversion,
+                stats.join(", "),
+                data.join(", ")
+            )
+        }
         Ok(Answer::Multi(answers)) => {
             let _ = writeln!(out, "multi of {}", answers.len());
             for answer in answers {
@@ -552,12 +591,17 @@ scripts! {
     ephemerals_belong_to_sessions,
     expiry_loses_against_a_newer_attach,
     fresh_tree,
+    hard_quotas_refuse,
+    keeper_extensions_are_off_until_asked_for,
+    keeper_lists_and_removals,
     grpc_results_are_kept_for_retries,
     malformed_entries_are_answered,
     multi_is_all_or_nothing,
+    quotas_count_what_they_cover,
     requests_run_once_and_in_order,
     reads_answer_from_one_state,
     sequential_names_count_creations,
     set_checks_in_order,
     stat_follows_children,
+    ttl_needs_extended_types,
 }

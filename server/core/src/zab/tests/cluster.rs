@@ -106,9 +106,8 @@ pub struct Disk {
     pub promise: Promise,
     pub log: Log,
     pub store: Store,
-    /// For planted mistakes: the promise before this one, and what the last truncation dropped.
+    /// For planted mistakes: the promise before this one.
     former_promise: Promise,
-    truncated: Vec<Entry>,
 }
 
 /// Work that somebody has to do, and when a plausible schedule would do it.
@@ -151,7 +150,7 @@ pub struct Process {
     pub disk_ops: VecDeque<Due<DiskOp>>,
     pub applies: VecDeque<Due<ApplyWork>>,
     pub log_reads: VecDeque<Due<Read>>,
-    pub fetches: VecDeque<Due<(ServerId, SnapshotMeta)>>,
+    pub fetches: VecDeque<Due<(u64, ServerId, SnapshotMeta)>>,
     incoming: BTreeMap<u64, Store>,
     /// Snapshots that this server offers.
     snapshots: BTreeMap<u64, Store>,
@@ -227,8 +226,6 @@ pub enum Planted {
     ForgetsAnEntry,
     /// The disk forgets the last promise that it reported as durable.
     ForgetsThePromise,
-    /// The disk forgets the last truncation.
-    ForgetsATruncation,
     /// An empty folder takes part as if it remembered everything.
     BelievesAnEmptyFolder,
     /// The log drops what the store has not made durable.
@@ -515,12 +512,6 @@ impl Cluster {
         match planted {
             Some(Planted::ForgetsAnEntry) => drop(disk.log.entries.pop()),
             Some(Planted::ForgetsThePromise) => disk.promise = disk.former_promise,
-            Some(Planted::ForgetsATruncation) => {
-                let dropped = std::mem::take(&mut disk.truncated);
-                if dropped.first().is_some_and(|first| disk.log.end().zxid < first.zxid) {
-                    disk.log.entries.extend(dropped);
-                }
-            }
             _ => {}
         }
         let links: Vec<u64> = self.streams.iter().filter(|(_, s)| s.ends.contains(&id)).map(|(l, _)| *l).collect();
@@ -805,7 +796,6 @@ impl Cluster {
                 }
             }
             DiskOp::Log { op: LogOp::Truncate { to }, .. } => {
-                disk.truncated = disk.log.after(to.zxid).to_vec();
                 disk.log.truncate(to);
             }
             DiskOp::Log { op: LogOp::SetPromise(promise), .. } => {
@@ -925,7 +915,7 @@ impl Cluster {
 
     fn fetch(&mut self, id: Id) {
         let Some(due) = self.process(id).fetches.pop_front() else { return };
-        let (leader, meta) = due.item;
+        let (request, leader, meta) = due.item;
         let reachable = !self.silent.contains(&(leader.0, id)) && !self.silent.contains(&(id, leader.0));
         let there = match &self.nodes[&leader.0].process {
             Some(process) if reachable => process.snapshots.get(&meta.id).copied(),
@@ -935,7 +925,7 @@ impl Cluster {
             assert_eq!(store.position, meta.position);
             self.process(id).incoming.insert(meta.id, store);
         }
-        self.input(id, Input::SnapshotFetched { id: meta.id, ok: there.is_some() });
+        self.input(id, Input::SnapshotFetched { request, ok: there.is_some() });
     }
 
     // ---- clients and operators -------------------------------------------------------------------------------------
@@ -1059,8 +1049,8 @@ impl Cluster {
                     let known = self.process(id).snapshots.remove(&snapshot);
                     assert!(known.is_some(), "s{id} drops a snapshot it does not have");
                 }
-                Output::FetchSnapshot { leader, snapshot } => {
-                    let due = self.due(self.plan.pace.fetch, 0, (leader, snapshot));
+                Output::FetchSnapshot { request, leader, snapshot } => {
+                    let due = self.due(self.plan.pace.fetch, 0, (request, leader, snapshot));
                     self.process(id).fetches.push_back(due);
                 }
                 Output::OpenSnapshot(meta) => {
@@ -1308,7 +1298,9 @@ pub fn show_input(input: &Input) -> String {
         Input::SnapshotReady { snapshot: Some(meta), .. } => {
             format!("snapshot {} at {:?}", meta.id, meta.position.zxid)
         }
-        Input::SnapshotFetched { id, ok } => format!("snapshot {id} {}", if *ok { "fetched" } else { "not fetched" }),
+        Input::SnapshotFetched { request, ok } => {
+            format!("snapshot of request {request} {}", if *ok { "fetched" } else { "not fetched" })
+        }
         Input::SnapshotOpened { position } => format!("snapshot opened at {:?}", position.zxid),
         Input::LogTrimmed { base } => format!("log trimmed to {:?}", base.zxid),
         Input::Admin(admin) => format!("{admin:?}"),
@@ -1329,7 +1321,7 @@ pub fn show_output(output: &Output) -> String {
         Output::Leading(leading) => format!("leading: {leading}"),
         Output::MakeSnapshot { at_least, .. } => format!("make snapshot at or above {at_least:?}"),
         Output::DropSnapshot { id } => format!("drop snapshot {id}"),
-        Output::FetchSnapshot { leader, snapshot } => format!("fetch snapshot {} from {leader:?}", snapshot.id),
+        Output::FetchSnapshot { leader, snapshot, .. } => format!("fetch snapshot {} from {leader:?}", snapshot.id),
         Output::OpenSnapshot(meta) => format!("open snapshot {}", meta.id),
         Output::TrimLog { upto } => format!("log may go up to {upto:?}"),
         Output::Fatal(why) => format!("FATAL: {why}"),

@@ -117,6 +117,7 @@ impl Setup {
             last_n: 0,
             server: ServerId(1),
             read_only: self.read_only,
+            request_bytes_max: 1_000_000,
         };
         let script = Script { connected, batches: batch_in, outgoing: AsyncMutex::new(outgoing), gate: self.gate };
         let lane = self.lane.map(|refused| refused.map_or(Ok(script), Err));
