@@ -150,7 +150,9 @@ fn kazoos_own_suite_passes() {
     // once more, alone; a fault of the server's is there then, too.
     let first: Vec<String> = failed(&outcomes).into_iter().map(str::to_owned).collect();
     if !first.is_empty() {
-        eprintln!("failed, run again alone: {first:?}");
+        for test in &first {
+            eprintln!("failed, run again alone: {test}\n{}\n", outcomes[test].1);
+        }
         let again = finish(start(&python, folder.path(), "again", "1/1", &first.join("\n")), deadline);
         assert_eq!(again.len(), first.len(), "every one of them is run again");
         outcomes.extend(again);
