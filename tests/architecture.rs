@@ -48,6 +48,10 @@ const ROOMS: &[(&str, &[&str])] = &[
             "server/src/node.rs",
         ],
     ),
+    (
+        "server/src/recover.rs",
+        &["server/core/src/storage", "server/src/config.rs", "server/src/node.rs", "server/src/storage"],
+    ),
     // Counters in the form in which the front ends show them.
     ("server/src/figures.rs", &["server/src/frontend"]),
     // Loops carry what the pure rooms decide.
@@ -104,7 +108,10 @@ const ROOMS: &[(&str, &[&str])] = &[
     // The only file that knows everybody.
     ("server/src/node.rs", &["server/core", "server/src"]),
     ("server/src/lib.rs", &["server/src"]),
-    ("server/src/main.rs", &["server/src/ensemble.rs", "server/src/config.rs", "server/src/node.rs"]),
+    (
+        "server/src/main.rs",
+        &["server/src/ensemble.rs", "server/src/config.rs", "server/src/node.rs", "server/src/recover.rs"],
+    ),
     ("server/src/ensemble.rs", &["server/src/main.rs", "server/src/config.rs"]),
     // Client side: never the server.
     ("client/src", &[]),

@@ -538,7 +538,7 @@ pub const KEYS: &[Key] = &[
     zk(
         "4lw.commands.whitelist",
         Kind::Text("four-letter words separated by commas, or *"),
-        Is("srvr"),
+        Follows("srvr; with readonlymode.enabled isro, too"),
         "Four-letter words that are answered.",
     ),
     zk(
@@ -716,9 +716,11 @@ const ALIASES: &[(&str, &str)] = &[("juteMaxBuffer", "jute.maxbuffer"), ("fourLe
 pub fn find_key(name: &str) -> Option<&'static Key> {
     let name = name.strip_prefix("zookeeper.").unwrap_or(name);
     let name = ALIASES.iter().find(|(alias, _)| *alias == name).map_or(name, |(_, key)| key);
-    KEYS.iter().find(|key| match key.name.strip_suffix('*') {
-        Some(prefix) => name.len() > prefix.len() && name.starts_with(prefix),
-        None => key.name == name,
+    // A key of its own comes before one that stands for many.
+    KEYS.iter().find(|key| key.name == name).or_else(|| {
+        KEYS.iter().find(|key| {
+            key.name.strip_suffix('*').is_some_and(|prefix| name.len() > prefix.len() && name.starts_with(prefix))
+        })
     })
 }
 
@@ -1367,7 +1369,9 @@ impl Draft<'_> {
     }
 
     fn whitelist(&mut self) -> Whitelist {
-        let value = self.text("4lw.commands.whitelist").unwrap_or_else(|| "srvr".into());
+        // Clients that would read without a quorum look for such a server by this word.
+        let default = if self.flag("readonlymode.enabled") { "srvr,isro" } else { "srvr" };
+        let value = self.text("4lw.commands.whitelist").unwrap_or_else(|| default.into());
         let words: BTreeSet<String> =
             value.split(',').map(|w| w.trim().to_string()).filter(|w| !w.is_empty()).collect();
         if words.contains("*") {
@@ -1578,6 +1582,38 @@ mod tests {
 
     fn set(argument: &str) -> Override {
         Override::from_set(argument).unwrap()
+    }
+
+    #[test]
+    fn admin_server_listens_where_it_is_told_and_not_unasked() {
+        let admin = |text: &str| config(&format!("{THREE}{text}")).admin.map(|address| address.to_string());
+        assert_eq!(admin(""), None);
+        assert_eq!(admin("admin.enableServer=true"), Some("0.0.0.0:8080".into()));
+        assert_eq!(admin("admin.serverPort=9090"), Some("0.0.0.0:9090".into()));
+        assert_eq!(admin("admin.serverAddress=::1"), Some("[::1]:8080".into()));
+        assert_eq!(admin("clientPortAddress=10.0.0.1\nadmin.serverPort=0"), Some("10.0.0.1:0".into()));
+        assert_eq!(admin("admin.serverPort=9090\nadmin.enableServer=false"), None);
+        assert!(errors(&format!("{THREE}admin.enableServer=maybe")).contains("\"maybe\" is neither"));
+        assert!(errors(&format!("{THREE}admin.forceHttps=true")).contains("speaks plain HTTP only"));
+    }
+
+    #[test]
+    fn figures_have_a_port_with_zookeepers_class_only() {
+        const CLASS: &str = "metricsProvider.className=org.apache.zookeeper.metrics";
+        let metrics = |text: &str| config(&format!("{THREE}{text}")).metrics.map(|address| address.to_string());
+        assert_eq!(metrics("metricsProvider.httpPort=7001"), None);
+        assert_eq!(metrics(&format!("{CLASS}.impl.DefaultMetricsProvider")), None);
+        let prometheus = format!("{CLASS}.prometheus.PrometheusMetricsProvider\n");
+        assert_eq!(metrics(&prometheus), Some("0.0.0.0:7000".into()));
+        let text = format!("{prometheus}metricsProvider.httpPort=0\nmetricsProvider.httpHost=127.0.0.1\n");
+        assert_eq!(metrics(&text), Some("127.0.0.1:0".into()));
+        let text = format!("{THREE}metricsProvider.className=com.example.Mine\nmetricsProvider.exportJvmInfo=true\n");
+        let notices = parse_with(&text, &[("/d/myid", "2\n")]).unwrap().notices;
+        assert!(
+            notices.iter().any(|n| n.warning && n.text.contains("com.example.Mine is not known here")),
+            "{notices:?}"
+        );
+        assert!(notices.iter().any(|n| !n.warning && n.key == "metricsProvider.exportJvmInfo"), "{notices:?}");
     }
 
     #[test]

@@ -337,7 +337,6 @@ impl CoreLoop {
                 self.node.stats.lead(now.mono_ms);
             }
             self.told = false;
-            self.node.end_read_only();
             // Every session with a connection here is alive, whatever the former leader knew (P32).
             self.turn.again.push(MemberInput::Touched(self.node.shared.lanes.sessions()));
         } else {
@@ -410,11 +409,11 @@ impl CoreLoop {
         if !self.told && now.mono_ms.saturating_sub(lost_ms) > options.sync_timeout_ms {
             // P33: reads went on from the published state for that long, and no longer.
             self.told = true;
+            self.node.set_quorumless();
             let connections = self.node.shared.lanes.close_all(CloseReason::NoQuorum);
             if connections > 0 {
                 warn!(connections, "no quorum for {} ms: closed the connections", options.sync_timeout_ms);
             }
-            self.node.begin_read_only();
         }
         if now.mono_ms >= self.next_waiting_log_ms {
             self.next_waiting_log_ms = now.mono_ms + WAITING_LOG_MS;

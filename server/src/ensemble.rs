@@ -249,7 +249,9 @@ fn write_files(members: &[Member], index: usize, set: &[Override]) -> Result<(),
     if members.len() > 1 {
         for m in members {
             let election = m.client_port + ELECTION_PORT_OFFSET;
-            line(&format!("server.{}", m.id), &format!("127.0.0.1:{}:{election}", m.peer_port));
+            // With the address for clients: `/zookeeper/config` tells them of it.
+            let client = format!("127.0.0.1:{}", m.client_port);
+            line(&format!("server.{}", m.id), &format!("127.0.0.1:{}:{election};{client}", m.peer_port));
         }
     }
     for o in set {

@@ -134,12 +134,12 @@ pub(crate) struct NodeOptions {
     pub(crate) touch_interval_ms: u64,
     /// The liveness bound between servers, ms.
     pub(crate) sync_timeout_ms: u64,
+    /// Serve reads without a quorum to clients that allow it.
+    pub(crate) read_only_mode: bool,
     /// Unresolved writes beyond which connections are not read.
     pub(crate) outstanding_max: usize,
     /// Largest transaction, bytes.
     pub(crate) txn_bytes_max: usize,
-    /// Without a quorum, serve reads to clients that allow it.
-    pub(crate) read_only_mode: bool,
     /// Bytes of paths and data in one request.
     pub(crate) request_bytes_max: usize,
 }
@@ -170,10 +170,10 @@ pub(crate) struct NodeShared {
     full: AtomicBool,
     serving: watch::Sender<Serving>,
     related: AtomicBool,
+    /// There has been no leader for longer than the liveness bound.
+    quorumless: AtomicBool,
     /// The replicated settings hold the key of the session passwords.
     keyed: AtomicBool,
-    /// No leader for too long: only reads are served, and only to clients that allow it.
-    read_only: AtomicBool,
     status: ArcSwap<Status>,
     read_points: DashMap<u64, Arc<Lane>>,
     numbers: AtomicU64,
@@ -195,8 +195,8 @@ impl NodeShared {
             full: AtomicBool::new(false),
             serving: watch::Sender::new(Serving::No),
             related: AtomicBool::new(false),
+            quorumless: AtomicBool::new(false),
             keyed: AtomicBool::new(false),
-            read_only: AtomicBool::new(false),
             status: ArcSwap::default(),
             read_points: DashMap::new(),
             numbers: AtomicU64::new(1),
@@ -222,29 +222,19 @@ impl NodeShared {
         *self.serving.borrow() == Serving::Yes
     }
 
-    /// Whether there was no leader for so long that reads are served to clients that allow it (wire 2.11).
+    /// Whether this server reads on without a quorum (wire 2.11): it may, has been without one for too long, and has a
+    /// state of the ensemble's.
     pub(crate) fn is_read_only(&self) -> bool {
-        self.read_only.load(Ordering::SeqCst)
-    }
-
-    /// The time is over in which a leader was waited for. Sessions without a quorum have passwords too: a server that
-    /// never heard the ensemble's key has no state to show either.
-    pub(crate) fn begin_read_only(&self) {
-        if self.options.read_only_mode
+        self.options.read_only_mode
+            && self.quorumless.load(Ordering::Relaxed)
             && self.keyed.load(Ordering::Relaxed)
-            && !self.read_only.swap(true, Ordering::SeqCst)
-        {
-            warn!("no quorum: serving reads to clients that accept a read-only server");
-        }
+            && *self.serving.borrow() == Serving::No
     }
 
-    /// There is a leader again: those who were served without one connect anew. Who comes in between closes itself,
-    /// since it looks again after it entered.
-    pub(crate) fn end_read_only(&self) {
-        if self.read_only.swap(false, Ordering::SeqCst) {
-            let connections = self.shared.lanes.close_all(CloseReason::NoQuorum);
-            info!(connections, "a leader again: closed the read-only connections");
-        }
+    /// Returns when there is a leader, or when this server stops. Cancel safe.
+    pub(crate) async fn left_read_only(&self) {
+        // An error means that the node is gone, and everything with it.
+        let _ = self.serving.subscribe().wait_for(|serving| *serving != Serving::No).await;
     }
 
     /// Whether so many writes wait that connections must not be read.
@@ -314,8 +304,16 @@ impl NodeShared {
         self.status.store(Arc::new(status));
     }
 
+    /// There has been no leader for longer than the liveness bound.
+    pub(crate) fn set_quorumless(&self) {
+        self.quorumless.store(true, Ordering::Relaxed);
+    }
+
     /// There is a leader now, or none any more.
     pub(crate) fn set_related(&self, related: bool) {
+        if related {
+            self.quorumless.store(false, Ordering::Relaxed);
+        }
         self.related.store(related, Ordering::Relaxed);
         self.update_serving();
     }
@@ -725,11 +723,11 @@ fn node_options(config: &Config) -> NodeOptions {
         super_digest: config.super_digest.as_ref().map(|secret| secret.reveal().to_owned()),
         // A client that is heard often is reported a few times in its shortest timeout.
         touch_interval_ms: (config.min_session_timeout_ms / 10).clamp(1, TOUCH_INTERVAL_MAX_MS),
+        read_only_mode: config.read_only_mode,
         sync_timeout_ms: config.sync_timeout_ms,
         outstanding_max: config.global_outstanding_limit,
         txn_bytes_max: TXN_BYTES_MAX,
         request_bytes_max: config.jute_max_buffer,
-        read_only_mode: config.read_only_mode,
     }
 }
 

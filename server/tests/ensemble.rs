@@ -3,7 +3,7 @@
 mod processes;
 
 use std::collections::{BTreeSet, VecDeque};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
@@ -205,6 +205,10 @@ async fn a_server_that_lost_its_disk_learns_before_it_votes_again() {
     ensemble
         .until("the server is a member again", |e| e.mntr(follower, "zk_membership").is_some_and(|m| m == "member"))
         .await;
+    let log = ensemble.log(follower);
+    let lost = log.find("whatever a server of this number knew and promised is lost").expect("it says what it lost");
+    let back = log.find("was welcomed back: it votes").expect("it says that it is back");
+    assert!(lost < back, "{log}");
     let leader = ensemble.leader().await;
     ensemble.kill(leader);
     let set = soon(&ensemble, "a write with the relearned server", client.set("/kept", "still", None)).await;
@@ -311,6 +315,115 @@ fn damage_first_frames(data: &std::path::Path) {
     std::fs::write(segment, bytes).unwrap();
 }
 
+/// Files under a folder, by their place in it.
+fn files_under(folder: &Path) -> Vec<PathBuf> {
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(folder).expect("it is there") {
+        let path = entry.expect("readable").path();
+        if path.is_dir() { files.extend(files_under(&path)) } else { files.push(path) }
+    }
+    files.sort();
+    files
+}
+
+/// What a file of a data folder is for; `None` for those whose contents nobody depends on.
+fn kind_of(file: &Path, data: &Path) -> Option<&'static str> {
+    let place = file.strip_prefix(data).expect("it is in the folder").to_str().expect("our names");
+    Some(match place.split_once('/') {
+        None => ["identity", "CURRENT", "peers"].into_iter().find(|name| *name == place)?,
+        Some(("log", name)) if name.ends_with(".seg") => "log segment",
+        Some((folder, "CURRENT")) if folder.starts_with("state-") => "store CURRENT",
+        Some((folder, "IDENTITY")) if folder.starts_with("state-") => "store IDENTITY",
+        Some((folder, name)) if folder.starts_with("state-") && name.starts_with("MANIFEST") => "store MANIFEST",
+        Some((folder, name)) if folder.starts_with("state-") && name.starts_with("OPTIONS") => "store OPTIONS",
+        Some((folder, name)) if folder.starts_with("state-") && name.ends_with(".sst") => "table file",
+        Some(_) => return None,
+    })
+}
+
+/// A replica with a damaged or lost file never serves what it does not have: it repairs itself from its peers, or it
+/// says what is wrong and ends, and comes right with an empty folder.
+#[tokio::test]
+async fn every_file_of_a_data_folder_may_be_damaged_or_lost() {
+    const KINDS: [&str; 9] = [
+        "identity",
+        "CURRENT",
+        "peers",
+        "store CURRENT",
+        "store IDENTITY",
+        "store MANIFEST",
+        "store OPTIONS",
+        "table file",
+        "log segment",
+    ];
+    let mut ensemble = Ensemble::start(3, "").await;
+    let victim = ensemble.follower().await;
+    let others: Vec<u64> = ensemble.ids().into_iter().filter(|id| *id != victim).collect();
+    let client = ensemble.client(others, SESSION).await;
+    // Small values lie in the records, large ones beside them.
+    let value = |n: usize| vec![n as u8; if n.is_multiple_of(2) { 100 } else { 5_000 }];
+    for n in 0..40 {
+        client.create(&format!("/{n:02}"), value(n), CreateMode::Persistent).await.unwrap();
+    }
+    for kind in KINDS {
+        for damage in ["damaged", "lost"] {
+            let what = format!("{kind} {damage}");
+            soon(&ensemble, "a write while all are well", client.set("/00", value(0), None)).await.unwrap();
+            ensemble.converge().await;
+            let is_member = |e: &Ensemble| e.mntr(victim, "zk_membership").is_some_and(|m| m == "member");
+            ensemble.until("the victim is a member", is_member).await;
+            assert_eq!(ensemble.terminate(victim).await, Some(0), "{}", ensemble.tails());
+            let data = ensemble.data(victim);
+            let files: Vec<PathBuf> =
+                files_under(&data).into_iter().filter(|file| kind_of(file, &data) == Some(kind)).collect();
+            assert!(!files.is_empty(), "there is a {kind}");
+            for file in files {
+                if damage == "lost" {
+                    std::fs::remove_file(&file).unwrap();
+                } else {
+                    let mut bytes = std::fs::read(&file).unwrap();
+                    bytes.iter_mut().skip(9).step_by(97).take(2_000).for_each(|byte| *byte ^= 0x55);
+                    std::fs::write(&file, bytes).unwrap();
+                }
+            }
+            ensemble.start_server(victim);
+            // It may find the damage when it starts or when it reads, and end; the next start knows of it. If even that
+            // one ends, its folder is emptied, as its log says.
+            let mut starts = 1;
+            loop {
+                ensemble.until("the victim agrees or ends", |e| e.has_converged() || e.has_ended(victim)).await;
+                if !ensemble.has_ended(victim) {
+                    let reader = ensemble.client([victim], SESSION).await;
+                    let mut whole = true;
+                    for n in 0..40 {
+                        match timeout(PATIENCE, reader.get(&format!("/{n:02}"))).await {
+                            Ok(Ok(read)) => assert_eq!(read.bytes(), value(n), "{what}: it serves what it has"),
+                            _ => whole = false,
+                        }
+                        if !whole {
+                            break;
+                        }
+                    }
+                    if whole {
+                        println!("{what}: came right at start {starts}");
+                        break;
+                    }
+                    ensemble.until("the victim ends", |e| e.has_ended(victim)).await;
+                }
+                let log = ensemble.log(victim);
+                assert!(log.contains("damage") || log.contains("cannot start"), "{what}: it says why\n{log}");
+                ensemble.kill(victim);
+                starts += 1;
+                assert!(starts <= 3, "{what}: it never comes right\n{log}");
+                if starts == 3 {
+                    ensemble.wipe(victim);
+                }
+                ensemble.start_server(victim);
+            }
+        }
+    }
+}
+
 #[tokio::test]
 async fn sigterm_drains_and_exits_with_0() {
     let mut ensemble = Ensemble::start(1, "").await;
@@ -321,6 +434,22 @@ async fn sigterm_drains_and_exits_with_0() {
     ensemble.leader().await;
     let again = ensemble.client([1], SESSION).await;
     assert!(again.exists("/a").await.unwrap().is_some());
+}
+
+#[tokio::test]
+async fn a_server_that_stops_begins_no_streams_with_its_peers() {
+    let mut ensemble = Ensemble::start(3, "").await;
+    ensemble.converge().await;
+    // Server 1 is dialled by both others.
+    let before: Vec<usize> = [2, 3].map(|id| ensemble.log(id).matches("connected to peer peer=1").count()).to_vec();
+    assert_eq!(ensemble.terminate(1).await, Some(0), "{}", ensemble.tails());
+    for (id, before) in [2, 3].into_iter().zip(before) {
+        let gone = |e: &Ensemble| e.log(id).contains("disconnected from peer peer=1");
+        ensemble.until("the peer is missed", gone).await;
+        let after = ensemble.log(id).matches("connected to peer peer=1").count();
+        // "disconnected from peer" does not hold the text.
+        assert_eq!(after, before, "{}", ensemble.tails());
+    }
 }
 
 #[tokio::test]

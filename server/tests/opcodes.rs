@@ -84,7 +84,7 @@ impl Raw {
     }
 
     /// Whether the server closes the connection, with nothing more to say.
-    async fn is_closed(mut self) -> bool {
+    async fn ends(mut self) -> bool {
         self.frame().await.is_none()
     }
 }
@@ -284,17 +284,17 @@ async fn what_no_client_may_ask_is_refused_and_ends_the_connection() {
         let mut raw = Raw::connect(server.client_addr()).await;
         let (header, rest) = raw.send(opcode, &body).await;
         assert_eq!((header.zxid, header.err, rest.remaining()), (-1, -6, 0), "opcode {opcode}");
-        assert!(raw.is_closed().await, "opcode {opcode}");
+        assert!(raw.ends().await, "opcode {opcode}");
     }
     for scheme in ["unknown", "world", "auth", ""] {
         let mut raw = Raw::connect(server.client_addr()).await;
         let auth = Request::Auth { kind: 0, scheme: scheme.into(), auth: Some("x".into()) };
         assert_eq!(raw.ask(&auth).await, Err(ErrorCode::AuthFailed), "{scheme}");
-        assert!(raw.is_closed().await, "{scheme}");
+        assert!(raw.ends().await, "{scheme}");
     }
     let mut raw = Raw::connect(server.client_addr()).await;
     assert_eq!(raw.ask(&Request::CloseSession).await, Ok(Response::Empty));
-    assert!(raw.is_closed().await);
+    assert!(raw.ends().await);
     server.stop().await;
 }
 
@@ -325,6 +325,18 @@ async fn keeper_operations_are_answered_once_they_are_switched_on() {
     };
     assert_eq!((names.len(), stats.len(), data.len()), (2, 2, 2));
     assert_eq!(data[0].as_deref(), Some(&b"12"[..]));
+    let Request::List(watching) = list(0, None) else { unreachable!() };
+    assert!(raw.ask(&Request::List(List { watch: true, ..watching })).await.is_ok());
+    let mut out = BytesMut::new();
+    Request::Delete { path: "/a/goes".into(), version: -1 }.encode(77, &mut out);
+    raw.stream.write_all(&out).await.unwrap();
+    let (header, mut event) = raw.reply().await;
+    assert_eq!(header.xid, opcode::XID_EVENT, "a list arms a watch, which fires before the reply");
+    let changed = WatcherEvent { kind: 4, state: 3, path: "/a".into() };
+    assert_eq!(WatcherEvent::decode(&mut event), Ok(changed));
+    assert_eq!(raw.reply().await.0.xid, 77);
+    raw.create(CreateOp::Create, "/a/goes", 1, -1).await.unwrap();
+
     let absent = |version| Request::CheckNotExists { path: "/a".into(), version };
     assert_eq!(raw.ask(&absent(-1)).await, Err(ErrorCode::NodeExists));
     assert_eq!(raw.ask(&absent(7)).await, Ok(Response::Empty));

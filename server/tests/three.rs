@@ -2,11 +2,9 @@
 
 mod common;
 
-use bytes::Bytes;
-use common::{Client, ensemble, eventually, start, word};
+use common::{Client, ensemble, eventually, start};
 use corral_core::zab::io::Role;
-use corral_proto::ErrorCode;
-use corral_proto::jute::{ConnectRequest, Request, Response};
+use corral_proto::jute::Response;
 use corral_server::node::ServerHandle;
 
 /// Index of the server that leads and has a majority.
@@ -100,64 +98,5 @@ async fn a_server_that_missed_too_much_takes_a_snapshot() {
     again.sync().await;
     assert_eq!(again.get("/large5").await.as_deref(), Some(large.as_str()));
     assert_eq!(again.get("/after").await.as_deref(), Some("there"));
-    stop_all(servers).await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn without_a_quorum_reads_are_served_to_who_accepts_that_and_nothing_is_written() {
-    let folder = tempfile::tempdir().unwrap();
-    let mut configs = ensemble(folder.path(), 3);
-    for config in &mut configs {
-        config.read_only_mode = true;
-    }
-    let mut servers = Vec::new();
-    for config in &configs {
-        servers.push(Some(start(config).await));
-    }
-    let address = servers[0].as_ref().unwrap().client_addr();
-    let accepts = ConnectRequest { timeout_ms: 10_000, read_only: Some(true), ..ConnectRequest::default() };
-    let mut writer = Client::connect_as(address, &accepts).await;
-    assert_eq!(writer.session.read_only, Some(false), "there is a quorum");
-    assert_eq!(writer.create("/a", "one").await.unwrap(), Ok(Response::Path("/a".into())));
-    writer.sync().await;
-
-    for server in &mut servers[1..] {
-        server.take().unwrap().stop().await;
-    }
-    eventually("read-only mode", async || (word(address, "isro").await == "ro").then_some(())).await;
-    assert!(word(address, "srvr").await.contains("Mode: read-only"));
-    let refused = [
-        ConnectRequest { read_only: Some(false), ..accepts.clone() },
-        ConnectRequest { read_only: None, ..accepts.clone() },
-        // A session of the ensemble: only a quorum can tell whether it is still open.
-        ConnectRequest {
-            session_id: writer.session.session_id,
-            password: Some(Bytes::copy_from_slice(&writer.session.password)),
-            ..accepts.clone()
-        },
-        // What this client saw is not here.
-        ConnectRequest { last_zxid_seen: i64::MAX, ..accepts.clone() },
-    ];
-    for request in refused {
-        assert!(Client::try_connect(address, &request).await.is_err(), "{request:?}");
-    }
-
-    let mut reader = Client::connect_as(address, &accepts).await;
-    assert_eq!(reader.session.read_only, Some(true));
-    assert_ne!(reader.session.session_id, writer.session.session_id);
-    assert_eq!(reader.get("/a").await.as_deref(), Some("one"));
-    assert_eq!(reader.create("/b", "two").await.unwrap(), Err(ErrorCode::NotReadOnly));
-    let sync = Request::Sync { path: "/".into() };
-    assert_eq!(reader.ask(&sync).await.unwrap(), Err(ErrorCode::NotReadOnly));
-    Client::connect_as(address, &accepts).await.close().await;
-
-    servers[1] = Some(start(&configs[1]).await);
-    eventually("the connection ends with read-only mode", async || {
-        reader.ask(&Request::Exists { path: "/a".into(), watch: false }).await.is_err().then_some(())
-    })
-    .await;
-    let mut writer = Client::connect_as(address, &accepts).await;
-    assert_eq!(writer.session.read_only, Some(false));
-    assert_eq!(writer.create("/b", "two").await.unwrap(), Ok(Response::Path("/b".into())));
     stop_all(servers).await;
 }

@@ -62,14 +62,9 @@ impl Lanes {
         self.attached.read().get(&session).cloned()
     }
 
-    /// Sessions with a connection here: all of them are touched for a new leader (P32). One that is being closed is none.
+    /// Sessions with a connection here: all of them are touched for a new leader (P32).
     pub fn sessions(&self) -> Vec<SessionId> {
-        self.attached.read().iter().filter(|(_, lane)| !lane.is_closed()).map(|(session, _)| *session).collect()
-    }
-
-    /// A connection whose session is known to no other server (read-only mode): it enters without an entry.
-    pub fn attach_local(&self, lane: &Arc<Lane>) {
-        self.attached.write().insert(lane.session, lane.clone());
+        self.attached.read().keys().copied().collect()
     }
 
     /// Every connection here.

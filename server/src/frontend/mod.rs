@@ -53,12 +53,12 @@ pub struct ConnectRequest {
     pub password: Vec<u8>,
     /// Wished for; clamped to the server's bounds, ms.
     pub timeout_ms: i32,
+    /// A server without a quorum will do, for reads (ZooKeeper protocol).
+    pub read_only: bool,
     /// Highest zxid the client saw: a server that is behind it waits a little, then refuses.
     pub last_zxid_seen: Zxid,
     /// Which protocol.
     pub protocol: Protocol,
-    /// The client accepts a server without a quorum, which only reads.
-    pub read_only: bool,
     /// Where the client is.
     pub remote: SocketAddr,
 }
@@ -87,10 +87,10 @@ pub struct Connected {
     pub attach: Zxid,
     /// Highest executed request number.
     pub last_n: u64,
+    /// There is no quorum: this server alone knows the session, and answers reads (wire 2.11).
+    pub read_only: bool,
     /// This server.
     pub server: ServerId,
-    /// The session is known to this server only, and reads only: there is no quorum.
-    pub read_only: bool,
     /// Bytes of paths and data that one request may have.
     pub request_bytes_max: usize,
 }
@@ -164,10 +164,10 @@ impl Frontend {
     /// [`ConnectRefused`] says which refusal the protocol has to express.
     pub async fn connect(&self, request: ConnectRequest) -> Result<Connection, ConnectRefused> {
         let node = &self.node;
-        // Who accepts a server without a quorum does not wait for one that is known to be missing.
-        let serving = !(request.read_only && node.is_read_only()) && node.wait_serving().await;
-        let read_only = !serving && request.read_only && node.is_read_only();
-        if !serving && !read_only {
+        if request.read_only && node.is_read_only() {
+            return self.connect_read_only(&request);
+        }
+        if !node.wait_serving().await {
             return Err(ConnectRefused::NotServing);
         }
         let mut applied = node.applied.subscribe();
@@ -184,9 +184,6 @@ impl Frontend {
         }
         let timeout_ms =
             request.timeout_ms.clamp(node.options.min_session_timeout_ms, node.options.max_session_timeout_ms);
-        if read_only {
-            return self.connect_read_only(&request, timeout_ms, &key);
-        }
         if request.session != SessionId::NONE {
             if !password::is_session_password(&key, request.session, &request.password) {
                 return Err(ConnectRefused::Expired);
@@ -207,30 +204,28 @@ impl Frontend {
         Err(ConnectRefused::NotServing)
     }
 
-    /// A session of this server alone, without an entry, for as long as the connection lasts and there is no quorum. A
-    /// session of the ensemble cannot be taken up: whether it is still open is for a quorum to say (wire 2.11).
-    fn connect_read_only(
-        &self,
-        request: &ConnectRequest,
-        timeout_ms: i32,
-        key: &[u8],
-    ) -> Result<Connection, ConnectRefused> {
+    /// A session of this server alone, until there is a leader again (wire 2.11). It reads what is published, which is
+    /// committed, and may be old. A session of the ensemble cannot be taken up without the ensemble.
+    fn connect_read_only(&self, request: &ConnectRequest) -> Result<Connection, ConnectRefused> {
         let node = &self.node;
+        let published = node.shared.published();
         if request.session != SessionId::NONE {
             return Err(ConnectRefused::NotServing);
         }
+        if request.last_zxid_seen > published.zxid {
+            return Err(ConnectRefused::Behind);
+        }
+        let timeout_ms =
+            request.timeout_ms.clamp(node.options.min_session_timeout_ms, node.options.max_session_timeout_ms);
         let session = node.draw_session_id();
-        let (lane, signals) = self.new_lane(request, session);
-        let (attach, last_n) = (Zxid::ZERO, 0);
-        lane.finish_handshake(Handshake::Attached { attach, timeout_ms, last_n });
-        node.shared.lanes.attach_local(&lane);
-        let mut connection = self.connection(Attached { lane, signals, attach, timeout_ms, last_n }, session, key);
-        connection.connected.read_only = true;
-        // From here on the end of read-only mode finds the lane; did it end just before?
-        if node.is_read_only() { Ok(connection) } else { Err(ConnectRefused::NotServing) }
+        let key = read::settings(&published.view).password_key;
+        let (lane, signals) = self.lane(request, session);
+        let attached = Attached { lane, signals, attach: Zxid::ZERO, timeout_ms, last_n: 0, read_only: true };
+        Ok(self.connection(attached, session, &key))
     }
 
-    fn new_lane(&self, request: &ConnectRequest, session: SessionId) -> (Arc<Lane>, Arc<Signals>) {
+    /// A lane for a connection, and what wakes its task.
+    fn lane(&self, request: &ConnectRequest, session: SessionId) -> (Arc<Lane>, Arc<Signals>) {
         let signals = Arc::new(Signals::default());
         let wake = signals.clone();
         let lane = Arc::new(Lane::new(
@@ -252,7 +247,7 @@ impl Frontend {
         timeout_ms: i32,
     ) -> Result<Result<Attached, Handshake>, ConnectRefused> {
         let node = &self.node;
-        let (lane, signals) = self.new_lane(request, session);
+        let (lane, signals) = self.lane(request, session);
         let ids = lane.ids().as_ref().clone();
         let nonce = node.draw_nonce();
         if !node.shared.lanes.join(session, nonce, lane.clone()) {
@@ -287,7 +282,7 @@ impl Frontend {
             Some(Handshake::Attached { attach, timeout_ms, last_n }) => {
                 joining.handed_over = true;
                 drop(joining);
-                Ok(Ok(Attached { lane, signals, attach, timeout_ms, last_n }))
+                Ok(Ok(Attached { lane, signals, attach, timeout_ms, last_n, read_only: false }))
             }
             Some(refused) => Ok(Err(refused)),
         }
@@ -296,15 +291,15 @@ impl Frontend {
     fn connection(&self, attached: Attached, session: SessionId, key: &[u8]) -> Connection {
         let node = self.node.clone();
         node.stats.connected();
-        let Attached { lane, signals, attach, timeout_ms, last_n } = attached;
+        let Attached { lane, signals, attach, timeout_ms, last_n, read_only } = attached;
         let connected = Connected {
             session,
             password: password::session_password(key, session),
             timeout_ms,
             attach,
             last_n,
+            read_only,
             server: node.options.server,
-            read_only: false,
             request_bytes_max: node.options.request_bytes_max,
         };
         Connection {
@@ -326,6 +321,7 @@ struct Attached {
     attach: Zxid,
     timeout_ms: i32,
     last_n: u64,
+    read_only: bool,
 }
 
 impl Connection {
@@ -341,6 +337,9 @@ impl Connection {
     ///
     /// Cancelled before it returns, it has taken all of the requests or none.
     pub async fn submit(&self, requests: Vec<(u64, ClientRequest)>) {
+        if self.connected.read_only {
+            return self.submit_read_only(requests).await;
+        }
         self.touch();
         while !self.lane.is_closed()
             && (self.lane.waiting() >= OUTSTANDING_PER_CONNECTION
@@ -371,6 +370,29 @@ impl Connection {
         self.signals.outgoing.notify_one();
     }
 
+    /// The same for a session that nobody else knows: nothing of it goes into the log.
+    async fn submit_read_only(&self, requests: Vec<(u64, ClientRequest)>) {
+        while !self.lane.is_closed() && self.lane.waiting() >= OUTSTANDING_PER_CONNECTION {
+            let _ = timeout(Duration::from_millis(5), self.signals.room.notified()).await;
+        }
+        let answer = |cookie, answer| self.lane.push(cookie, Step::Answer(answer), Consistency::Local, None);
+        for (cookie, request) in requests {
+            if self.lane.is_closed() || self.rejected.load(Ordering::Relaxed) {
+                break;
+            }
+            match request {
+                ClientRequest::Write { .. } | ClientRequest::Sync => answer(cookie, Err(ErrorCode::NotReadOnly)),
+                ClientRequest::CloseSession { .. } => {
+                    answer(cookie, Ok(Answer::Done));
+                    self.node.shared.advance(&self.lane);
+                    self.lane.close(CloseReason::ClosedByClient);
+                }
+                request => self.enqueue(cookie, request, &mut Vec::new(), &mut None),
+            }
+        }
+        self.signals.outgoing.notify_one();
+    }
+
     fn enqueue(
         &self,
         cookie: u64,
@@ -380,10 +402,6 @@ impl Connection {
     ) {
         let local = Consistency::Local;
         let (step, consistency) = match request {
-            ClientRequest::CloseSession { .. } if self.connected.read_only => (Step::End, local),
-            ClientRequest::Write { .. } | ClientRequest::Sync if self.connected.read_only => {
-                (Step::Answer(Err(ErrorCode::NotReadOnly)), local)
-            }
             ClientRequest::Write { op, n: None, .. } if self.node.is_full() && may_grow(&op) => {
                 // Not numbered: what follows is the next.
                 (Step::Answer(Err(ErrorCode::SystemError)), local)
@@ -460,10 +478,6 @@ impl Connection {
     }
 
     fn touch(&self) {
-        if self.connected.read_only {
-            // Nobody else knows of this session.
-            return;
-        }
         let now = self.node.clock.now().mono_ms;
         let last = self.touched_ms.load(Ordering::Relaxed);
         if last == 0 || now >= last + self.node.options.touch_interval_ms {
@@ -483,7 +497,14 @@ impl Connection {
                 self.signals.outgoing.notify_one();
                 return;
             }
-            self.signals.outgoing.notified().await;
+            if self.connected.read_only && !self.lane.is_closed() {
+                tokio::select! {
+                    () = self.signals.outgoing.notified() => {}
+                    () = self.node.left_read_only() => self.lane.close(CloseReason::QuorumIsBack),
+                }
+            } else {
+                self.signals.outgoing.notified().await;
+            }
         }
     }
 

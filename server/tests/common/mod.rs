@@ -96,8 +96,22 @@ impl Client {
         Client::connect_as(address, &again).await
     }
 
-    /// A session of this kind, as soon as the server gives one.
-    pub async fn connect_as(address: SocketAddr, request: &ConnectRequest) -> Client {
+    /// A session of a server that has no quorum, as soon as it gives one.
+    pub async fn connect_read_only(address: SocketAddr) -> Client {
+        let new = ConnectRequest { timeout_ms: 10_000, read_only: Some(true), ..ConnectRequest::default() };
+        eventually("a session without a quorum", async || {
+            let client = Client::try_connect(address, &new).await.ok()?;
+            (client.session.read_only == Some(true)).then_some(client)
+        })
+        .await
+    }
+
+    /// Whether the server hangs up on this connect request.
+    pub async fn is_refused(address: SocketAddr, request: &ConnectRequest) -> bool {
+        Client::try_connect(address, request).await.is_err()
+    }
+
+    async fn connect_as(address: SocketAddr, request: &ConnectRequest) -> Client {
         let deadline = Instant::now() + PATIENCE;
         loop {
             match Client::try_connect(address, request).await {
@@ -108,8 +122,7 @@ impl Client {
         }
     }
 
-    /// A session of this kind, if the server answers now.
-    pub async fn try_connect(address: SocketAddr, request: &ConnectRequest) -> std::io::Result<Client> {
+    async fn try_connect(address: SocketAddr, request: &ConnectRequest) -> std::io::Result<Client> {
         let mut stream = TcpStream::connect(address).await?;
         let mut out = BytesMut::new();
         request.encode(&mut out);

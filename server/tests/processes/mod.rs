@@ -257,6 +257,21 @@ impl Ensemble {
         }
     }
 
+    /// Whether the process of a server ended by itself.
+    pub fn has_ended(&self, id: u64) -> bool {
+        let pid = self.members[&id].process.as_ref().map(rustix::process::Pid::from_child);
+        // A child that nobody waited for yet is a zombie: it still has a number, and no command line.
+        pid.is_none_or(|pid| {
+            fs::read(format!("/proc/{}/cmdline", pid.as_raw_nonzero())).is_ok_and(|line| line.is_empty())
+        })
+    }
+
+    /// Whether all servers have executed the same just now.
+    pub fn has_converged(&self) -> bool {
+        let zxids: Vec<_> = self.ids().into_iter().map(|id| self.srvr(id).map(|srvr| srvr.zxid)).collect();
+        zxids[0].is_some() && zxids.iter().all(|zxid| *zxid == zxids[0])
+    }
+
     /// Waits until all servers have executed the same, and returns that zxid. Their digests there must be equal.
     pub async fn converge(&self) -> u64 {
         let deadline = Instant::now() + PATIENCE;

@@ -425,6 +425,7 @@ impl World {
                     CloseReason::ClosedByClient => "connection closed: by client",
                     CloseReason::Moved => "connection closed: moved",
                     CloseReason::NoQuorum => "connection closed: no quorum",
+                    CloseReason::QuorumIsBack => "connection closed: the quorum is back",
                     CloseReason::SlowReader => "connection closed: slow reader",
                     CloseReason::OutOfOrder => "connection closed: out of order",
                     CloseReason::ShuttingDown => "connection closed: state replaced",

@@ -247,31 +247,3 @@ fn one_entry_may_have_more_events_than_may_wait_but_a_client_must_read_between_b
     let sent = room.sent(&watcher);
     assert!(matches!(sent.last(), Some(Outgoing::Close(CloseReason::SlowReader))), "{} items", sent.len());
 }
-
-#[test]
-fn a_session_that_only_one_connection_knows_reads_watches_and_ends_without_an_entry() {
-    let mut room = Room::new();
-    let owner = room.connect(5, Protocol::Wire);
-    room.apply(&[owner.write(1, create("/a", "one"))]);
-    let lane = Lane::new(WatcherId(900), SessionId(9), Protocol::Wire, Vec::new(), Zxid::ZERO, Box::new(|| {}));
-    let local = Joined { lane: Arc::new(lane), session: SessionId(9), attach: Zxid::ZERO };
-    local.lane.finish_handshake(Handshake::Attached { attach: Zxid::ZERO, timeout_ms: 4_000, last_n: 0 });
-    room.shared.lanes.attach_local(&local.lane);
-    let exists = ReadOp::Exists { path: "/a".to_owned() };
-    local.lane.push(0, Step::Read { op: exists.clone(), watch: true }, Consistency::Local, None);
-    assert!(matches!(&room.replies(&local)[..], [(0, Ok(Answer::Stat(_)))]));
-    assert_eq!(room.shared.watch_count(), 1);
-    local.lane.push(1, Step::End, Consistency::Local, None);
-    local.lane.push(2, Step::Read { op: exists, watch: false }, Consistency::Local, None);
-    let sent = room.sent(&local);
-    assert!(
-        matches!(
-            &sent[..],
-            [Outgoing::Reply { cookie: 1, result: Ok(Answer::Done), .. }, Outgoing::Close(CloseReason::ClosedByClient)]
-        ),
-        "{sent:?}"
-    );
-    assert_eq!(room.shared.lanes.sessions(), [SessionId(5)], "nobody is told of a session that ends");
-    room.shared.detach(&local.lane);
-    assert_eq!((room.shared.lanes.len(), room.shared.watch_count()), (1, 0));
-}

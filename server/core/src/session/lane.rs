@@ -83,8 +83,6 @@ pub enum Step {
     Identify(Vec<Id>),
     /// Nothing: the answer is known, or there is nothing to say (ping, sync).
     Answer(Result<Answer, ErrorCode>),
-    /// Answer, then end: the close of a session that only this connection knows.
-    End,
 }
 
 impl Step {
@@ -92,7 +90,7 @@ impl Step {
         match self {
             Step::Read { watch, .. } => *watch,
             Step::AddWatch { .. } | Step::Watches { .. } | Step::SetWatches(_) => true,
-            Step::Write { .. } | Step::Identify(_) | Step::Answer(_) | Step::End => false,
+            Step::Write { .. } | Step::Identify(_) | Step::Answer(_) => false,
         }
     }
 }
@@ -410,12 +408,8 @@ impl State {
                 return Stuck::OnTable;
             }
             let Waiting { cookie, step, .. } = self.queue.pop_front().expect("looked at above");
-            let ends = matches!(step, Step::End);
             let result = self.answer(lane, view, step, table.as_deref_mut());
             self.reply(cookie, zxid, result);
-            if ends {
-                self.close(CloseReason::ClosedByClient);
-            }
         }
     }
 
@@ -428,7 +422,6 @@ impl State {
     ) -> Result<Answer, ErrorCode> {
         match (step, table) {
             (Step::Answer(result), _) => result,
-            (Step::End, _) => Ok(Answer::Done),
             (Step::Identify(more), _) => {
                 add_ids(&mut self.ids, more);
                 Ok(Answer::Done)

@@ -149,6 +149,8 @@ pub enum CloseReason {
     Moved,
     /// No leader for too long.
     NoQuorum,
+    /// There is a leader again; the session was of this server alone.
+    QuorumIsBack,
     /// The client does not read what it is sent.
     SlowReader,
     /// A request number was not the next.

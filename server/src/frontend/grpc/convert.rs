@@ -297,6 +297,8 @@ pub fn closed(reason: CloseReason) -> pb::Closed {
         CloseReason::ClosedByClient => (Reason::ClosedByClient, "the client closed its session"),
         CloseReason::Moved => (Reason::SessionMoved, "the session has a newer connection"),
         CloseReason::NoQuorum => (Reason::NoQuorum, "no leader for too long"),
+        // No session of this protocol is read-only; if one were, it would have to connect again as after this.
+        CloseReason::QuorumIsBack => (Reason::NoQuorum, "the read-only time of this server is over"),
         CloseReason::SlowReader => (Reason::SlowReader, "the client does not read what it is sent"),
         CloseReason::OutOfOrder => (Reason::Protocol, "the number of a write was not the next"),
         CloseReason::ShuttingDown => (Reason::ShuttingDown, "this server is shutting down or replacing its state"),

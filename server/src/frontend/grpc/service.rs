@@ -176,12 +176,12 @@ async fn hello(inbound: &mut Streaming<pb::ClientMessage>, remote: SocketAddr) -
         return Err(protocol("the first message must be Connect"));
     };
     Ok(ConnectRequest {
+        read_only: false,
         session: SessionId(connect.session),
         password: connect.password.into(),
         timeout_ms: i32::try_from(connect.timeout_ms).unwrap_or(i32::MAX),
         last_zxid_seen: Zxid(connect.last_zxid_seen),
         protocol: Protocol::Grpc,
-        read_only: false,
         remote,
     })
 }
@@ -253,6 +253,7 @@ impl<L: Link> Conversation<'_, L> {
                             && op.bytes() > most
                         {
                             // Clients of ZooKeeper's protocol could not read it.
+                            self.stats.too_large();
                             let bytes = op.bytes();
                             let text = format!("a request of {bytes} bytes; at most {most} (jute.maxbuffer)");
                             return Some(protocol(&text));
@@ -421,13 +422,13 @@ mod tests {
                 None => Ok(FakeLink {
                     state: self.link.clone(),
                     connected: Connected {
+                        read_only: false,
                         session: SessionId(5),
                         password: [9; 16],
                         timeout_ms: 4_000,
                         attach: Zxid(77),
                         last_n: 3,
                         server: ServerId(2),
-                        read_only: false,
                         request_bytes_max: 1_000_000,
                     },
                 }),

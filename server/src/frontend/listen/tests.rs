@@ -39,8 +39,8 @@ impl Door for QuietDoor {
             timeout_ms: request.timeout_ms,
             attach: Zxid(1),
             last_n: 0,
-            server: ServerId(1),
             read_only: false,
+            server: ServerId(1),
             request_bytes_max: 1_000_000,
         }))
     }

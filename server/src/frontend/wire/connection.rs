@@ -239,13 +239,13 @@ where
             return End::Refused(refused);
         }
     };
-    let Connected { session, password, timeout_ms, read_only: is_read_only, .. } = *lane.connected();
+    let Connected { session, password, timeout_ms, .. } = *lane.connected();
     jute::ConnectResponse {
         protocol_version: 0,
         timeout_ms,
         session_id: session.0,
         password,
-        read_only: read_only.map(|_| is_read_only),
+        read_only: read_only.map(|_| lane.connected().read_only),
     }
     .encode(&mut out);
     stats.connected(session, timeout_ms);
@@ -319,9 +319,9 @@ impl<R: AsyncRead + Unpin> Source<R> {
             session: SessionId(request.session_id),
             password: request.password.map(|password| password.to_vec()).unwrap_or_default(),
             timeout_ms: request.timeout_ms,
+            read_only: request.read_only == Some(true),
             last_zxid_seen: Zxid::from_i64(request.last_zxid_seen),
             protocol: Protocol::Wire,
-            read_only: request.read_only == Some(true),
             remote,
         };
         Ok((wanted, request.read_only))

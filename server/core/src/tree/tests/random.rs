@@ -377,6 +377,23 @@ proptest! {
     }
 
     #[test]
+    fn keeper_operations_leave_a_sound_tree(story in a_story()) {
+        let settings = Settings { keeper_extensions: true, enforce_quota: true, ..Settings::default() };
+        let on = Step { session: 0, command: Command::Settings(settings), ..begin(1) };
+        let stays_on = |step: &Step| !matches!(step.command, Command::Settings(_));
+        let mut store = MemoryStore::new();
+        // Knows nothing of these operations; it tells where in its session a transaction stands.
+        let mut model = Model::new();
+        for (index, step) in std::iter::once(on).chain(story.into_iter().filter(stays_on)).enumerate() {
+            let txn = step.txn(&model, at(index).0);
+            model.run(&txn, at(index).0, 0);
+            let outcome = execute(&store.view(), at(index), 0, 0, &txn.encode());
+            store.write(&mut outcome.changes.into_iter());
+            prop_assert_eq!(audit::audit(&store.view()), Ok(()), "{:?}", txn);
+        }
+    }
+
+    #[test]
     fn any_payload_on_any_tree_has_an_outcome(
         steps in prop::collection::vec(a_step(), 0..20),
         payload: Vec<u8>,

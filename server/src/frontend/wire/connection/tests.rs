@@ -82,23 +82,22 @@ struct Rig {
 
 struct Setup {
     lane: Option<Option<ConnectRefused>>,
+    read_only: bool,
     timeout_ms: i32,
     options: WireOptions,
     pipe: usize,
     gate: Option<Arc<Notify>>,
-    /// The session is one of a server without a quorum.
-    read_only: bool,
 }
 
 impl Default for Setup {
     fn default() -> Setup {
         Setup {
             lane: Some(None),
+            read_only: false,
             timeout_ms: 30_000,
             options: WireOptions { max_frame_bytes: 1000, ..WireOptions::default() },
             pipe: 1 << 20,
             gate: None,
-            read_only: false,
         }
     }
 }
@@ -115,8 +114,8 @@ impl Setup {
             timeout_ms: self.timeout_ms,
             attach: ZXID,
             last_n: 0,
-            server: ServerId(1),
             read_only: self.read_only,
+            server: ServerId(1),
             request_bytes_max: 1_000_000,
         };
         let script = Script { connected, batches: batch_in, outgoing: AsyncMutex::new(outgoing), gate: self.gate };
@@ -216,8 +215,8 @@ fn get_data(path: &str) -> Request {
 
 #[tokio::test]
 async fn the_handshake_carries_everything_both_ways() {
-    for (read_only, bytes, without_quorum) in [(Some(true), 37, false), (Some(true), 37, true), (None, 36, false)] {
-        let mut rig = Setup { read_only: without_quorum, ..Setup::default() }.start();
+    for (read_only, bytes) in [(Some(true), 37), (None, 36)] {
+        let mut rig = Setup::default().start();
         let mut out = BytesMut::new();
         connect_request(read_only).encode(&mut out);
         rig.send(&out).await;
@@ -225,12 +224,23 @@ async fn the_handshake_carries_everything_both_ways() {
         assert_eq!(frame.len(), bytes);
         let response = ConnectResponse::decode(frame).unwrap();
         assert_eq!((response.timeout_ms, response.session_id), (30_000, SESSION.0));
-        assert_eq!(response.read_only, read_only.map(|_| without_quorum));
+        assert_eq!(response.read_only, read_only.map(|_| false));
         let asked = rig.asked.recv().await.unwrap();
-        assert_eq!(asked.read_only, read_only == Some(true));
         assert_eq!((asked.session, asked.timeout_ms, asked.last_zxid_seen), (SessionId::NONE, 30_000, Zxid(0x22)));
         assert_eq!((asked.password, asked.protocol, asked.remote), (vec![0; 16], Protocol::Wire, remote()));
         assert_eq!(rig.stats.report().clients[0].session, SESSION);
+    }
+}
+
+#[tokio::test]
+async fn a_client_learns_that_its_session_is_read_only_if_it_asked() {
+    for (flag, told) in [(Some(true), Some(true)), (Some(false), Some(true)), (None, None)] {
+        let mut rig = Setup { read_only: true, ..Setup::default() }.start();
+        let mut out = BytesMut::new();
+        connect_request(flag).encode(&mut out);
+        rig.send(&out).await;
+        assert_eq!(ConnectResponse::decode(rig.frame().await.unwrap()).unwrap().read_only, told);
+        assert_eq!(rig.asked.recv().await.unwrap().read_only, flag == Some(true));
     }
 }
 
