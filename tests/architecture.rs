@@ -28,7 +28,8 @@ const ROOMS: &[(&str, &[&str])] = &[
     ),
     ("server/core/src/lib.rs", &[]),
     // Edges of the server.
-    ("server/src/config.rs", &[]),
+    ("server/src/tls.rs", &[]),
+    ("server/src/config.rs", &["server/core/src/auth", "server/src/tls.rs"]),
     ("server/src/mailbox.rs", &[]),
     ("server/src/clock.rs", &["server/core/src/zab"]),
     ("server/src/net", &[]),
@@ -46,6 +47,7 @@ const ROOMS: &[(&str, &[&str])] = &[
             "server/core/src/tree",
             "server/core/src/watch",
             "server/src/node.rs",
+            "server/src/tls.rs",
         ],
     ),
     (
@@ -105,6 +107,7 @@ const ROOMS: &[(&str, &[&str])] = &[
             "server/src/node.rs",
         ],
     ),
+    ("server/src/recover.rs", &["server/core", "server/src"]),
     // The only file that knows everybody.
     ("server/src/node.rs", &["server/core", "server/src"]),
     ("server/src/lib.rs", &["server/src"]),

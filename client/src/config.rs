@@ -9,6 +9,7 @@ use crate::client::Client;
 use crate::error::Error;
 use crate::hosts::Hosts;
 use crate::shared::Shared;
+use crate::tls::TlsOptions;
 
 /// Session timeout asked for when the program names none.
 pub const SESSION_TIMEOUT: Duration = Duration::from_secs(10);
@@ -23,6 +24,7 @@ pub struct Builder {
     connect_timeout: Duration,
     lease_margin: Option<Duration>,
     auth: Vec<(String, Bytes)>,
+    tls: Option<TlsOptions>,
     seed: Option<u64>,
 }
 
@@ -34,6 +36,7 @@ impl Builder {
             connect_timeout: CONNECT_TIMEOUT,
             lease_margin: None,
             auth: Vec::new(),
+            tls: None,
             seed: None,
         }
     }
@@ -65,6 +68,12 @@ impl Builder {
         self
     }
 
+    /// Speaks TLS to every server of the connect string.
+    pub fn tls(mut self, tls: TlsOptions) -> Builder {
+        self.tls = Some(tls);
+        self
+    }
+
     /// The order in which servers are tried is drawn from this number. Default: another one for each client, so that
     /// clients spread over the servers.
     pub fn shuffle_seed(mut self, seed: u64) -> Builder {
@@ -75,14 +84,15 @@ impl Builder {
     /// Connects, and returns once a session is established.
     ///
     /// # Errors
-    /// [`Error::ConnectString`]; [`Error::NoConnection`] if no server accepted a session within the connect timeout;
+    /// [`Error::ConnectString`]; [`Error::Tls`]; [`Error::NoConnection`] if no server accepted a session within the connect timeout;
     /// [`Error::SessionEnded`] if an identity was refused.
     pub async fn connect(self) -> Result<Client, Error> {
         // std's keyed hasher draws its keys from the operating system: the one source of randomness here.
         let seed = self.seed.unwrap_or_else(|| std::hash::RandomState::new().build_hasher().finish());
         let hosts = Hosts::parse(&self.connect_string, seed)?;
         let proves_identity = !self.auth.is_empty();
-        let shared = Shared::start(hosts, self.session_timeout, self.lease_margin, self.auth);
+        let tls = self.tls.as_ref().map(TlsOptions::connector).transpose()?;
+        let shared = Shared::start(hosts, tls, self.session_timeout, self.lease_margin, self.auth);
         let client = Client::from_shared(shared.clone());
         shared.wait_connected(self.connect_timeout).await?;
         if proves_identity {

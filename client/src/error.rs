@@ -14,6 +14,11 @@ pub enum EndReason {
         /// Scheme of that identity.
         scheme: String,
     },
+    /// The ensemble serves only clients that prove an identity, and this one proves none that it accepts.
+    AuthRequired {
+        /// The server's words.
+        text: String,
+    },
     /// Client and servers disagree about the protocol.
     Protocol {
         /// About what.
@@ -29,6 +34,7 @@ impl std::fmt::Display for EndReason {
             EndReason::Expired => f.write_str("the session expired"),
             EndReason::Closed => f.write_str("the client is closed"),
             EndReason::AuthFailed { scheme } => write!(f, "the identity proven by {scheme} was refused"),
+            EndReason::AuthRequired { text } => write!(f, "not served without authentication: {text}"),
             EndReason::Protocol { text } => write!(f, "protocol error: {text}"),
             EndReason::Stopped => f.write_str("the client's runtime was shut down"),
         }
@@ -56,6 +62,12 @@ pub enum Error {
     /// A multi of which nothing was done, because one operation was refused.
     #[error(transparent)]
     Multi(#[from] MultiError),
+    /// A certificate or key that cannot be used; nothing was sent.
+    #[error("TLS: {reason}")]
+    Tls {
+        /// Which, and why.
+        reason: String,
+    },
     /// The path breaks a rule; nothing was sent.
     #[error("{op}: {path:?} is not a valid path")]
     BadPath {
@@ -178,12 +190,13 @@ impl Error {
                 EndReason::Expired => ErrorCode::SessionExpired,
                 EndReason::Closed | EndReason::Stopped => ErrorCode::Closing,
                 EndReason::AuthFailed { .. } => ErrorCode::AuthFailed,
+                EndReason::AuthRequired { .. } => ErrorCode::SessionClosedRequireSaslAuth,
                 EndReason::Protocol { .. } => ErrorCode::MarshallingError,
             }),
             Error::ResultLost { .. } => Some(ErrorCode::RuntimeInconsistency),
             Error::NoConnection { .. } => Some(ErrorCode::ConnectionLoss),
             Error::Protocol { .. } => Some(ErrorCode::MarshallingError),
-            Error::TooLarge { .. } | Error::Overloaded { .. } | Error::ConnectString { .. } => None,
+            Error::TooLarge { .. } | Error::Overloaded { .. } | Error::ConnectString { .. } | Error::Tls { .. } => None,
         }
     }
 

@@ -48,6 +48,7 @@ mod op;
 mod response;
 mod session;
 mod shared;
+mod tls;
 mod watcher;
 mod watches;
 
@@ -60,6 +61,7 @@ pub use error::{EndReason, Error, MultiError};
 pub use lease::{Lease, SessionEvents, SessionState};
 pub use op::{Consistency, CreateOptions, Created, Data, Node, OpResult, ReadRequest, ReadResult, Transaction};
 pub use response::Response;
+pub use tls::{TlsConnector, TlsOptions};
 pub use watcher::{Gap, OneshotWatch, WatchEvent, WatchMode, Watcher};
 
 /// What calls of this crate give.

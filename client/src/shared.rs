@@ -17,6 +17,7 @@ use crate::lease::{SessionState, Status};
 use crate::op::{Consistency, Op};
 use crate::response::{Call, Outcome, Response};
 use crate::session::{Output, Phase, REQUEST_BYTES_MAX, Session};
+use crate::tls::TlsConnector;
 use crate::watcher::{Gap, Guard, OneshotWatch, WatchEvent, WatchQueue, Watcher};
 use crate::watches::WatchId;
 
@@ -26,6 +27,7 @@ pub(crate) type Token = Option<oneshot::Sender<Outcome>>;
 /// One client: its session, and the ways to wake those who wait.
 pub(crate) struct Shared {
     pub(crate) hosts: Hosts,
+    pub(crate) tls: Option<TlsConnector>,
     pub(crate) status: watch::Sender<Status>,
     /// Wakes the task: there may be something to send.
     pub(crate) wake: Notify,
@@ -77,6 +79,7 @@ impl Shared {
     /// Begins a session in the background.
     pub(crate) fn start(
         hosts: Hosts,
+        tls: Option<TlsConnector>,
         session_timeout: Duration,
         lease_margin: Option<Duration>,
         auth: Vec<(String, Bytes)>,
@@ -90,6 +93,7 @@ impl Shared {
         });
         let shared = Arc::new(Shared {
             hosts,
+            tls,
             status,
             wake: Notify::new(),
             closing: Notify::new(),

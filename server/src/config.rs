@@ -1,7 +1,7 @@
 //! ZooKeeper's `zoo.cfg` and our own keys beside it: text in, [`Config`] or a list of errors out.
 //!
-//! Pure: files that a key names (`myid`, `peerSecretFile`, `dynamicConfigFile`) are read through a function that the
-//! caller passes in. [`KEYS`] is the one list of keys: names, units, defaults, ranges and help; parsing, the reference
+//! Pure: files that a key names (`myid`, `peerSecretFile`, `dynamicConfigFile`, `saslUsersFile`) are read through a
+//! function that the caller passes in; certificates are read where they are used. [`KEYS`] is the one list of keys: names, units, defaults, ranges and help; parsing, the reference
 //! in `docs/operations.md` and `corral keys` all come from it. Nobody else in the server reads configuration: rooms get
 //! plain values.
 //!
@@ -12,6 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+use corral_core::auth::sasl;
 use corral_proto::{ServerId, Zxid};
 
 /// Largest number of a server (`myid`): the id's byte in session ids, with 255 kept free.
@@ -198,6 +199,12 @@ pub struct Config {
     pub data_log_dir: PathBuf,
     /// Where clients connect, over both protocols.
     pub client_addr: HostPort,
+    /// Where clients connect over TLS, if they may.
+    pub secure_client_addr: Option<HostPort>,
+    /// `client_addr` takes TLS too.
+    pub port_unification: bool,
+    /// Certificates; there if a port speaks TLS.
+    pub tls: Option<TlsConfig>,
     /// Length of the queue of the listening socket; `None`: the system's choice.
     pub client_backlog: Option<u32>,
     /// Where peers connect; `None` in an ensemble of one.
@@ -278,6 +285,8 @@ pub struct Config {
     pub keeper_extensions: bool,
     /// `super:` and the digest of its password.
     pub super_digest: Option<Secret>,
+    /// How clients prove who they are beside passwords, and whether they must.
+    pub auth: AuthConfig,
     /// Ephemeral znodes of one session.
     pub ephemerals_per_session: u32,
     /// Between two rounds of the reaper of containers and TTL znodes.
@@ -288,6 +297,64 @@ pub struct Config {
     pub container_never_used_ms: u64,
     /// Entries that every server executes as a system error (P34).
     pub skip_entries: BTreeSet<Zxid>,
+}
+
+/// Whether clients show a certificate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ClientAuth {
+    /// Not asked for.
+    None,
+    /// Asked for.
+    Want,
+    /// Demanded.
+    Need,
+}
+
+/// TLS for clients.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TlsConfig {
+    /// PEM file with key and certificates.
+    pub key_store: PathBuf,
+    /// PEM file with the authorities of client certificates.
+    pub trust_store: Option<PathBuf>,
+    /// Whether clients show a certificate.
+    pub client_auth: ClientAuth,
+    /// TLS 1.2 is spoken.
+    pub tls12: bool,
+    /// TLS 1.3 is spoken.
+    pub tls13: bool,
+    /// Java's names; empty: all there are.
+    pub cipher_suites: Vec<String>,
+    /// Between two looks at the files; `None`: they are read once.
+    pub reload_interval_ms: Option<u64>,
+    /// Handshakes under way at once.
+    pub handshakes_max: usize,
+    /// Subject of the certificate whose owner passes every permission.
+    pub super_user: Option<String>,
+}
+
+/// Identities of clients beside passwords.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct AuthConfig {
+    /// SASL: users and their passwords; `None`: no SASL.
+    pub sasl_users: Option<BTreeMap<String, String>>,
+    /// SASL users who pass every permission.
+    pub sasl_super_users: BTreeSet<String>,
+    /// A failed SASL exchange leaves the connection open, without an identity.
+    pub allow_sasl_failed: bool,
+    /// A client must have an identity of one of these schemes; empty: it need not.
+    pub demanded_schemes: BTreeSet<String>,
+}
+
+impl fmt::Debug for AuthConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AuthConfig")
+            .field("sasl_users", &self.sasl_users.as_ref().map(|users| users.keys().collect::<Vec<_>>()))
+            .field("sasl_super_users", &self.sasl_super_users)
+            .field("allow_sasl_failed", &self.allow_sasl_failed)
+            .field("demanded_schemes", &self.demanded_schemes)
+            .finish()
+    }
 }
 
 /// How `memory_limit` is divided.
@@ -629,6 +696,97 @@ pub const KEYS: &[Key] = &[
         DefaultValue::None,
         "Who knows the password passes every permission.",
     ),
+    zk(
+        "secureClientPort",
+        count(0, 65535),
+        DefaultValue::None,
+        "Port for clients over TLS, both protocols. 0: any free one.",
+    ),
+    zk(
+        "secureClientPortAddress",
+        Kind::Text("a host name or address"),
+        Is("0.0.0.0"),
+        "Address to listen on for them.",
+    ),
+    zk("client.portUnification", Kind::Flag, Is("false"), "clientPort takes TLS too."),
+    zk(
+        "ssl.keyStore.location",
+        Kind::Text("a PEM file"),
+        DefaultValue::None,
+        "Private key, its certificate, and those between that and the authority's, in one file.",
+    ),
+    zk("ssl.keyStore.type", Kind::Text("PEM"), Is("PEM"), "Format of the key store."),
+    zk(
+        "ssl.trustStore.location",
+        Kind::Text("a PEM file"),
+        DefaultValue::None,
+        "Certificates of the authorities that client certificates must come from.",
+    ),
+    zk("ssl.trustStore.type", Kind::Text("PEM"), Is("PEM"), "Format of the trust store."),
+    zk(
+        "ssl.clientAuth",
+        Kind::Text("need, want or none"),
+        Is("need"),
+        "Whether clients must show a certificate, may, or are not asked.",
+    ),
+    zk("ssl.protocol", Kind::Text("TLSv1.2, TLSv1.3 or TLS"), Is("TLS"), "The one version spoken; TLS: both."),
+    zk(
+        "ssl.enabledProtocols",
+        Kind::Text("TLSv1.2 and TLSv1.3, separated by commas"),
+        Follows("ssl.protocol"),
+        "The versions spoken.",
+    ),
+    zk(
+        "ssl.ciphersuites",
+        Kind::Text("names of cipher suites as in Java, separated by commas"),
+        DefaultValue::None,
+        "Only these are spoken.",
+    ),
+    zk("client.certReload", Kind::Flag, Is("true"), "New key and trust stores are used without a restart."),
+    own("certReloadInterval", ms(10, MS_MAX), Is("5000"), "Between two looks at the files."),
+    zk(
+        "netty.server.outstandingHandshake.limit",
+        count(1, 100_000),
+        Is("250"),
+        "TLS handshakes under way at once; connections on top are closed.",
+    ),
+    zk(
+        "X509AuthenticationProvider.superUser",
+        Kind::Text("the subject of a certificate, as `CN=admin,O=Example`"),
+        DefaultValue::None,
+        "Whoever shows this certificate passes every permission.",
+    ),
+    own(
+        "saslUsersFile",
+        Kind::Text("a file"),
+        DefaultValue::None,
+        "Users and passwords for SASL DIGEST-MD5: lines user_NAME=\"PASSWORD\", or a JAAS section Server with them.",
+    ),
+    zk(
+        "superUser",
+        Kind::Text("names of SASL users, separated by commas"),
+        DefaultValue::None,
+        "They pass every permission.",
+    ),
+    zk(
+        "allowSaslFailedClients",
+        Kind::Flag,
+        Is("false"),
+        "A failed SASL exchange leaves the connection open, without an identity.",
+    ),
+    zk(
+        "enforce.auth.enabled",
+        Kind::Flag,
+        Is("false"),
+        "Clients without an identity of one of enforce.auth.schemes are sent away.",
+    ),
+    zk(
+        "enforce.auth.schemes",
+        Kind::Text("digest, ip, sasl and x509, separated by commas"),
+        DefaultValue::None,
+        "See enforce.auth.enabled.",
+    ),
+    zk("sessionRequireClientSASLAuth", Kind::Flag, Is("false"), "The same as enforcing sasl."),
     outcome(own("ephemeralsPerSession", count(1, 10_000_000), Is("100000"), "Ephemeral znodes of one session.")),
     zk("znode.container.checkIntervalMs", ms(10, MS_MAX), Is("60000"), "Between two rounds of the reaper."),
     zk(
@@ -686,12 +844,16 @@ pub const KEYS: &[Key] = &[
     ignored("metricsProvider.exportJvmInfo", "there is no virtual machine"),
     ignored("metricsProvider.*", "there is no such setting here"),
     ignored("audit.enable", "not available yet"),
-    ignored("secureClientPort", "TLS is not available yet"),
-    ignored("secureClientPortAddress", "TLS is not available yet"),
-    ignored("ssl.*", "TLS is not available yet"),
-    ignored("client.portUnification", "TLS is not available yet"),
+    ignored("ssl.keyStore.password", "PEM files have none"),
+    ignored("ssl.keyStore.passwordPath", "PEM files have none"),
+    ignored("ssl.trustStore.password", "PEM files have none"),
+    ignored("ssl.trustStore.passwordPath", "PEM files have none"),
+    ignored("ssl.hostnameVerification", "clients are known by their certificate's subject, not by their address"),
+    ignored("ssl.handshakeDetectionTimeoutMillis", "a TLS handshake has the time of a connect request"),
+    ignored("ssl.quorum.*", "see sslQuorum"),
+    ignored("fips-mode", "there is one implementation of TLS"),
     ignored("version", "a number that ZooKeeper writes"),
-    ignored("authProvider.*", "digest, world and ip are built in"),
+    ignored("authProvider.*", "digest, ip, sasl, world and x509 are built in"),
     refused("multiAddress.enabled", Some("false"), "a server has one address"),
     refused("reconfigEnabled", Some("false"), "members change by a restart with another configuration"),
     refused(
@@ -701,8 +863,12 @@ pub const KEYS: &[Key] = &[
     ),
     refused("quorum.auth.*", None, "servers know each other by peerSecretFile"),
     refused("portUnification", Some("false"), "servers cannot speak TLS to each other yet"),
-    refused("enforce.auth.enabled", Some("false"), "authentication cannot be enforced yet"),
-    refused("sessionRequireClientSASLAuth", Some("false"), "SASL is not available yet"),
+    refused("ssl.clientHostnameVerification", Some("false"), "addresses of clients are not looked up"),
+    refused("ssl.crl", Some("false"), "lists of revoked certificates are not looked at"),
+    refused("ssl.ocsp", Some("false"), "lists of revoked certificates are not looked at"),
+    refused("ssl.authProvider", Some("x509"), "certificates are identities of the scheme x509"),
+    refused("ssl.*", None, "there is no such setting of TLS here"),
+    refused("letAnySaslUserDoX", None, "a name in an ACL means that user"),
     refused("admin.forceHttps", Some("false"), "AdminServer speaks plain HTTP only"),
     refused("admin.needClientAuth", Some("false"), "AdminServer speaks plain HTTP only"),
     refused("group.*", None, "a quorum is a majority of servers; weights and groups are not available"),
@@ -710,7 +876,11 @@ pub const KEYS: &[Key] = &[
 ];
 
 /// Spellings that mean another key.
-const ALIASES: &[(&str, &str)] = &[("juteMaxBuffer", "jute.maxbuffer"), ("fourLetterWords", "4lw.commands.whitelist")];
+const ALIASES: &[(&str, &str)] = &[
+    ("juteMaxBuffer", "jute.maxbuffer"),
+    ("fourLetterWords", "4lw.commands.whitelist"),
+    ("enforce.auth.scheme", "enforce.auth.schemes"),
+];
 
 /// Finds the key that `name` means.
 pub fn find_key(name: &str) -> Option<&'static Key> {
@@ -1118,6 +1288,13 @@ impl Draft<'_> {
             .filter(|_| servers.len() > 1)
             .map(|me| HostPort::new(if all_addresses { "0.0.0.0".to_string() } else { me.host.clone() }, me.peer_port));
 
+        let secure_client_addr = self.given("secureClientPort").map(|port| {
+            let host = self.text("secureClientPortAddress").unwrap_or_else(|| "0.0.0.0".into());
+            HostPort::new(host.trim_matches(['[', ']']), port as u16)
+        });
+        let port_unification = self.flag("client.portUnification");
+        let tls = self.tls(secure_client_addr.is_some() || port_unification);
+        let auth = self.auth(tls.is_some());
         let times = self.times();
         let whitelist = self.whitelist();
         let memory_limit = self.unsigned("memoryLimit");
@@ -1141,6 +1318,9 @@ impl Draft<'_> {
             data_dir,
             data_log_dir,
             client_addr,
+            secure_client_addr,
+            port_unification,
+            tls,
             client_backlog: u32::try_from(self.number("clientPortListenBacklog")).ok(),
             peer_bind,
             peer_connect_timeout_ms: self.unsigned("cnxTimeout") * 1000,
@@ -1179,6 +1359,7 @@ impl Draft<'_> {
             extended_types: self.flag("extendedTypesEnabled"),
             keeper_extensions: self.flag("keeperExtensions"),
             super_digest: self.super_digest(),
+            auth,
             ephemerals_per_session: self.unsigned("ephemeralsPerSession") as u32,
             reaper_interval_ms: self.unsigned("znode.container.checkIntervalMs"),
             reaper_max_per_minute: self.unsigned("znode.container.maxPerMinute") as u32,
@@ -1446,6 +1627,149 @@ impl Draft<'_> {
             self.fail(name, format!("not a digest of super; allowed: {}", allowed(find_key(name)?.kind)));
         }
         valid.then(|| Secret::new(value))
+    }
+
+    /// TLS for clients, if a port speaks it; the rest of the keys is checked in any case.
+    fn tls(&mut self, wanted: bool) -> Option<TlsConfig> {
+        let file = |draft: &mut Self, store: &str| {
+            let (location, kind) = (format!("{store}.location"), format!("{store}.type"));
+            let path = draft.text(&location).filter(|path| !path.is_empty());
+            let kind = draft.text(&kind).map(|kind| (kind.to_ascii_uppercase(), kind));
+            let is_java = match kind.as_ref().map(|(kind, _)| kind.as_str()) {
+                Some("PEM" | "") | None => {
+                    let ending =
+                        path.as_deref().and_then(|path| path.rsplit_once('.')).map(|(_, e)| e.to_ascii_lowercase());
+                    kind.is_none() && matches!(ending.as_deref(), Some("jks" | "p12" | "pfx" | "bcfks"))
+                }
+                Some(_) => true,
+            };
+            if is_java {
+                let shown = kind.map_or_else(|| "a keystore of Java's".to_owned(), |(_, kind)| format!("\"{kind}\""));
+                let path = path.clone().unwrap_or_else(|| "KEYSTORE".into());
+                let is_pkcs12 = path.ends_with("p12") || path.ends_with("pfx") || shown.contains("12");
+                let command = crate::tls::conversion(Path::new(&path), is_pkcs12, store == "ssl.keyStore");
+                draft.fail(&location, format!("{shown}: only PEM is read; convert it: {command}"));
+            }
+            path.map(PathBuf::from)
+        };
+        let key_store = file(self, "ssl.keyStore");
+        let trust_store = file(self, "ssl.trustStore");
+        let client_auth =
+            match self.text("ssl.clientAuth").unwrap_or_else(|| "need".into()).to_ascii_lowercase().as_str() {
+                "need" => ClientAuth::Need,
+                "want" => ClientAuth::Want,
+                "none" => ClientAuth::None,
+                other => {
+                    self.fail("ssl.clientAuth", format!("\"{other}\" is neither; allowed: need, want or none"));
+                    ClientAuth::None
+                }
+            };
+        let (tls12, tls13) = self.tls_versions();
+        let words = |text: Option<String>| {
+            let text = text.unwrap_or_default();
+            text.split(',').map(str::trim).filter(|word| !word.is_empty()).map(str::to_owned).collect::<Vec<_>>()
+        };
+        let cipher_suites = words(self.text("ssl.ciphersuites"));
+        let reload = self.flag("client.certReload");
+        let interval = self.unsigned("certReloadInterval");
+        let handshakes_max = self.unsigned("netty.server.outstandingHandshake.limit") as usize;
+        let super_user = self.text("X509AuthenticationProvider.superUser").filter(|name| !name.is_empty());
+        if !wanted {
+            return None;
+        }
+        let port =
+            if self.values.contains_key("secureClientPort") { "secureClientPort" } else { "client.portUnification" };
+        let Some(key_store) = key_store else {
+            self.fail(port, "TLS needs a certificate; set ssl.keyStore.location to a PEM file".into());
+            return None;
+        };
+        if trust_store.is_none() && client_auth != ClientAuth::None {
+            let problem = "client certificates are asked for and cannot be checked; set ssl.trustStore.location to a PEM \
+                           file, or ssl.clientAuth=none";
+            self.fail(port, problem.into());
+        }
+        Some(TlsConfig {
+            key_store,
+            trust_store,
+            client_auth,
+            tls12,
+            tls13,
+            cipher_suites,
+            reload_interval_ms: reload.then_some(interval),
+            handshakes_max,
+            super_user,
+        })
+    }
+
+    /// Whether TLS 1.2 and TLS 1.3 are spoken.
+    fn tls_versions(&mut self) -> (bool, bool) {
+        let key =
+            if self.values.contains_key("ssl.enabledProtocols") { "ssl.enabledProtocols" } else { "ssl.protocol" };
+        let value = self.text(key).unwrap_or_else(|| "TLS".into());
+        let (mut tls12, mut tls13) = (false, false);
+        let before = self.errors.len();
+        for word in value.split(',').map(str::trim).filter(|word| !word.is_empty()) {
+            match word {
+                "TLS" => (tls12, tls13) = (true, true),
+                "TLSv1.2" => tls12 = true,
+                "TLSv1.3" => tls13 = true,
+                _ => self.fail(key, format!("\"{word}\" is not spoken; allowed: TLSv1.2, TLSv1.3")),
+            }
+        }
+        if !tls12 && !tls13 && self.errors.len() == before {
+            self.fail(key, "no version is left; allowed: TLSv1.2, TLSv1.3".into());
+        }
+        (tls12, tls13)
+    }
+
+    fn auth(&mut self, has_tls: bool) -> AuthConfig {
+        let sasl_users = self.text("saslUsersFile").and_then(|path| {
+            let problem = match (self.read_file)(Path::new(&path)) {
+                Ok(Some(text)) => match sasl::parse_users(&text) {
+                    Ok(users) => return Some(users),
+                    Err(problem) => format!("{path}: {problem}"),
+                },
+                Ok(None) => format!("{path} does not exist"),
+                Err(reason) => format!("cannot read {path}: {reason}"),
+            };
+            self.fail("saslUsersFile", problem);
+            None
+        });
+        let words = |text: Option<String>| {
+            let text = text.unwrap_or_default();
+            text.split(',').map(str::trim).filter(|word| !word.is_empty()).map(str::to_owned).collect::<BTreeSet<_>>()
+        };
+        let sasl_demanded = self.flag("sessionRequireClientSASLAuth");
+        let key = if sasl_demanded { "sessionRequireClientSASLAuth" } else { "enforce.auth.schemes" };
+        let demanded_schemes = match (sasl_demanded, self.flag("enforce.auth.enabled")) {
+            (true, _) => BTreeSet::from(["sasl".to_owned()]),
+            (false, false) => BTreeSet::new(),
+            (false, true) => {
+                let schemes = words(self.text("enforce.auth.schemes"));
+                if schemes.is_empty() {
+                    let problem = "no scheme is named; set enforce.auth.schemes to digest, ip, sasl or x509";
+                    self.fail("enforce.auth.enabled", problem.into());
+                }
+                schemes
+            }
+        };
+        for scheme in &demanded_schemes {
+            let problem = match scheme.as_str() {
+                "digest" | "ip" => continue,
+                "sasl" if self.values.contains_key("saslUsersFile") => continue,
+                "x509" if has_tls => continue,
+                "sasl" => "nobody can prove an identity of sasl: set saslUsersFile".to_owned(),
+                "x509" => "nobody can prove an identity of x509: set secureClientPort".to_owned(),
+                other => format!("\"{other}\" is no scheme to demand; allowed: digest, ip, sasl, x509"),
+            };
+            self.fail(key, problem);
+        }
+        AuthConfig {
+            sasl_users,
+            sasl_super_users: words(self.text("superUser")),
+            allow_sasl_failed: self.flag("allowSaslFailedClients"),
+            demanded_schemes,
+        }
     }
 
     fn skip_entries(&mut self) -> BTreeSet<Zxid> {
@@ -1843,6 +2167,93 @@ mod tests {
         let debug = format!("{config:?}");
         assert!(!debug.contains("hunter2") && !debug.contains("abc="), "{debug}");
         assert!(parse_with(text, &[("/s", " \n")]).is_err());
+    }
+
+    const SECURE: &str = "dataDir=/d\nsecureClientPort=2281\nssl.keyStore.location=/k.pem\n";
+
+    #[test]
+    fn zookeepers_keys_for_tls_are_read() {
+        let text = format!(
+            "{SECURE}secureClientPortAddress=[::1]\nssl.keyStore.type=PEM\nssl.keyStore.password=x\n\
+             ssl.trustStore.location=/t.pem\nssl.clientAuth=WANT\nssl.enabledProtocols=TLSv1.3\n\
+             ssl.ciphersuites=TLS_AES_128_GCM_SHA256, TLS_AES_256_GCM_SHA384\nclient.certReload=false\n\
+             zookeeper.X509AuthenticationProvider.superUser=CN=admin,O=Corral\n"
+        );
+        let secure = config(&text);
+        assert_eq!(secure.secure_client_addr.unwrap().to_string(), "[::1]:2281");
+        assert_eq!(
+            secure.tls.unwrap(),
+            TlsConfig {
+                key_store: "/k.pem".into(),
+                trust_store: Some("/t.pem".into()),
+                client_auth: ClientAuth::Want,
+                tls12: false,
+                tls13: true,
+                cipher_suites: vec!["TLS_AES_128_GCM_SHA256".into(), "TLS_AES_256_GCM_SHA384".into()],
+                reload_interval_ms: None,
+                handshakes_max: 250,
+                super_user: Some("CN=admin,O=Corral".into()),
+            }
+        );
+        let unified = config(&format!("{SECURE}ssl.trustStore.location=/t.pem\nclient.portUnification=true\n"));
+        let tls = unified.tls.unwrap();
+        assert_eq!((tls.client_auth, tls.tls12, tls.tls13), (ClientAuth::Need, true, true));
+        assert_eq!((unified.port_unification, tls.reload_interval_ms), (true, Some(5000)));
+        assert_eq!(config("dataDir=/d\nssl.keyStore.location=/k.pem\n").tls, None, "no port speaks it");
+    }
+
+    #[test]
+    fn a_wrong_setting_of_tls_says_what_to_do() {
+        for (more, says) in [
+            ("", "set ssl.trustStore.location to a PEM file, or ssl.clientAuth=none"),
+            ("ssl.clientAuth=maybe", "allowed: need, want or none"),
+            ("ssl.clientAuth=none\nssl.protocol=SSLv3", "\"SSLv3\" is not spoken; allowed: TLSv1.2, TLSv1.3"),
+            ("ssl.clientAuth=none\nssl.crl=true", "lists of revoked certificates are not looked at"),
+            ("ssl.clientAuth=none\nssl.context.supplier.class=x", "there is no such setting of TLS here"),
+            (
+                "ssl.clientAuth=none\nssl.keyStore.type=JKS",
+                "ssl.keyStore.location: \"JKS\": only PEM is read; convert it: keytool -importkeystore -srckeystore /k.pem",
+            ),
+            (
+                "ssl.trustStore.location=/t.p12",
+                "a keystore of Java's: only PEM is read; convert it: keytool -list -rfc -keystore /t.p12 > /t.p12.pem",
+            ),
+        ] {
+            let errors = errors(&format!("{SECURE}{more}\n"));
+            assert!(errors.contains(says), "{more}: {errors}");
+            assert_eq!(errors.lines().count(), 1, "{errors}");
+        }
+        assert_eq!(
+            errors("dataDir=/d\nclient.portUnification=true\nssl.clientAuth=none\n"),
+            "zoo.cfg:2: client.portUnification: TLS needs a certificate; set ssl.keyStore.location to a PEM file"
+        );
+    }
+
+    #[test]
+    fn an_identity_can_only_be_demanded_where_somebody_can_prove_it() {
+        let users: &[(&str, &str)] = &[("/d/myid", "1"), ("/u", "user_bob=\"secret\"\nuser_admin=\"other\"\n")];
+        let parsed =
+            parse_with("dataDir=/d\nsaslUsersFile=/u\nsuperUser=admin\nsessionRequireClientSASLAuth=true\n", users);
+        let auth = parsed.unwrap().config.auth;
+        assert_eq!(auth.sasl_users.as_ref().unwrap().len(), 2);
+        assert!(auth.demanded_schemes.contains("sasl") && auth.sasl_super_users.contains("admin"));
+        let debug = format!("{auth:?}");
+        assert!(debug.contains("bob") && !debug.contains("secret"), "{debug}");
+        let auth = config("dataDir=/d\nenforce.auth.enabled=true\nenforce.auth.scheme=digest\n").auth;
+        assert_eq!(auth.demanded_schemes, BTreeSet::from(["digest".to_owned()]));
+        assert!(config("dataDir=/d\nenforce.auth.schemes=digest\n").auth.demanded_schemes.is_empty());
+        for (more, says) in [
+            ("enforce.auth.enabled=true", "no scheme is named"),
+            ("enforce.auth.enabled=true\nenforce.auth.schemes=sasl", "set saslUsersFile"),
+            ("enforce.auth.enabled=true\nenforce.auth.schemes=digest,x509", "set secureClientPort"),
+            ("enforce.auth.enabled=true\nenforce.auth.schemes=kerberos", "\"kerberos\" is no scheme to demand"),
+            ("sessionRequireClientSASLAuth=true", "set saslUsersFile"),
+            ("saslUsersFile=/nowhere", "/nowhere does not exist"),
+            ("saslUsersFile=/d/myid", "it names no user"),
+        ] {
+            let errors = errors(&format!("dataDir=/d\n{more}\n"));
+            assert!(errors.contains(says), "{more}: {errors}");
+        }
     }
 
     #[test]

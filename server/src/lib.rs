@@ -2,7 +2,8 @@
 //!
 //! [`node`] starts everything and is the only file that knows everybody. Three loops carry what the pure rooms of
 //! `corral_core` decide: [`core_loop`] (the protocol), [`log_loop`] (durability), [`apply_loop`] (execution). Front ends
-//! ([`frontend`]) translate; [`net`] speaks to other servers; [`storage`] is the disk.
+//! ([`frontend`]) translate; [`net`] speaks to other servers; [`storage`] is the disk; [`tls`] is what sockets may be
+//! wrapped in.
 
 mod apply_loop;
 pub mod clock;
@@ -18,3 +19,4 @@ pub mod recover;
 mod report;
 mod states;
 pub mod storage;
+pub mod tls;

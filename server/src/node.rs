@@ -9,6 +9,7 @@
 //!
 //! Several servers may run in one process; they share nothing but the allocator.
 
+use std::collections::BTreeSet;
 use std::io::Read;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -20,6 +21,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use corral_core::apply::{Applied, Apply, Shared};
+use corral_core::auth::sasl;
 use corral_core::member::{Member, MemberOptions};
 use corral_core::session::CloseReason;
 use corral_core::session::lane::Lane;
@@ -48,7 +50,7 @@ use crate::core_loop::{CoreLoop, CoreOutlets, PeerEvent, StartFetch, receive_fro
 use crate::figures::Stats;
 use crate::frontend::admin::{AdminSite, MetricsSite};
 use crate::frontend::http;
-use crate::frontend::listen::{self, Listen, ListenOptions};
+use crate::frontend::listen::{self, Listen, ListenOptions, SecureOptions};
 use crate::frontend::operators::Operators;
 use crate::frontend::wire::{FrontendStats, Whitelist, WireOptions, Word};
 use crate::frontend::{Frontend, grpc};
@@ -59,6 +61,7 @@ use crate::report;
 use crate::states::StateFolders;
 use crate::storage::files::{self, FileDevice, FolderLock, LockError};
 use crate::storage::rocks::{RocksOpener, RocksStore, StoreOptions};
+use crate::tls::{self, Tls, TlsError, TlsOptions};
 
 /// Events of the links that wait for the task that decodes them.
 const LINK_EVENTS: usize = 64;
@@ -120,7 +123,7 @@ pub(crate) enum CoreEvent {
 }
 
 /// Settings of a server that front ends need, as plain values.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub(crate) struct NodeOptions {
     /// This server.
     pub(crate) server: ServerId,
@@ -130,6 +133,14 @@ pub(crate) struct NodeOptions {
     pub(crate) max_session_timeout_ms: i32,
     /// `super:` and the digest of its password.
     pub(crate) super_digest: Option<String>,
+    /// SASL: users and their passwords; `None`: no SASL.
+    pub(crate) sasl_users: Option<sasl::Users>,
+    /// SASL users who pass every permission.
+    pub(crate) sasl_super_users: BTreeSet<String>,
+    /// A failed SASL exchange leaves the connection open.
+    pub(crate) allow_sasl_failed: bool,
+    /// Connections must have an identity of one of these schemes; empty: they need not.
+    pub(crate) demanded_schemes: BTreeSet<String>,
     /// A session that is heard more often is reported once in so long, ms.
     pub(crate) touch_interval_ms: u64,
     /// The liveness bound between servers, ms.
@@ -432,6 +443,9 @@ pub enum StartError {
     /// The port for peers cannot be opened.
     #[error(transparent)]
     Peers(#[from] LinkError),
+    /// The certificates cannot be used.
+    #[error("TLS: {0}")]
+    Tls(#[from] TlsError),
     /// A thread cannot be started.
     #[error("cannot start a thread: {0}")]
     Thread(std::io::Error),
@@ -444,6 +458,7 @@ pub struct Node;
 pub struct ServerHandle {
     node: Arc<NodeShared>,
     client_addr: SocketAddr,
+    secure_addr: Option<SocketAddr>,
     admin_addr: Option<SocketAddr>,
     metrics_addr: Option<SocketAddr>,
     links: Option<PeerLinks>,
@@ -472,10 +487,13 @@ impl Node {
         let clock = Clock::new();
 
         // Ports first: a mistake in the configuration must not cost a start of the data folder.
-        let listener = bind_clients(&config).await?;
-        let client_addr = listener
-            .local_addr()
-            .map_err(|source| StartError::Listen { address: config.client_addr.to_string(), source })?;
+        let tls = client_tls(&config).await?;
+        let (listener, client_addr) = bind_clients(&config, &config.client_addr).await?;
+        let secure = match &config.secure_client_addr {
+            Some(address) => Some(bind_clients(&config, address).await?),
+            None => None,
+        };
+        let secure_addr = secure.as_ref().map(|(_, address)| *address);
         let link_runtime = LinkRuntime::new().map_err(StartError::Thread)?;
         let peer_listener = match (&config.peer_bind, config.is_alone()) {
             (Some(address), false) => {
@@ -575,13 +593,15 @@ impl Node {
         ];
         let core_thread = spawn("core", move || core.run())?;
 
-        let operators = open_front_ends(&node, &config, listener, &stop, &tasks);
+        let listeners = ClientListeners { plain: listener, secure: secure.map(|(listener, _)| listener), tls };
+        let operators = open_front_ends(&node, &config, listeners, &stop, &tasks);
         let (admin_addr, metrics_addr) = open_admin(&operators, &config, &stop, &tasks).await;
         tasks.spawn(watch_free_space(node.clone(), config.clone(), stop.clone()));
-        info!(%client_addr, server = %config.my_id, "started");
+        info!(%client_addr, ?secure_addr, server = %config.my_id, "started");
         Ok(ServerHandle {
             node,
             client_addr,
+            secure_addr,
             admin_addr,
             metrics_addr,
             links,
@@ -600,6 +620,11 @@ impl ServerHandle {
     /// Where clients connect.
     pub fn client_addr(&self) -> SocketAddr {
         self.client_addr
+    }
+
+    /// Where clients connect over TLS, if they may.
+    pub fn secure_addr(&self) -> Option<SocketAddr> {
+        self.secure_addr
     }
 
     /// Where AdminServer answers; `None` if it is off or its port could not be opened.
@@ -703,15 +728,35 @@ async fn join(threads: Vec<JoinHandle<()>>) {
     let _ = joining.await;
 }
 
-async fn bind_clients(config: &Config) -> Result<TcpListener, StartError> {
-    let HostPort { host, port } = &config.client_addr;
-    let failed = |source| StartError::Listen { address: config.client_addr.to_string(), source };
-    let address = tokio::net::lookup_host((host.as_str(), *port))
+async fn bind_clients(config: &Config, wanted: &HostPort) -> Result<(TcpListener, SocketAddr), StartError> {
+    let failed = |source| StartError::Listen { address: wanted.to_string(), source };
+    let address = tokio::net::lookup_host((wanted.host.as_str(), wanted.port))
         .await
         .map_err(failed)?
         .next()
         .ok_or_else(|| failed(std::io::ErrorKind::AddrNotAvailable.into()))?;
-    listen::bind(address, config.client_backlog).map_err(failed)
+    let listener = listen::bind(address, config.client_backlog).map_err(failed)?;
+    let address = listener.local_addr().map_err(failed)?;
+    Ok((listener, address))
+}
+
+/// The certificates of the client ports, if one of them speaks TLS.
+async fn client_tls(config: &Config) -> Result<Option<Arc<Tls>>, StartError> {
+    let Some(tls) = &config.tls else { return Ok(None) };
+    let options = TlsOptions {
+        key_store: tls.key_store.clone(),
+        trust_store: tls.trust_store.clone(),
+        client_auth: match tls.client_auth {
+            config::ClientAuth::None => tls::ClientAuth::None,
+            config::ClientAuth::Want => tls::ClientAuth::Want,
+            config::ClientAuth::Need => tls::ClientAuth::Need,
+        },
+        tls12: tls.tls12,
+        tls13: tls.tls13,
+        cipher_suites: tls.cipher_suites.clone(),
+    };
+    let loaded = tokio::task::spawn_blocking(move || Tls::load(options)).await;
+    Ok(Some(Arc::new(loaded.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?)))
 }
 
 fn node_options(config: &Config) -> NodeOptions {
@@ -721,6 +766,10 @@ fn node_options(config: &Config) -> NodeOptions {
         min_session_timeout_ms: ms(config.min_session_timeout_ms),
         max_session_timeout_ms: ms(config.max_session_timeout_ms),
         super_digest: config.super_digest.as_ref().map(|secret| secret.reveal().to_owned()),
+        sasl_users: config.auth.sasl_users.clone(),
+        sasl_super_users: config.auth.sasl_super_users.clone(),
+        allow_sasl_failed: config.auth.allow_sasl_failed,
+        demanded_schemes: config.auth.demanded_schemes.clone(),
         // A client that is heard often is reported a few times in its shortest timeout.
         touch_interval_ms: (config.min_session_timeout_ms / 10).clamp(1, TOUCH_INTERVAL_MAX_MS),
         read_only_mode: config.read_only_mode,
@@ -964,11 +1013,18 @@ async fn open_admin(
     opened
 }
 
-/// Opens the client port to sessions of both protocols and to four-letter words.
+/// The open ports for clients.
+struct ClientListeners {
+    plain: TcpListener,
+    secure: Option<TcpListener>,
+    tls: Option<Arc<Tls>>,
+}
+
+/// Opens the client ports to sessions of both protocols and to four-letter words.
 fn open_front_ends(
     node: &Arc<NodeShared>,
     config: &Arc<Config>,
-    listener: TcpListener,
+    listeners: ClientListeners,
     stop: &CancellationToken,
     tasks: &TaskTracker,
 ) -> Arc<Operators> {
@@ -988,12 +1044,26 @@ fn open_front_ends(
         },
         // Clients that look for a server ask it.
         words: if config.read_only_mode { words.with(Word::Isro) } else { words },
+        secure: config.tls.as_ref().zip(listeners.tls.clone()).map(|(secure, tls)| SecureOptions {
+            tls,
+            handshakes_max: secure.handshakes_max,
+            unified: config.port_unification,
+            super_user: secure.super_user.clone(),
+        }),
     };
+    if let Some((tls, interval_ms)) = listeners.tls.zip(config.tls.as_ref().and_then(|tls| tls.reload_interval_ms)) {
+        tasks.spawn(tls.watch(Duration::from_millis(interval_ms), stop.clone()));
+    }
     let stats = FrontendStats::new();
     let operators = Operators::new(report::reporter(node.clone(), config.clone()), stats.clone());
     let (listen, grpc_connections) = Listen::new(frontend.clone(), options, operators.clone());
+    let listen = Arc::new(listen);
+    if let Some(listener) = listeners.secure {
+        let (listen, stopped) = (listen.clone(), stop.clone());
+        tasks.spawn(async move { listen.serve_secure(listener, stopped).await });
+    }
     let stopped = stop.clone();
-    tasks.spawn(async move { listen.serve(listener, stopped).await });
+    tasks.spawn(async move { listen.serve(listeners.plain, stopped).await });
     let router = tonic::transport::Server::builder()
         .initial_stream_window_size(grpc::STREAM_WINDOW)
         .initial_connection_window_size(grpc::CONNECTION_WINDOW)

@@ -232,7 +232,7 @@ fn conf(config: &Config) -> Vec<(&'static str, Setting)> {
     let folder = |path: &Path| Setting::Text(path.display().to_string());
     let mut conf = vec![
         ("clientPort", number(config.client_addr.port.into())),
-        ("secureClientPort", Setting::Number(-1)),
+        ("secureClientPort", config.secure_client_addr.as_ref().map_or(Setting::Number(-1), |a| number(a.port.into()))),
         ("dataDir", folder(&config.data_dir)),
         ("dataLogDir", folder(&config.data_log_dir)),
         ("tickTime", number(config.tick_time_ms)),

@@ -10,6 +10,7 @@ use std::time::Duration;
 use corral_proto::pb::client as pb;
 use corral_proto::pb::client::corral_client::CorralClient;
 use corral_proto::{ServerId, SessionId};
+use hyper_util::rt::TokioIo;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
@@ -141,6 +142,11 @@ fn on_closed(
         Reason::SlowReader => "this client reads too slowly",
         Reason::ShuttingDown => "shutting down",
         Reason::AuthFailed => "authentication failed",
+        Reason::AuthRequired => {
+            // Trying again would only ask for the same without the same.
+            shared.end(EndReason::AuthRequired { text });
+            return;
+        }
         Reason::Unknown => "closed the connection",
     };
     shared.note_failure(if text.is_empty() {
@@ -172,7 +178,20 @@ async fn open(shared: &Arc<Shared>, server: &str) -> Result<Link, Cut> {
         .http2_adaptive_window(false)
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW);
-    let channel = match tokio::time::timeout(dial, endpoint.connect()).await {
+    let connecting = async {
+        match &shared.tls {
+            None => endpoint.connect().await,
+            Some(tls) => {
+                let (tls, server) = (tls.clone(), server.to_owned());
+                let connect = tower::service_fn(move |_: tonic::transport::Uri| {
+                    let (tls, server) = (tls.clone(), server.clone());
+                    async move { tls.connect(&server).await.map(TokioIo::new) }
+                });
+                endpoint.connect_with_connector(connect).await
+            }
+        }
+    };
+    let channel = match tokio::time::timeout(dial, connecting).await {
         Ok(channel) => channel.map_err(|error| Cut::Broken(describe(&error)))?,
         Err(_) => return Err(Cut::Broken(format!("no connection within {} ms", dial.as_millis()))),
     };
@@ -301,7 +320,12 @@ fn on_message(shared: &Arc<Shared>, message: pb::ServerMessage) -> Result<(), Cu
 }
 
 fn broken(status: &tonic::Status) -> Cut {
-    Cut::Broken(format!("{}: {}", status.code(), status.message()))
+    let mut text = format!("{}: {}", status.code(), status.message());
+    // Why a TLS server hung up stands only there.
+    if let Some(cause) = std::error::Error::source(status) {
+        text = format!("{text}: {}", describe(cause));
+    }
+    Cut::Broken(text)
 }
 
 /// An error with its causes: tonic's own text says only "transport error".

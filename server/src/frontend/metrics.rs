@@ -225,6 +225,9 @@ pub fn metrics(report: &ServerReport) -> Vec<Metric> {
     }
     all.extend([
         Metric::counter("connection_rejected", traffic.rejected),
+        Metric::gauge("outstanding_tls_handshake", traffic.tls_under_way),
+        Metric::counter("tls_handshake_exceeded", traffic.tls_refused),
+        Metric::counter("unsuccessful_handshake", traffic.tls_failed),
         Metric::counter("connection_request_count", traffic.connects),
         Metric::counter("bytes_received_count", traffic.bytes_received),
         Metric::counter("response_bytes", traffic.response_bytes),

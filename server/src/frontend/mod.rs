@@ -11,12 +11,12 @@ pub mod metrics;
 pub mod operators;
 pub mod wire;
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use corral_core::auth::{digest, password};
+use corral_core::auth::{digest, password, sasl};
 use corral_core::session::lane::{Handshake, Lane, Step, add_ids};
 use corral_core::session::outbox::Key;
 use corral_core::session::{ClientRequest, CloseReason, Consistency, Outgoing, Protocol};
@@ -44,6 +44,15 @@ pub const OUTSTANDING_PER_CONNECTION: usize = 2_000;
 /// Times a server draws another session id when the one it drew is taken.
 const SESSION_ID_DRAWS: usize = 16;
 
+/// What a port knows of a client before it said a word of its protocol.
+#[derive(Clone, Debug)]
+pub struct Peer {
+    /// Where it is.
+    pub remote: SocketAddr,
+    /// Whom its certificate names; empty without TLS.
+    pub identities: Vec<Id>,
+}
+
 /// A client's wish to begin or take up a session.
 #[derive(Clone, Debug)]
 pub struct ConnectRequest {
@@ -59,8 +68,8 @@ pub struct ConnectRequest {
     pub last_zxid_seen: Zxid,
     /// Which protocol.
     pub protocol: Protocol,
-    /// Where the client is.
-    pub remote: SocketAddr,
+    /// Whose wish.
+    pub peer: Peer,
 }
 
 /// Why a connect was not accepted.
@@ -115,6 +124,7 @@ pub struct Connection {
     last_n: AtomicU64,
     /// Monotonic ms of the last touch that was passed on.
     touched_ms: AtomicU64,
+    sasl: Mutex<sasl::DigestMd5>,
 }
 
 /// Wake-ups of one connection's task.
@@ -228,11 +238,13 @@ impl Frontend {
     fn lane(&self, request: &ConnectRequest, session: SessionId) -> (Arc<Lane>, Arc<Signals>) {
         let signals = Arc::new(Signals::default());
         let wake = signals.clone();
+        let mut ids = vec![Id::new("ip", java_address(request.peer.remote.ip()))];
+        ids.extend(request.peer.identities.iter().cloned());
         let lane = Arc::new(Lane::new(
             WatcherId(self.node.next_number()),
             session,
             request.protocol,
-            vec![Id::new("ip", request.remote.ip().to_canonical().to_string())],
+            ids,
             request.last_zxid_seen,
             Box::new(move || wake.outgoing.notify_one()),
         ));
@@ -311,6 +323,7 @@ impl Frontend {
             rejected: AtomicBool::new(false),
             last_n: AtomicU64::new(last_n),
             touched_ms: AtomicU64::new(0),
+            sasl: Mutex::default(),
         }
     }
 }
@@ -402,6 +415,10 @@ impl Connection {
     ) {
         let local = Consistency::Local;
         let (step, consistency) = match request {
+            ClientRequest::AddAuth { scheme, auth } => (self.add_auth(&scheme, &auth), local),
+            ClientRequest::Sasl { token } => (self.sasl(&token), local),
+            // Whatever else it is, a ping and a close too, as in ZooKeeper (wire 6.5).
+            _ if !self.may_ask() => (self.reject(ErrorCode::SessionClosedRequireSaslAuth), local),
             ClientRequest::Write { op, n: None, .. } if self.node.is_full() && may_grow(&op) => {
                 // Not numbered: what follows is the next.
                 (Step::Answer(Err(ErrorCode::SystemError)), local)
@@ -432,7 +449,6 @@ impl Connection {
             ClientRequest::RemoveWatches { path, kind } => (Step::Watches { path, kind, remove: true }, local),
             ClientRequest::CheckWatches { path, kind } => (Step::Watches { path, kind, remove: false }, local),
             ClientRequest::SetWatches(watches) => (Step::SetWatches(watches), local),
-            ClientRequest::AddAuth { scheme, auth } => (self.add_auth(&scheme, &auth), local),
             ClientRequest::WhoAmI => {
                 let display = |id: &Id| Id::new(id.scheme.clone(), digest::display_name(id));
                 (Step::Answer(Ok(Answer::Ids(self.ids.lock().iter().map(display).collect()))), local)
@@ -456,25 +472,72 @@ impl Connection {
         (Key::Request { session, attach, n }, txn.encode())
     }
 
-    /// Proofs that name somebody add to the connection, for the requests behind them; `ip` succeeds and adds nothing
-    /// (wire 6.4). After a failure nothing more is taken from this connection.
+    /// Proofs that name somebody add to the connection; `ip` succeeds and adds nothing (wire 6.4).
     fn add_auth(&self, scheme: &str, auth: &[u8]) -> Step {
         match scheme {
             "digest" | "super" => {
-                let more = digest::identities(auth, self.node.options.super_digest.as_deref());
-                let mut ids = self.ids.lock();
-                add_ids(&mut ids, more.clone());
-                if ids.iter().map(|id| id.scheme.len() + id.id.len()).sum::<usize>() <= IDENTITY_BYTES_MAX {
-                    return Step::Identify(more);
-                }
-                warn!(session = %self.connected.session, "identities of more than {IDENTITY_BYTES_MAX} bytes");
+                self.identify(digest::identities(auth, self.node.options.super_digest.as_deref()), Answer::Done)
             }
-            "ip" => return Step::Answer(Ok(Answer::Done)),
-            _ => {}
+            "ip" => Step::Answer(Ok(Answer::Done)),
+            _ => {
+                self.node.stats.auth_failed();
+                self.reject(ErrorCode::AuthFailed)
+            }
         }
-        self.rejected.store(true, Ordering::Relaxed);
+    }
+
+    /// The client is these too, for the requests behind this one.
+    fn identify(&self, more: Vec<Id>, answer: Answer) -> Step {
+        let mut ids = self.ids.lock();
+        add_ids(&mut ids, more.clone());
+        if ids.iter().map(|id| id.scheme.len() + id.id.len()).sum::<usize>() <= IDENTITY_BYTES_MAX {
+            return Step::Identify { ids: more, answer };
+        }
+        drop(ids);
+        warn!(session = %self.connected.session, "identities of more than {IDENTITY_BYTES_MAX} bytes");
         self.node.stats.auth_failed();
-        Step::Answer(Err(ErrorCode::AuthFailed))
+        self.reject(ErrorCode::AuthFailed)
+    }
+
+    /// An identity was not proven: nothing more is taken from this connection.
+    fn reject(&self, code: ErrorCode) -> Step {
+        self.rejected.store(true, Ordering::Relaxed);
+        Step::Answer(Err(code))
+    }
+
+    /// Whether the connection has one of the identities that are demanded, if any are.
+    fn may_ask(&self) -> bool {
+        let demanded = &self.node.options.demanded_schemes;
+        demanded.is_empty() || self.ids.lock().iter().any(|id| demanded.contains(&id.scheme))
+    }
+
+    /// One step of a SASL exchange (wire 6.6). Without users there is no SASL here, which is no error.
+    fn sasl(&self, token: &[u8]) -> Step {
+        let options = &self.node.options;
+        let Some(users) = &options.sasl_users else { return Step::Answer(Ok(Answer::Token(None))) };
+        let answer = match crate::node::system_random() {
+            Ok(nonce) => self.sasl.lock().respond(token, nonce, users).map_err(|error| error.to_string()),
+            Err(error) => Err(format!("no random numbers from the system: {error}")),
+        };
+        match answer {
+            Ok(sasl::Answer::Challenge(challenge)) => Step::Answer(Ok(Answer::Token(Some(challenge.into())))),
+            Ok(sasl::Answer::Proven { user, proof }) => {
+                tracing::debug!(session = %self.connected.session, user, "identity proven by SASL");
+                let ids = sasl::identities(&user, &options.sasl_super_users);
+                self.identify(ids, Answer::Token(Some(proof.into())))
+            }
+            Err(error) => {
+                self.node.stats.auth_failed();
+                tracing::info!(session = %self.connected.session, "SASL failed: {error}");
+                if options.demanded_schemes.contains("sasl") {
+                    self.reject(ErrorCode::SessionClosedRequireSaslAuth)
+                } else if options.allow_sasl_failed {
+                    Step::Answer(Ok(Answer::Token(None)))
+                } else {
+                    self.reject(ErrorCode::AuthFailed)
+                }
+            }
+        }
     }
 
     fn touch(&self) {
@@ -514,6 +577,14 @@ impl Connection {
     }
 }
 
+/// An address as Java writes it, which is what clients are shown: IPv6 without abbreviation.
+fn java_address(address: IpAddr) -> String {
+    match address.to_canonical() {
+        IpAddr::V4(address) => address.to_string(),
+        IpAddr::V6(address) => address.segments().map(|segment| format!("{segment:x}")).join(":"),
+    }
+}
+
 /// Whether a write may need space on the disk.
 fn may_grow(op: &WriteOp) -> bool {
     match op {
@@ -535,5 +606,22 @@ impl Drop for Connection {
     fn drop(&mut self) {
         self.node.shared.detach(&self.lane);
         self.node.stats.disconnected();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_shown_as_java_writes_them() {
+        for (address, shown) in [
+            ("10.0.0.1", "10.0.0.1"),
+            ("::ffff:10.0.0.1", "10.0.0.1"),
+            ("::1", "0:0:0:0:0:0:0:1"),
+            ("fe80::1:0", "fe80:0:0:0:0:0:1:0"),
+        ] {
+            assert_eq!(java_address(address.parse().unwrap()), shown);
+        }
     }
 }

@@ -33,7 +33,12 @@ fn parse(text: &str) -> Config {
 
 /// Configuration of an ensemble of one in this folder, on a free port.
 pub fn alone(folder: &Path) -> Config {
-    parse(&format!("dataDir={}\nclientPort=0\nclientPortAddress=127.0.0.1\n{LIGHT}", folder.display()))
+    alone_with(folder, "")
+}
+
+/// The same with more lines.
+pub fn alone_with(folder: &Path, more: &str) -> Config {
+    parse(&format!("dataDir={}\nclientPort=0\nclientPortAddress=127.0.0.1\n{LIGHT}{more}\n", folder.display()))
 }
 
 /// Configurations of an ensemble on loopback ports that are free now.

@@ -123,9 +123,8 @@ class Server(kazoo.testing.common.ManagedZooKeeper):
         data = self.working / "data"
         data.mkdir(parents=True, exist_ok=True)
         (data / "myid").write_text(str(self.server_info.server_id))
-        for name in ("ca_cert", "server_cert", "server_key"):
-            (self.working / (name + ".pem")).write_bytes(self.ssl_configuration[name + "_pem"])
-        # Java wants a key and its certificate in one file.
+        (self.working / "ca_cert.pem").write_bytes(self.ssl_configuration["ca_cert_pem"])
+        # Both servers want a key and its certificate in one file.
         both = self.ssl_configuration["server_key_pem"] + self.ssl_configuration["server_cert_pem"]
         (self.working / "server.pem").write_bytes(both)
         lines = [
@@ -193,7 +192,14 @@ class CorralServer(Server):
             "syncTimeout=500",
             "maxSessionTimeout=40000",
             "readonlymode.enabled=true",
+            "secureClientPort=%d" % self.secure_client_port,
+            "ssl.keyStore.location=%s" % (self.working / "server.pem"),
+            "ssl.trustStore.location=%s" % (self.working / "ca_cert.pem"),
         ]
+        if self.jaas_config:
+            users = self.working / "jaas.conf"
+            users.write_text(self.jaas_config)
+            lines.append("saslUsersFile=%s" % users)
         program = os.environ.get("CORRAL", "corral")
         # It ends with this process, however that ends.
         return [program, "serve", "--parent", str(os.getpid()), "--config", str(self.working / "zoo.cfg")]

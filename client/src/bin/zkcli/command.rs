@@ -496,10 +496,20 @@ fn parse_create(rest: &[String]) -> Result<Command, ParseError> {
 /// # Errors
 /// A sentence that names the faulty part.
 pub fn parse_acl(text: &str) -> Result<Vec<Acl>, String> {
-    text.split(',')
-        .map(str::trim)
-        .filter(|part| !part.is_empty())
-        .map(parse_acl_entry)
+    let mut parts: Vec<String> = Vec::new();
+    for part in text.split(',').map(str::trim).filter(|part| !part.is_empty()) {
+        match parts.last_mut() {
+            // The subject of a certificate has commas of its own; its entry ends with permissions.
+            Some(last) if last.starts_with("x509:") && last.matches(':').count() < 2 => {
+                last.push(',');
+                last.push_str(part);
+            }
+            _ => parts.push(part.to_owned()),
+        }
+    }
+    parts
+        .iter()
+        .map(|part| parse_acl_entry(part))
         .collect::<Result<Vec<_>, _>>()
         .and_then(|list| if list.is_empty() { Err("the ACL is empty".to_owned()) } else { Ok(list) })
 }
@@ -860,6 +870,9 @@ mod tests {
             ]
         );
         assert_eq!(parse_acl("auth::cdrwa").expect("empty id"), Acl::creator_all());
+        let subjects = parse_acl("x509:CN=a,O=b,C=DE:r,world:anyone:r,x509:CN=c:w").expect("commas in the id");
+        let ids: Vec<&str> = subjects.iter().map(|acl| acl.id.id.as_str()).collect();
+        assert_eq!(ids, ["CN=a,O=b,C=DE", "anyone", "CN=c"]);
         assert_eq!(parse_acl("ip:::1:r").expect("colons in the id")[0].id, Id::new("ip", "::1"));
         for bad in ["", ",", "world", "world:anyone", "world:anyone:x"] {
             assert!(parse_acl(bad).is_err(), "{bad}");

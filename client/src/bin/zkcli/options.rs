@@ -38,6 +38,22 @@ pub struct Options {
     #[arg(short, long, value_name = "SCHEME:AUTH", env = "ZKCLI_AUTH", hide_env_values = true)]
     pub auth: Vec<String>,
 
+    /// Speak TLS, and believe servers whose certificates come from this authority (PEM)
+    #[arg(long, value_name = "FILE", env = "ZKCLI_TLS_CA")]
+    pub tls_ca: Option<String>,
+
+    /// Certificate to show (PEM); may hold the key too
+    #[arg(long, value_name = "FILE", env = "ZKCLI_TLS_CERT", requires = "tls_ca")]
+    pub tls_cert: Option<String>,
+
+    /// Its private key (PEM)
+    #[arg(long, value_name = "FILE", env = "ZKCLI_TLS_KEY", requires = "tls_cert")]
+    pub tls_key: Option<String>,
+
+    /// Name to expect in servers' certificates, in place of the one in HOSTS
+    #[arg(long, value_name = "NAME", env = "ZKCLI_TLS_SERVER_NAME", requires = "tls_ca")]
+    pub tls_server_name: Option<String>,
+
     /// A verb and its arguments: see `zkcli help`
     #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "COMMAND")]
     pub command: Vec<String>,
@@ -53,7 +69,7 @@ pub enum Format {
 }
 
 /// Options of this program that take a value, in the spelling that [`normalise`] produces.
-const VALUED: [&str; 11] = [
+const VALUED: [&str; 15] = [
     "-s",
     "--server",
     "-o",
@@ -62,6 +78,10 @@ const VALUED: [&str; 11] = [
     "--session-timeout",
     "-a",
     "--auth",
+    "--tls-ca",
+    "--tls-cert",
+    "--tls-key",
+    "--tls-server-name",
     // ZooKeeper's spellings.
     "-server",
     "-timeout",
@@ -137,6 +157,14 @@ mod tests {
     fn data_that_looks_like_an_option_reaches_the_command() {
         assert_eq!(parse("set /a -- -x").command, ["set", "/a", "--", "-x"]);
         assert_eq!(parse("set /a -").command, ["set", "/a", "-"]);
+    }
+
+    #[test]
+    fn options_of_tls_take_a_value() {
+        let options = parse("--tls-ca ca.pem --tls-cert me.pem -s h:1 ls /");
+        assert_eq!((options.tls_ca.as_deref(), options.tls_cert.as_deref()), (Some("ca.pem"), Some("me.pem")));
+        assert_eq!((options.tls_key, options.command), (None, vec!["ls".to_owned(), "/".to_owned()]));
+        assert!(Options::try_parse_from(["zkcli", "--tls-cert", "me.pem", "ls", "/"]).is_err(), "no authority");
     }
 
     #[test]

@@ -6,7 +6,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use corral_client::{
-    Client, CreateOptions, EndReason, Error, ErrorCode, SessionState, Transaction, WatchEvent, WatchMode, WatchedEvent,
+    Client, CreateOptions, EndReason, Error, ErrorCode, SessionState, TlsOptions, Transaction, WatchEvent, WatchMode,
+    WatchedEvent,
 };
 use tokio::task::AbortHandle;
 
@@ -111,8 +112,28 @@ impl Runner {
                 .ok_or_else(|| Failure::Usage(format!("--auth {identity}: it needs the form scheme:auth")))?;
             builder = builder.auth(scheme, auth.as_bytes().to_vec());
         }
+        if let Some(tls) = self.tls()? {
+            builder = builder.tls(tls);
+        }
         self.client = Some(builder.connect().await.map_err(failure)?);
         Ok(())
+    }
+
+    /// TLS, if the options ask for it.
+    fn tls(&self) -> Result<Option<TlsOptions>, Failure> {
+        let options = &self.options;
+        let read = |path: &str| std::fs::read(path).map_err(|error| Failure::Usage(format!("{path}: {error}")));
+        let Some(ca) = &options.tls_ca else { return Ok(None) };
+        let mut tls = TlsOptions::new(read(ca)?);
+        if let Some(certificate) = &options.tls_cert {
+            // As in a key store: one file may hold both.
+            let key = options.tls_key.as_ref().unwrap_or(certificate);
+            tls = tls.identity(read(certificate)?, read(key)?);
+        }
+        if let Some(name) = &options.tls_server_name {
+            tls = tls.server_name(name.clone());
+        }
+        Ok(Some(tls))
     }
 
     /// Closes the session, if there is one; does not wait for long.
@@ -296,7 +317,8 @@ impl Runner {
             }
             Command::Status => {
                 let limit = Duration::from_millis(self.options.timeout);
-                let servers = status::ask_all(&addresses(&self.options.server), limit).await;
+                let tls = self.tls()?.map(|tls| tls.connector()).transpose().map_err(failure)?;
+                let servers = status::ask_all(&addresses(&self.options.server), tls.as_ref(), limit).await;
                 let serving = servers.iter().filter(|server| server.mode.is_some()).count();
                 let all = servers.len();
                 self.show(&Output::Status(servers))?;
@@ -594,11 +616,14 @@ pub fn failure(error: Error) -> Failure {
     match error {
         Error::Refused { code, path, .. } => Failure::Refused { code, path },
         Error::Multi(multi) => Failure::Refused { code: multi.code, path: multi.path },
-        Error::BadPath { .. } | Error::BadArgument { .. } | Error::ConnectString { .. } => {
+        Error::BadPath { .. } | Error::BadArgument { .. } | Error::ConnectString { .. } | Error::Tls { .. } => {
             Failure::Usage(error.to_string())
         }
         Error::SessionEnded { reason: EndReason::AuthFailed { .. }, path, .. } => {
             Failure::Refused { code: ErrorCode::AuthFailed, path }
+        }
+        Error::SessionEnded { reason: EndReason::AuthRequired { .. }, path, .. } => {
+            Failure::Refused { code: ErrorCode::SessionClosedRequireSaslAuth, path }
         }
         Error::SessionEnded { .. } | Error::NoConnection { .. } => Failure::Connection(error.to_string()),
         _ => Failure::Other(error.to_string()),

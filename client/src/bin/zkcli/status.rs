@@ -3,7 +3,8 @@
 
 use std::time::Duration;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use corral_client::TlsConnector;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use crate::print::ServerStatus;
@@ -12,9 +13,9 @@ use crate::print::ServerStatus;
 const ANSWER_MAX: u64 = 64 * 1024;
 
 /// Asks all hosts at once; the answers come in their order.
-pub async fn ask_all(hosts: &[String], limit: Duration) -> Vec<ServerStatus> {
+pub async fn ask_all(hosts: &[String], tls: Option<&TlsConnector>, limit: Duration) -> Vec<ServerStatus> {
     futures::future::join_all(hosts.iter().map(|host| async move {
-        match tokio::time::timeout(limit, ask(host)).await {
+        match tokio::time::timeout(limit, ask(host, tls)).await {
             Ok(Ok(answer)) => ServerStatus::from_srvr(host, &answer),
             Ok(Err(error)) => ServerStatus::silent(host, reason(&error)),
             Err(_) => ServerStatus::silent(host, format!("no answer within {} ms", limit.as_millis())),
@@ -23,8 +24,14 @@ pub async fn ask_all(hosts: &[String], limit: Duration) -> Vec<ServerStatus> {
     .await
 }
 
-async fn ask(host: &str) -> std::io::Result<String> {
-    let mut stream = TcpStream::connect(host).await?;
+async fn ask(host: &str, tls: Option<&TlsConnector>) -> std::io::Result<String> {
+    match tls {
+        None => ask_srvr(TcpStream::connect(host).await?).await,
+        Some(tls) => ask_srvr(tls.connect(host).await?).await,
+    }
+}
+
+async fn ask_srvr(mut stream: impl AsyncRead + AsyncWrite + Unpin) -> std::io::Result<String> {
     stream.write_all(b"srvr").await?;
     let mut answer = Vec::new();
     stream.take(ANSWER_MAX).read_to_end(&mut answer).await?;

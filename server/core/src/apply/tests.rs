@@ -168,7 +168,7 @@ fn an_identity_counts_for_what_is_asked_behind_it() {
     let acl = vec![Acl { perms: perms::ALL, id: me.clone() }];
     room.apply(&[client.write(1, create_as("/mine", "secret", acl))]);
     client.reads(50, "/mine", Consistency::Local, None);
-    client.lane.push(51, Step::Identify(vec![me.clone()]), Consistency::Local, None);
+    client.lane.push(51, Step::Identify { ids: vec![me.clone()], answer: Answer::Done }, Consistency::Local, None);
     client.reads(52, "/mine", Consistency::Local, None);
     let replies = room.replies(&client);
     assert_eq!(replies[0], (50, Err(ErrorCode::NoAuth)));

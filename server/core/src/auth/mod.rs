@@ -2,3 +2,5 @@
 
 pub mod digest;
 pub mod password;
+pub mod sasl;
+pub mod x509;

@@ -80,7 +80,12 @@ pub enum Step {
     /// Set watches again.
     SetWatches(SetWatches),
     /// Be somebody more from here on.
-    Identify(Vec<Id>),
+    Identify {
+        /// Who.
+        ids: Vec<Id>,
+        /// What the client gets.
+        answer: Answer,
+    },
     /// Nothing: the answer is known, or there is nothing to say (ping, sync).
     Answer(Result<Answer, ErrorCode>),
 }
@@ -90,7 +95,7 @@ impl Step {
         match self {
             Step::Read { watch, .. } => *watch,
             Step::AddWatch { .. } | Step::Watches { .. } | Step::SetWatches(_) => true,
-            Step::Write { .. } | Step::Identify(_) | Step::Answer(_) => false,
+            Step::Write { .. } | Step::Identify { .. } | Step::Answer(_) => false,
         }
     }
 }
@@ -422,9 +427,9 @@ impl State {
     ) -> Result<Answer, ErrorCode> {
         match (step, table) {
             (Step::Answer(result), _) => result,
-            (Step::Identify(more), _) => {
-                add_ids(&mut self.ids, more);
-                Ok(Answer::Done)
+            (Step::Identify { ids, answer }, _) => {
+                add_ids(&mut self.ids, ids);
+                Ok(answer)
             }
             (Step::Read { op, watch: false }, _) => read::read(view, &op, lane.session, &self.ids),
             (Step::Read { op, watch: true }, Some(table)) => {
@@ -525,6 +530,7 @@ fn weight(answer: &Answer) -> usize {
         Answer::MultiFailed { ops, .. } => ops * 16,
         Answer::Acl { acl, .. } => acl.len() * 64,
         Answer::Ids(ids) => ids.len() * 64,
+        Answer::Token(token) => token.as_ref().map_or(0, bytes::Bytes::len),
         Answer::Done | Answer::Stat(_) | Answer::Count(_) => 0,
     }
 }

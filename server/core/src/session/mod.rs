@@ -62,6 +62,11 @@ pub enum ClientRequest {
         /// The proof.
         auth: Vec<u8>,
     },
+    /// A token of a SASL exchange; the answer is a token too.
+    Sasl {
+        /// The client's.
+        token: bytes::Bytes,
+    },
     /// The identities of this connection.
     WhoAmI,
     /// Answered in its turn.

@@ -12,7 +12,7 @@ use corral_proto::{Acl, ErrorCode, Id, perms};
 use sha2::{Digest as _, Sha256};
 
 use super::record::Reader;
-use super::{Cf, TreeView, key};
+use super::{Cf, TreeView, distinguished_name, key};
 
 /// Number of `world:anyone:cdrwa`.
 pub const OPEN: u32 = 0;
@@ -68,16 +68,16 @@ fn is_valid(id: &Id) -> bool {
         // Two parts around one colon, as Java splits: empty parts at the end do not count.
         "digest" => id.id.trim_end_matches(':').split(':').count() == 2,
         "ip" => Network::parse(&id.id).is_some(),
-        "x509" => !id.id.is_empty(),
+        "x509" => distinguished_name::is_valid(&id.id),
         "sasl" => is_kerberos_name(&id.id),
         _ => false,
     }
 }
 
-/// `primary`, `primary@REALM` or `primary/instance@REALM`.
+/// `primary@REALM` or `primary/instance@REALM`, any part of it empty; any text without a realm.
 fn is_kerberos_name(name: &str) -> bool {
     match name.split_once('@') {
-        None => !name.is_empty(),
+        None => true,
         Some((principal, realm)) => !realm.contains(['@', '/']) && principal.matches('/').count() <= 1,
     }
 }
@@ -94,10 +94,10 @@ impl Network {
             Some((address, bits)) => (address, Some(bits)),
             None => (text, None),
         };
-        let address: IpAddr = address.parse().ok()?;
+        let address = parse_address(address)?;
         let width = if address.is_ipv4() { 32 } else { 128 };
         let bits = match bits {
-            Some(bits) => bits.parse().ok().filter(|bits| *bits <= width)?,
+            Some(bits) => parse_java_byte(bits).filter(|bits| *bits <= width)?,
             None => width,
         };
         Some(Network { address, bits })
@@ -116,6 +116,23 @@ impl Network {
     }
 }
 
+/// As ZooKeeper reads addresses: octets may have zeros and a sign in front, IPv6 has no octets at its end.
+fn parse_address(text: &str) -> Option<IpAddr> {
+    if text.contains(':') {
+        return if text.contains('.') { None } else { text.parse().ok() };
+    }
+    let mut octets = text.split('.').map(parse_java_byte);
+    let mut next = || octets.next().flatten();
+    let address = IpAddr::from([next()?, next()?, next()?, next()?]);
+    octets.next().is_none().then_some(address)
+}
+
+/// A number from 0 to 255 as Java's `Integer.parseInt` takes it.
+fn parse_java_byte(text: &str) -> Option<u8> {
+    let number: i32 = text.parse().ok()?;
+    u8::try_from(number).ok()
+}
+
 /// Whether one of `ids` is whom a line means.
 fn matches(scheme: &str, id: &str, ids: &[Id]) -> bool {
     match scheme {
@@ -125,6 +142,8 @@ fn matches(scheme: &str, id: &str, ids: &[Id]) -> bool {
                 .filter(|held| held.scheme == "ip")
                 .any(|held| held.id.parse().is_ok_and(|address: IpAddr| network.contains(address.to_canonical())))
         }),
+        // ZooKeeper's one name with a meaning: the SASL user `super` is every SASL user.
+        "sasl" => ids.iter().any(|held| held.scheme == scheme && (held.id == id || held.id == "super")),
         _ => ids.iter().any(|held| held.scheme == scheme && held.id == id),
     }
 }
@@ -234,6 +253,14 @@ mod tests {
             ("ip", "::1"),
             ("ip", "fe80::/128"),
             ("x509", "CN=bob"),
+            ("ip", "010.0.0.1"),
+            ("ip", "+1.2.3.4"),
+            ("ip", "1.2.3.4/+8"),
+            ("ip", "0:0:0:0:0:0:0:1/128"),
+            ("sasl", ""),
+            ("sasl", "a/b/c"),
+            ("sasl", "a@"),
+            ("sasl", "/b@R"),
             ("sasl", "bob"),
             ("sasl", "bob@REALM"),
             ("sasl", "zk/host@REALM"),
@@ -257,8 +284,14 @@ mod tests {
             ("ip", "10.0.0.0/"),
             ("ip", "::/129"),
             ("ip", "host"),
+            ("ip", "1.2.3"),
+            ("ip", "1.2.3.4.5"),
+            ("ip", "1.2.3.-4"),
+            ("ip", "::ffff:1.2.3.4"),
+            ("ip", "10.0.0.0/-1"),
+            ("ip", ""),
             ("x509", ""),
-            ("sasl", ""),
+            ("x509", "bob"),
             ("sasl", "a@b@c"),
             ("sasl", "a/b/c@R"),
             ("sasl", "a@b/c"),
@@ -283,6 +316,8 @@ mod tests {
             ("10.0.0.0/8", "::ffff:10.9.9.9", true),
             ("fe80::/10", "fe80::1", true),
             ("fe80::/10", "10.0.0.1", false),
+            ("::1", "0:0:0:0:0:0:0:1", true),
+            ("010.1.2.3", "10.1.2.3", true),
             ("::/0", "::1", true),
             ("10.0.0.1", "not an address", false),
         ] {
@@ -299,6 +334,14 @@ mod tests {
         assert_eq!(fix_up(Some(&list), &ids[..2]), Err(ErrorCode::InvalidAcl));
         assert_eq!(fix_up(None, &ids), Err(ErrorCode::InvalidAcl));
         assert_eq!(fix_up(Some(&[]), &ids), Err(ErrorCode::InvalidAcl));
+    }
+
+    #[test]
+    fn the_sasl_user_super_is_every_sasl_user_and_nobody_else() {
+        let held = [Id::new("sasl", "super")];
+        assert!(matches("sasl", "bob", &held) && matches("sasl", "super", &held));
+        assert!(!matches("digest", "super", &held) && !matches("x509", "CN=bob", &held));
+        assert!(!matches("sasl", "super", &[Id::new("sasl", "bob")]));
     }
 
     #[test]

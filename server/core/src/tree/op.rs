@@ -301,4 +301,6 @@ pub enum Answer {
     Count(u64),
     /// Who am I.
     Ids(Vec<Id>),
+    /// SASL: the server's token; `None` where it has nothing to say.
+    Token(Option<Bytes>),
 }

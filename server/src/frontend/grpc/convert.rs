@@ -178,6 +178,7 @@ pub fn opcode_of(request: &ClientRequest) -> i32 {
         ClientRequest::SetWatches(_) => opcode::SET_WATCHES2,
         ClientRequest::Sync => opcode::SYNC,
         ClientRequest::AddAuth { .. } => opcode::AUTH,
+        ClientRequest::Sasl { .. } => opcode::SASL,
         ClientRequest::WhoAmI => opcode::WHO_AM_I,
         ClientRequest::Ping => opcode::PING,
         ClientRequest::CloseSession { .. } => opcode::CLOSE_SESSION,
@@ -223,6 +224,8 @@ pub fn reply(id: u64, zxid: Zxid, result: Result<Answer, ErrorCode>) -> pb::Repl
             (0, Some(Body::Count(pb::Count { count: i64::try_from(count).unwrap_or(i64::MAX) })))
         }
         Ok(Answer::Ids(ids)) => (0, Some(Body::Ids(pb::Ids { ids: ids.into_iter().map(id_of).collect() }))),
+        // No request of this protocol asks for one.
+        Ok(Answer::Token(_)) => (ErrorCode::Unimplemented.code(), None),
     };
     pb::Reply { kind: Some(pb::reply::Kind::Answer(pb::Answer { id, zxid: zxid.0, error, body })) }
 }
@@ -322,6 +325,7 @@ pub fn weight(result: &Result<Answer, ErrorCode>) -> usize {
             Answer::MultiFailed { ops, .. } => ops * 16,
             Answer::Acl { acl, .. } => acl.iter().map(|acl| acl.id.scheme.len() + acl.id.id.len() + 16).sum(),
             Answer::Ids(ids) => ids.iter().map(|id| id.scheme.len() + id.id.len() + 8).sum(),
+            Answer::Token(token) => token.as_ref().map_or(0, bytes::Bytes::len),
             Answer::Done | Answer::Stat(_) | Answer::Count(_) => 0,
         }
     }

@@ -22,7 +22,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::convert;
 use crate::frontend::wire::stats::{Access, ConnectionStats, FrontendStats, Turn};
-use crate::frontend::{ConnectRefused, ConnectRequest, Connected, Connection, Frontend};
+use crate::frontend::{ConnectRefused, ConnectRequest, Connected, Connection, Frontend, Peer};
 
 /// The largest message taken from a client, in bytes.
 pub const REQUEST_MESSAGE_MAX: usize = 4 * 1024 * 1024;
@@ -48,7 +48,7 @@ const STALL_MAX: Duration = Duration::from_secs(20);
 
 /// The gRPC service over a server's door.
 ///
-/// The client's address is taken from a [`SocketAddr`] in the request's extensions, else from tonic's own connect info.
+/// Who the client is is taken from a [`Peer`] in the request's extensions, else its address from tonic's own connect info.
 pub fn service(frontend: Frontend, stats: Arc<FrontendStats>) -> CorralServer<GrpcService<Frontend>> {
     serve(frontend, stats)
 }
@@ -116,8 +116,11 @@ impl<D: Door> Corral for GrpcService<D> {
         &self,
         request: Request<Streaming<pb::ClientMessage>>,
     ) -> Result<Response<Self::SessionStream>, Status> {
-        let remote = request.extensions().get::<SocketAddr>().copied().or_else(|| request.remote_addr());
-        let remote = remote.unwrap_or_else(|| SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)));
+        let peer = request.extensions().get::<Peer>().cloned().unwrap_or_else(|| {
+            let remote = request.remote_addr().unwrap_or_else(|| SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)));
+            Peer { remote, identities: Vec::new() }
+        });
+        let remote = peer.remote;
         let (outbound, replies) = mpsc::channel(OUTBOUND_MESSAGES);
         let door = self.door.clone();
         let registration = self.stats.register(remote);
@@ -125,7 +128,7 @@ impl<D: Door> Corral for GrpcService<D> {
         tokio::spawn(async move {
             let gone = outbound.clone();
             tokio::select! {
-                () = session(door, request.into_inner(), &outbound, &registration) => {}
+                () = session(door, request.into_inner(), &outbound, peer, &registration) => {}
                 () = gone.closed() => tracing::debug!(%remote, "the client is gone"),
             }
         });
@@ -138,10 +141,11 @@ async fn session<D: Door>(
     door: D,
     mut inbound: Streaming<pb::ClientMessage>,
     outbound: &Outbound,
+    peer: Peer,
     stats: &ConnectionStats,
 ) {
-    let remote = stats.remote();
-    let request = match hello(&mut inbound, remote).await {
+    let remote = peer.remote;
+    let request = match hello(&mut inbound, peer).await {
         Ok(request) => request,
         Err(closed) => return close(outbound, closed, remote).await,
     };
@@ -165,7 +169,7 @@ async fn session<D: Door>(
 }
 
 /// The first message.
-async fn hello(inbound: &mut Streaming<pb::ClientMessage>, remote: SocketAddr) -> Result<ConnectRequest, pb::Closed> {
+async fn hello(inbound: &mut Streaming<pb::ClientMessage>, peer: Peer) -> Result<ConnectRequest, pb::Closed> {
     let first = match tokio::time::timeout(HELLO_WAIT, inbound.message()).await {
         Ok(Ok(Some(message))) => message.message,
         Ok(Ok(None)) => return Err(protocol("the stream ended before its first message")),
@@ -182,7 +186,7 @@ async fn hello(inbound: &mut Streaming<pb::ClientMessage>, remote: SocketAddr) -
         timeout_ms: i32::try_from(connect.timeout_ms).unwrap_or(i32::MAX),
         last_zxid_seen: Zxid(connect.last_zxid_seen),
         protocol: Protocol::Grpc,
-        remote,
+        peer,
     })
 }
 
@@ -318,6 +322,13 @@ impl<L: Link> Conversation<'_, L> {
         }) {
             match outgoing {
                 Outgoing::Reply { cookie, zxid, result } => {
+                    if result == Err(ErrorCode::SessionClosedRequireSaslAuth) {
+                        // No reply: a write without one is not counted, and can be made again by a client who is known.
+                        let reason = pb::closed::Reason::AuthRequired.into();
+                        let text = "this ensemble demands a proven identity".to_owned();
+                        closed = Some(pb::Closed { reason, text });
+                        break;
+                    }
                     if result == Err(ErrorCode::AuthFailed) {
                         let reason = pb::closed::Reason::AuthFailed.into();
                         closed = Some(pb::Closed { reason, text: "the identity was not proven".to_owned() });
@@ -556,7 +567,7 @@ mod tests {
         let seen = door.seen.lock()[0].clone();
         assert_eq!((seen.session, seen.password.as_slice(), seen.timeout_ms), (SessionId(5), b"pw".as_slice(), 9_000));
         assert_eq!(
-            (seen.last_zxid_seen, seen.protocol, seen.remote.ip().is_loopback()),
+            (seen.last_zxid_seen, seen.protocol, seen.peer.remote.ip().is_loopback()),
             (Zxid(70), Protocol::Grpc, true)
         );
     }

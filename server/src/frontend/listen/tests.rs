@@ -65,7 +65,7 @@ fn start(options: ListenOptions) -> Rig {
     let listener = bind("127.0.0.1:0".parse().unwrap(), None).unwrap();
     let address = listener.local_addr().unwrap();
     let stop = CancellationToken::new();
-    let task = tokio::spawn(inner.serve(listener, stop.clone()));
+    let task = tokio::spawn(inner.serve(listener, Port::Plain, stop.clone()));
     Rig { address, stats, incoming, stop, task }
 }
 
@@ -158,7 +158,7 @@ async fn http2_comes_out_whole_and_counts_as_a_connection() {
     let mut seen = vec![0; preface.len()];
     timeout(WAIT, served.read_exact(&mut seen)).await.unwrap().unwrap();
     assert_eq!(seen, preface);
-    assert_eq!(served.connect_info().remote_addr(), Some(client.local_addr().unwrap()));
+    assert_eq!(served.connect_info().remote, client.local_addr().unwrap());
     served.write_all(b"answer").await.unwrap();
     let mut answer = [0; 6];
     timeout(WAIT, client.read_exact(&mut answer)).await.unwrap().unwrap();
@@ -230,7 +230,7 @@ proptest! {
                 let mut piece = AsyncReadExt::take(&mut pieces, cut as u64);
                 let _ = sniff(&mut piece, &mut prefix).await;
             }
-            let mut stream = PrefixedStream { prefix, inner: pieces, _admitted: None };
+            let mut stream = PrefixedStream { prefix, inner: pieces };
             let mut seen = Vec::new();
             stream.read_to_end(&mut seen).await.unwrap();
             assert_eq!(seen, whole);

@@ -10,7 +10,6 @@
 use std::collections::VecDeque;
 use std::future::Future;
 use std::io;
-use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::time::Duration;
 
@@ -25,7 +24,7 @@ use tokio::time::{Instant, Sleep, sleep_until, timeout, timeout_at};
 use super::request::{self, Form, HangUp};
 use super::response::{self, Next};
 use super::stats::{Access, ConnectionStats};
-use crate::frontend::{ConnectRefused, ConnectRequest, Connected, Connection, Frontend};
+use crate::frontend::{ConnectRefused, ConnectRequest, Connected, Connection, Frontend, Peer};
 
 /// Requests handed in at once. More of them in one read become several batches, with a chance to send in between.
 const BATCH_REQUESTS_MAX: usize = 1024;
@@ -184,7 +183,7 @@ pub(crate) async fn serve<R, W, D>(
     reader: R,
     mut writer: W,
     received: BytesMut,
-    remote: SocketAddr,
+    peer: Peer,
     door: &D,
     options: &WireOptions,
     stats: &ConnectionStats,
@@ -195,7 +194,7 @@ where
     D: Door,
 {
     let mut source = Source { reader, buffer: received, chunk: READ_BYTES_MIN, max_frame: options.max_frame_bytes };
-    let end = converse(&mut source, &mut writer, remote, door, options, stats).await;
+    let end = converse(&mut source, &mut writer, peer, door, options, stats).await;
     if end.has_last_words() {
         source.linger(&mut writer).await;
     }
@@ -205,7 +204,7 @@ where
 async fn converse<R, W, D>(
     source: &mut Source<R>,
     writer: &mut W,
-    remote: SocketAddr,
+    peer: Peer,
     door: &D,
     options: &WireOptions,
     stats: &ConnectionStats,
@@ -216,7 +215,7 @@ where
     D: Door,
 {
     let deadline = Instant::now() + options.handshake_timeout;
-    let (wanted, read_only) = match timeout_at(deadline, source.connect_request(remote)).await {
+    let (wanted, read_only) = match timeout_at(deadline, source.connect_request(peer)).await {
         Ok(Ok(request)) => request,
         Ok(Err(end)) => return end,
         Err(_) => return End::NoHandshake,
@@ -307,7 +306,7 @@ impl<R: AsyncRead + Unpin> Source<R> {
     }
 
     /// The first frame, and its read-only byte, if it has one.
-    async fn connect_request(&mut self, remote: SocketAddr) -> Result<(ConnectRequest, Option<bool>), End> {
+    async fn connect_request(&mut self, peer: Peer) -> Result<(ConnectRequest, Option<bool>), End> {
         let payload = loop {
             match frame::split(&mut self.buffer, self.max_frame)? {
                 Some(payload) => break payload,
@@ -322,7 +321,7 @@ impl<R: AsyncRead + Unpin> Source<R> {
             read_only: request.read_only == Some(true),
             last_zxid_seen: Zxid::from_i64(request.last_zxid_seen),
             protocol: Protocol::Wire,
-            remote,
+            peer,
         };
         Ok((wanted, request.read_only))
     }

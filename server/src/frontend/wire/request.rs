@@ -40,7 +40,7 @@ pub enum Form {
     Closed,
     /// Header with zxid 0; an error ends the connection.
     Auth,
-    /// "No SASL here": header with zxid 0, null token.
+    /// Header with zxid 0 and a token; an error has a null token and ends the connection.
     Sasl,
     /// Error -6 with zxid -1, then the end of the connection.
     Unimplemented,
@@ -194,8 +194,7 @@ fn translate(request: Request) -> Result<(Form, ClientRequest), HangUp> {
         Request::SetWatches(watches) | Request::SetWatches2(watches) => {
             (Form::Header, ClientRequest::SetWatches(set_watches(watches)))
         }
-        // Nothing is asked of the session, but the answer has its turn, as a ping has.
-        Request::Sasl { token: Some(_) } => (Form::Sasl, ClientRequest::Ping),
+        Request::Sasl { token: Some(token) } => (Form::Sasl, ClientRequest::Sasl { token }),
         Request::Sasl { token: None } => return Err(HangUp::BadSasl),
         Request::GetEphemerals { prefix } => (Form::Paths, read(ReadOp::GetEphemerals { prefix }, false)),
         Request::GetAllChildrenNumber { path } => (Form::Count, read(ReadOp::CountDescendants { path }, false)),
@@ -455,9 +454,9 @@ mod tests {
     }
 
     #[test]
-    fn sasl_is_answered_in_its_turn_as_not_configured() {
+    fn sasl_tokens_go_to_the_session() {
         let asked = raw(opcode::SASL, &[0, 0, 0, 1, 7]).unwrap();
-        assert_eq!((asked.form, asked.request), (Form::Sasl, ClientRequest::Ping));
+        assert_eq!((asked.form, asked.request), (Form::Sasl, ClientRequest::Sasl { token: Bytes::from_static(&[7]) }));
     }
 
     #[test]

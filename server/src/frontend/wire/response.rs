@@ -31,16 +31,22 @@ pub fn reply(xid: i32, form: Form, zxid: Zxid, result: Result<Answer, ErrorCode>
         form => form,
     };
     let xid = if form == Form::Ping { opcode::XID_PING } else { xid };
+    // Whoever must prove who it is first is told so in place of any answer (wire 6.5).
+    let barred = result == Err(ErrorCode::SessionClosedRequireSaslAuth);
     let zxid = match form {
         Form::Auth | Form::Sasl => 0,
+        _ if barred => 0,
         Form::Unimplemented => -1,
         _ => zxid.as_i64(),
     };
     let next = match (&form, &result) {
-        (Form::Unimplemented, _) | (Form::Auth, Err(_)) => Next::Close,
+        (Form::Unimplemented, _) | (Form::Auth | Form::Sasl, Err(_)) => Next::Close,
+        _ if barred => Next::Close,
         _ => Next::Open,
     };
-    let body = if form == Form::MultiReadRefused {
+    let body = if let (Form::Sasl, Err(code)) = (&form, &result) {
+        Err((*code, Some(Response::Token(None))))
+    } else if form == Form::MultiReadRefused && !barred {
         Err((ErrorCode::MarshallingError, Some(Response::Multi(Vec::new()))))
     } else {
         result.and_then(|answer| body(form, answer)).map_err(|code| (code, None))
@@ -67,7 +73,7 @@ pub fn event(shared: &SharedEvent, out: &mut BytesMut) {
 fn body(form: Form, answer: Answer) -> Result<Response, ErrorCode> {
     Ok(match (form, answer) {
         (Form::Header | Form::Ping | Form::Closed | Form::Auth, Answer::Done) => Response::Empty,
-        (Form::Sasl, _) => Response::Token(None),
+        (Form::Sasl, Answer::Token(token)) => Response::Token(token),
         (Form::Path, Answer::Created { path, .. }) => Response::Path(path),
         (Form::PathStat, Answer::Created { path, stat }) => Response::PathStat { path, stat },
         (Form::Stat, Answer::Stat(stat)) => Response::Stat(stat),
@@ -239,10 +245,27 @@ mod tests {
     }
 
     #[test]
-    fn sasl_is_not_configured() {
-        let (header, mut body, next) = get(Form::Sasl, Ok(Answer::Done));
-        assert_eq!((header, next), (ReplyHeader { xid: 9, zxid: 0, err: 0 }, Next::Open));
-        assert_eq!(Response::decode(opcode::SASL, &mut body), Ok(Response::Token(None)));
+    fn sasl_replies_are_a_token_with_zxid_zero_and_failure_closes_with_a_null_one() {
+        for token in [None, Some(Bytes::from_static(b"rspauth=0"))] {
+            let (header, mut body, next) = get(Form::Sasl, Ok(Answer::Token(token.clone())));
+            assert_eq!((header, next), (ReplyHeader { xid: 9, zxid: 0, err: 0 }, Next::Open));
+            assert_eq!(Response::decode(opcode::SASL, &mut body), Ok(Response::Token(token)));
+        }
+        for code in [ErrorCode::AuthFailed, ErrorCode::SessionClosedRequireSaslAuth] {
+            let (header, mut body, next) = get(Form::Sasl, Err(code));
+            assert_eq!((header, next), (ReplyHeader { xid: 9, zxid: 0, err: code.code() }, Next::Close));
+            assert_eq!(Response::decode(opcode::SASL, &mut body), Ok(Response::Token(None)));
+        }
+    }
+
+    #[test]
+    fn whoever_must_authenticate_first_is_told_so_in_place_of_any_answer() {
+        for form in [Form::Data, Form::Ping, Form::Closed, Form::Unimplemented, Form::MultiReadRefused] {
+            let xid = if form == Form::Ping { -2 } else { 9 };
+            let (header, body, next) = get(form, Err(ErrorCode::SessionClosedRequireSaslAuth));
+            assert_eq!((header, next), (ReplyHeader { xid, zxid: 0, err: -124 }, Next::Close));
+            assert_eq!(body.remaining(), 0);
+        }
     }
 
     #[test]

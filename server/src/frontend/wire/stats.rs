@@ -340,6 +340,9 @@ pub struct FrontendStats {
     received: AtomicU64,
     sent: AtomicU64,
     rejected: AtomicU64,
+    tls_under_way: AtomicU64,
+    tls_refused: AtomicU64,
+    tls_failed: AtomicU64,
     connects: AtomicU64,
     too_large: AtomicU64,
     bytes_received: AtomicU64,
@@ -360,6 +363,9 @@ impl FrontendStats {
             received: AtomicU64::new(0),
             sent: AtomicU64::new(0),
             rejected: AtomicU64::new(0),
+            tls_under_way: AtomicU64::new(0),
+            tls_refused: AtomicU64::new(0),
+            tls_failed: AtomicU64::new(0),
             connects: AtomicU64::new(0),
             too_large: AtomicU64::new(0),
             bytes_received: AtomicU64::new(0),
@@ -398,6 +404,22 @@ impl FrontendStats {
         Registration { stats }
     }
 
+    /// Counts a TLS handshake as under way until the guard goes.
+    pub fn tls_begun(&self) -> HandshakeGuard<'_> {
+        self.tls_under_way.fetch_add(1, Relaxed);
+        HandshakeGuard(self)
+    }
+
+    /// Counts a TLS handshake that was not begun.
+    pub fn tls_refused(&self) {
+        self.tls_refused.fetch_add(1, Relaxed);
+    }
+
+    /// Counts a TLS handshake that failed.
+    pub fn tls_failed(&self) {
+        self.tls_failed.fetch_add(1, Relaxed);
+    }
+
     /// A connection was closed at once because there were too many.
     pub fn reject(&self) {
         self.rejected.fetch_add(1, Relaxed);
@@ -429,6 +451,9 @@ impl FrontendStats {
             received: self.received.load(Relaxed),
             sent: self.sent.load(Relaxed),
             rejected: self.rejected.load(Relaxed),
+            tls_under_way: self.tls_under_way.load(Relaxed),
+            tls_refused: self.tls_refused.load(Relaxed),
+            tls_failed: self.tls_failed.load(Relaxed),
             connects: self.connects.load(Relaxed),
             too_large: self.too_large.load(Relaxed),
             bytes_received: self.bytes_received.load(Relaxed),
@@ -444,6 +469,16 @@ impl FrontendStats {
     }
 }
 
+/// A TLS handshake under way.
+#[derive(Debug)]
+pub struct HandshakeGuard<'a>(&'a FrontendStats);
+
+impl Drop for HandshakeGuard<'_> {
+    fn drop(&mut self) {
+        self.0.tls_under_way.fetch_sub(1, Relaxed);
+    }
+}
+
 /// What [`FrontendStats`] knows, copied.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Traffic {
@@ -453,6 +488,12 @@ pub struct Traffic {
     pub sent: u64,
     /// Connections closed at once because there were too many.
     pub rejected: u64,
+    /// TLS handshakes under way.
+    pub tls_under_way: u64,
+    /// TLS handshakes that were not begun because of those under way.
+    pub tls_refused: u64,
+    /// TLS handshakes that failed.
+    pub tls_failed: u64,
     /// Handshakes that were answered.
     pub connects: u64,
     /// Connections ended by a request that was too large.
@@ -484,6 +525,9 @@ impl Default for Traffic {
             received: 0,
             sent: 0,
             rejected: 0,
+            tls_under_way: 0,
+            tls_refused: 0,
+            tls_failed: 0,
             connects: 0,
             too_large: 0,
             bytes_received: 0,

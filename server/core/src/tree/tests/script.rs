@@ -548,6 +548,7 @@ fn write_result(out: &mut String, result: &Result<Answer, ErrorCode>) {
         Ok(Answer::Paths(paths)) => format!("[{}]", paths.join(", ")),
         Ok(Answer::Count(count)) => count.to_string(),
         Ok(Answer::Ids(ids)) => format!("{ids:?}"),
+        Ok(Answer::Token(token)) => data_text(token),
     };
     let _ = writeln!(out, "{text}");
 }

@@ -126,13 +126,14 @@ impl Setup {
         let options = self.options;
         let task = tokio::spawn(async move {
             let (reader, writer) = tokio::io::split(server);
-            serve(reader, writer, BytesMut::new(), remote(), &door, &options, &registration).await
+            let peer = Peer { remote: remote(), identities: Vec::new() };
+            serve(reader, writer, BytesMut::new(), peer, &door, &options, &registration).await
         });
         Rig { stream, buffer: BytesMut::new(), batches, replies, asked, stats, task }
     }
 }
 
-fn remote() -> SocketAddr {
+fn remote() -> std::net::SocketAddr {
     "127.0.0.1:5".parse().unwrap()
 }
 
@@ -227,7 +228,7 @@ async fn the_handshake_carries_everything_both_ways() {
         assert_eq!(response.read_only, read_only.map(|_| false));
         let asked = rig.asked.recv().await.unwrap();
         assert_eq!((asked.session, asked.timeout_ms, asked.last_zxid_seen), (SessionId::NONE, 30_000, Zxid(0x22)));
-        assert_eq!((asked.password, asked.protocol, asked.remote), (vec![0; 16], Protocol::Wire, remote()));
+        assert_eq!((asked.password, asked.protocol, asked.peer.remote), (vec![0; 16], Protocol::Wire, remote()));
         assert_eq!(rig.stats.report().clients[0].session, SESSION);
     }
 }
