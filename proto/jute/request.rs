@@ -777,6 +777,26 @@ mod tests {
         }
 
         #[test]
+        fn a_damaged_request_is_read_as_another_or_refused(
+            request in request(),
+            faults in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..5),
+            opcode in prop_oneof![Just(None), proptest::sample::select(&OPCODES[..]).prop_map(Some)],
+        ) {
+            let mut bytes = body(&request).to_vec();
+            for (at, byte) in faults {
+                if !bytes.is_empty() {
+                    let at = at.index(bytes.len());
+                    bytes[at] = byte;
+                }
+            }
+            let opcode = opcode.unwrap_or(request.opcode());
+            if let Ok(other) = decode(opcode, bytes) {
+                // What it was read as has an encoding, which says the same.
+                prop_assert_eq!(decode(opcode, body(&other).to_vec()), Ok(other));
+            }
+        }
+
+        #[test]
         fn a_body_cut_anywhere_is_refused(request in request(), cut in any::<prop::sample::Index>()) {
             let whole = body(&request);
             prop_assume!(!whole.is_empty());

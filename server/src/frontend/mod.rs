@@ -475,7 +475,7 @@ impl Connection {
     /// Proofs that name somebody add to the connection; `ip` succeeds and adds nothing (wire 6.4).
     fn add_auth(&self, scheme: &str, auth: &[u8]) -> Step {
         match scheme {
-            "digest" | "super" => {
+            "digest" => {
                 self.identify(digest::identities(auth, self.node.options.super_digest.as_deref()), Answer::Done)
             }
             "ip" => Step::Answer(Ok(Answer::Done)),

@@ -139,6 +139,11 @@ impl Ensemble {
         rustix::process::kill_process(rustix::process::Pid::from_child(process), signal).expect("the process is ours");
     }
 
+    /// The process of a running server.
+    pub fn pid(&self, id: u64) -> u32 {
+        self.members[&id].process.as_ref().expect("it runs").id()
+    }
+
     /// Whether the process is there.
     pub fn is_running(&mut self, id: u64) -> bool {
         let member = self.member(id);

@@ -25,7 +25,8 @@ pub struct Asked {
 impl Asked {
     /// Whether nothing that follows it on the connection is read.
     pub fn is_last(&self) -> bool {
-        matches!(self.form, Form::Unimplemented | Form::Closed)
+        let refused = matches!(self.request, ClientRequest::Refuse(_));
+        matches!(self.form, Form::Unimplemented | Form::Closed) || (refused && self.form == Form::Auth)
     }
 }
 
@@ -187,6 +188,10 @@ fn translate(request: Request) -> Result<(Form, ClientRequest), HangUp> {
             1 => (Form::WatchAdded, ClientRequest::AddWatch { path, kind: WatchKind::PersistentRecursive }),
             _ => undecodable(),
         },
+        // Nobody proves anything with nothing, not even an empty name.
+        Request::Auth { kind: _, scheme, auth: None } if scheme == "digest" => {
+            (Form::Auth, ClientRequest::Refuse(ErrorCode::AuthFailed))
+        }
         Request::Auth { kind: _, scheme, auth } => {
             let auth = auth.map(|auth| auth.to_vec()).unwrap_or_default();
             (Form::Auth, ClientRequest::AddAuth { scheme, auth })
@@ -196,7 +201,14 @@ fn translate(request: Request) -> Result<(Form, ClientRequest), HangUp> {
         }
         Request::Sasl { token: Some(token) } => (Form::Sasl, ClientRequest::Sasl { token }),
         Request::Sasl { token: None } => return Err(HangUp::BadSasl),
-        Request::GetEphemerals { prefix } => (Form::Paths, read(ReadOp::GetEphemerals { prefix }, false)),
+        Request::GetEphemerals { prefix } => {
+            // What Java takes for blank around it, or for blank, means all of them.
+            let prefix = match prefix.trim_matches(|c| c <= ' ') {
+                "" | "/" => String::new(),
+                _ => prefix,
+            };
+            (Form::Paths, read(ReadOp::GetEphemerals { prefix }, false))
+        }
         Request::GetAllChildrenNumber { path } => (Form::Count, read(ReadOp::CountDescendants { path }, false)),
         Request::WhoAmI => (Form::Identities, ClientRequest::WhoAmI),
         Request::List(list) => {
@@ -234,7 +246,8 @@ fn read(op: ReadOp, watch: bool) -> ClientRequest {
 fn create_mode(op: CreateOp, flags: i32) -> Result<CreateMode, ErrorCode> {
     let mode = CreateMode::from_flags(flags).ok_or(ErrorCode::BadArguments)?;
     let fits = match op {
-        CreateOp::Create | CreateOp::Create2 => !mode.is_ttl(),
+        // A mode that needs a TTL goes on without one: whether there are such modes at all is asked first, later.
+        CreateOp::Create | CreateOp::Create2 => true,
         CreateOp::Container => mode == CreateMode::Container,
         CreateOp::Ttl => mode.is_ttl(),
         CreateOp::IfNotExists => !mode.is_ttl() && mode != CreateMode::Container,
@@ -246,16 +259,20 @@ fn new_znode(create: jute::Create, mode: CreateMode) -> op::Create {
     op::Create { path: create.path, data: create.data, acl: create.acl, mode, ttl_ms: create.ttl_ms }
 }
 
-/// A multi. Unknown flags and null ACL lists make the whole of it undecodable; every other fault belongs to its
-/// operation (wire 3.4).
+/// A multi. Unknown flags, TTL flags without a TTL, and null ACL lists without one make the whole of it undecodable;
+/// every other fault belongs to its operation (wire 3.4).
 fn multi(ops: Vec<Request>) -> (Form, ClientRequest) {
     let mut forms = Vec::with_capacity(ops.len());
     let mut list = Vec::with_capacity(ops.len());
     for op in ops {
         let (form, op) = match op {
             Request::Create(create) => {
-                if create.acl.is_none() || CreateMode::from_flags(create.flags).is_none() {
-                    return undecodable();
+                // Without a place for a time to live, a mode that needs one is none; with it, a null list is the
+                // operation's own fault. So ZooKeeper's decoder happens to see it.
+                let takes_ttl = create.op == CreateOp::Ttl;
+                match CreateMode::from_flags(create.flags) {
+                    Some(mode) if takes_ttl || (create.acl.is_some() && !mode.is_ttl()) => {}
+                    _ => return undecodable(),
                 }
                 let form = match create.op {
                     CreateOp::Create if create.flags != CreateMode::Container.flags() => MultiForm::Create,
@@ -382,7 +399,7 @@ mod tests {
     #[test]
     fn each_create_takes_only_the_flags_that_fit() {
         let all = [CreateOp::Create, CreateOp::Create2, CreateOp::Container, CreateOp::Ttl];
-        let fitting: [&[i32]; 4] = [&[0, 1, 2, 3, 4], &[0, 1, 2, 3, 4], &[4], &[5, 6]];
+        let fitting: [&[i32]; 4] = [&[0, 1, 2, 3, 4, 5, 6], &[0, 1, 2, 3, 4, 5, 6], &[4], &[5, 6]];
         for (op, fitting) in all.into_iter().zip(fitting) {
             for flags in -1..9 {
                 let asked = ask(&create(op, flags)).unwrap();
@@ -451,6 +468,26 @@ mod tests {
         assert_eq!(raw(opcode::AUTH, &[0, 0]), Err(HangUp::BadAuth));
         assert_eq!(raw(opcode::SASL, &[0, 0]), Err(HangUp::BadSasl));
         assert_eq!(raw(opcode::SASL, &[0xff; 4]), Err(HangUp::BadSasl));
+    }
+
+    #[test]
+    fn a_blank_prefix_of_ephemerals_means_all() {
+        for (prefix, meant) in [("", ""), ("/", ""), (" /\t", ""), ("\0", ""), ("/a", "/a"), (" /a ", " /a ")] {
+            let asked = ask(&Request::GetEphemerals { prefix: prefix.into() }).unwrap();
+            assert_eq!(asked.request, read(ReadOp::GetEphemerals { prefix: meant.into() }, false), "{prefix:?}");
+        }
+    }
+
+    #[test]
+    fn a_digest_of_nothing_is_no_proof_and_one_of_empty_text_is() {
+        let auth = |scheme: &str, auth: Option<&'static [u8]>| {
+            ask(&Request::Auth { kind: 0, scheme: scheme.into(), auth: auth.map(Bytes::from_static) })
+        };
+        assert!(auth("digest", None).unwrap().is_last(), "nothing behind it is done");
+        assert_eq!(refused(auth("digest", None)), (Form::Auth, ErrorCode::AuthFailed));
+        for (scheme, proof) in [("digest", Some(&b""[..])), ("ip", None)] {
+            assert!(matches!(auth(scheme, proof).unwrap().request, ClientRequest::AddAuth { .. }), "{scheme}");
+        }
     }
 
     #[test]
@@ -535,13 +572,28 @@ mod tests {
 
     #[test]
     fn a_misfit_in_a_multi_fails_in_its_place_as_bad_arguments() {
-        for misfit in [create(CreateOp::Create, 5), create(CreateOp::Ttl, 0), create(CreateOp::Container, 0)] {
+        for misfit in [create(CreateOp::Ttl, 0), create(CreateOp::Container, 0)] {
             let before = Request::Check { path: "/b".into(), version: 1 };
             let asked = ask(&Request::Multi(vec![before, misfit])).unwrap();
             let ClientRequest::Write { op: WriteOp::Multi(ops), .. } = asked.request else { panic!("no multi") };
             let MultiOp::Create(znode) = &ops[1] else { panic!("no create") };
             assert_eq!((znode.path.as_str(), znode.mode), ("", CreateMode::Persistent));
         }
+    }
+
+    #[test]
+    fn ttl_flags_without_a_ttl_spoil_a_multi_and_a_null_acl_with_one_does_not() {
+        for op in [CreateOp::Create, CreateOp::Create2, CreateOp::Container] {
+            for flags in [5, 6] {
+                let asked = ask(&Request::Multi(vec![create(op, flags)]));
+                assert_eq!(refused(asked), (Form::Header, ErrorCode::MarshallingError), "{op:?} {flags}");
+            }
+        }
+        let Request::Create(mut znode) = create(CreateOp::Ttl, 5) else { unreachable!() };
+        znode.acl = None;
+        let asked = ask(&Request::Multi(vec![Request::Create(znode)])).unwrap();
+        let ClientRequest::Write { op: WriteOp::Multi(ops), .. } = asked.request else { panic!("no multi") };
+        assert!(matches!(&ops[0], MultiOp::Create(op::Create { acl: None, .. })));
     }
 
     #[test]
