@@ -2,6 +2,7 @@
 //! itself: checkpoints, flushes, opening an installed snapshot, scans for the leader.
 
 use std::path::PathBuf;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
