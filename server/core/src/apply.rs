@@ -228,7 +228,8 @@ impl<S: TreeStore> Apply<S> {
             watches: Mutex::default(),
             lanes: Lanes::default(),
         });
-        Apply { server, store, meta, shared, skip, batches: 0, persisted: Zxid::ZERO }
+        let persisted = store.persisted_meta().map_or(Zxid::ZERO, |meta| meta.applied);
+        Apply { server, store, meta, shared, skip, batches: 0, persisted }
     }
 
     /// What connection tasks hold.
@@ -268,6 +269,7 @@ impl<S: TreeStore> Apply<S> {
         let meta = meta_of(&view);
         assert!(meta.applied >= self.meta.applied, "a snapshot never takes the state back");
         self.store = store;
+        self.persisted = self.persisted.max(self.persisted());
         self.meta = meta.clone();
         self.publish(view, meta);
     }

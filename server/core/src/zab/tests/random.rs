@@ -567,7 +567,7 @@ fn planted_mistakes_are_found() {
         (Planted::CompletesEarly, &["I10", "I13", "I15", "P3", "P4", "P1"][..]),
         (Planted::ForgetsAnEntry, &["I9", "I6", "I13"]),
         (Planted::ForgetsThePromise, &["I11", "I6", "I2", "follow"]),
-        (Planted::BelievesAnEmptyFolder, &["I6", "I7", "I2", "I14", "I9"]),
+        (Planted::BelievesAnEmptyFolder, &["I1", "I6", "I7", "I2", "I14", "I9"]),
         (Planted::TrimsTooMuch, &["P27"]),
         (Planted::ExecutesTwice, &["I17", "I7"]),
         (Planted::AltersEntries, &["I3"]),
