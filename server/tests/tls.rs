@@ -90,7 +90,7 @@ async fn a_certificate_is_an_identity_in_both_protocols() {
     assert_eq!(two.get("/mine").await.unwrap_err().code(), Some(ErrorCode::NoAuth));
     let plain = Client::builder(rig.server.client_addr().to_string()).connect().await.unwrap();
     assert_eq!(plain.get("/mine").await.unwrap_err().code(), Some(ErrorCode::NoAuth));
-    assert_eq!(&one.get("/mine").await.unwrap().data.as_deref().unwrap_or_default()[..], b"secret");
+    assert_eq!(one.get("/mine").await.unwrap().data.as_deref(), Some(&b"secret"[..]));
     assert_eq!(secure_word(rig.secure, &tls, "ruok").await.unwrap(), "imok");
     let conf = word(rig.server.client_addr(), "conf").await;
     assert!(conf.contains("secureClientPort="), "{conf}");
@@ -104,7 +104,7 @@ async fn the_certificate_of_the_super_user_passes_every_permission() {
     let shut = CreateOptions::new(CreateMode::Persistent)
         .acl(vec![Acl { perms: perms::ALL, id: Id::new("x509", "CN=nobody") }]);
     admin.create("/shut", "data", shut).await.unwrap();
-    assert_eq!(&admin.get("/shut").await.unwrap().data.as_deref().unwrap_or_default()[..], b"data");
+    assert_eq!(admin.get("/shut").await.unwrap().data.as_deref(), Some(&b"data"[..]));
     let other = client(rig.secure, showing(&rig.authority, &rig.authority.sign("other"))).await.unwrap();
     assert_eq!(other.get("/shut").await.unwrap_err().code(), Some(ErrorCode::NoAuth));
     rig.server.stop().await;
@@ -166,7 +166,7 @@ async fn one_port_takes_both_where_ports_are_unified() {
     secure.create("/x", "1", CreateMode::Persistent).await.unwrap();
     assert_eq!(secure_word(plain_port, &trusting(&rig.authority), "ruok").await.unwrap(), "imok");
     let plain = Client::builder(plain_port.to_string()).connect().await.unwrap();
-    assert_eq!(&plain.get("/x").await.unwrap().data.as_deref().unwrap_or_default()[..], b"1");
+    assert_eq!(plain.get("/x").await.unwrap().data.as_deref(), Some(&b"1"[..]));
     assert_eq!(word(plain_port, "ruok").await, "imok");
     rig.server.stop().await;
 }

@@ -792,7 +792,14 @@ impl World {
         let position = process.apply.position();
         let meta = process.apply.meta().clone();
         let full = sample.then(|| process.apply.store().digest());
-        let persisted = applied.persisted;
+        // What the core is told may be older than the truth, never newer.
+        let persisted = process.apply.persisted();
+        crate::checks::ensure!(
+            applied.persisted <= persisted,
+            "I13 apply discipline",
+            "{:?} is said to be durable, {persisted:?} is",
+            applied.persisted
+        );
         self.history.on_digest(&meta, full)?;
         self.trace.mix(meta.digest);
         self.checks.on_executed(at.server, position, persisted)?;
