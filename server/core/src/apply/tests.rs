@@ -205,7 +205,7 @@ fn the_result_of_a_large_multi_is_kept_for_its_retry() {
         WriteOp::Multi((from..from + 15_000).map(op).collect())
     };
     let write = client.write(1, ops(0));
-    room.apply(&[write.clone()]);
+    room.apply(std::slice::from_ref(&write));
     let attach = Command::Attach { timeout_ms: 4_000, server: ME, nonce: 8, keeps_results: true };
     let again = room.join(1, Protocol::Grpc, attach);
     again.expects(1);

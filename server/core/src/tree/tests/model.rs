@@ -173,7 +173,7 @@ impl Model {
                 if session == 0 {
                     return Verdict::Executed(self.write(op, 0, &txn.ids));
                 }
-                if let Err(verdict) = self.turn(txn) {
+                if let Some(verdict) = self.not_next(txn) {
                     return verdict;
                 }
                 let result = self.write(op, session, &txn.ids);
@@ -239,7 +239,7 @@ impl Model {
             }
             Command::CloseSession { expired: false } => {
                 if self.sessions.contains_key(&session) {
-                    if let Err(verdict) = self.turn(txn) {
+                    if let Some(verdict) = self.not_next(txn) {
                         return verdict;
                     }
                     self.end(session);
@@ -284,23 +284,24 @@ impl Model {
         }
     }
 
-    fn turn(&self, txn: &Txn) -> Result<(), Verdict> {
-        let row = self.sessions.get(&txn.session.0).ok_or(Verdict::Expired)?;
+    /// Why it must not run; `None` if it is the next.
+    fn not_next(&self, txn: &Txn) -> Option<Verdict> {
+        let Some(row) = self.sessions.get(&txn.session.0) else { return Some(Verdict::Expired) };
         if row.attach != txn.attach.0 {
-            return Err(Verdict::Moved);
+            return Some(Verdict::Moved);
         }
         if txn.n > row.last_n + 1 {
-            return Err(Verdict::OutOfOrder);
+            return Some(Verdict::OutOfOrder);
         }
         if txn.n < row.last_n + 1 {
-            return Err(match row.results.get(&txn.n) {
+            return Some(match row.results.get(&txn.n) {
                 Some((zxid, result)) => {
                     Verdict::Repeated { zxid: corral_proto::Zxid(*zxid), result: Some(result.clone()) }
                 }
                 None => Verdict::Repeated { zxid: corral_proto::Zxid::ZERO, result: None },
             });
         }
-        Ok(())
+        None
     }
 
     /// The deepest path at or above this one that has a quota.

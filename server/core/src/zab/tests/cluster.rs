@@ -763,11 +763,11 @@ impl Cluster {
             self.write_disk(id, due.item, &incoming);
         }
         if self.plan.planted == Some(Planted::CompletesEarly) {
-            let queued = self.process(id).disk_ops.iter().filter_map(|due| match due.item {
+            let mut queued = self.process(id).disk_ops.iter().filter_map(|due| match due.item {
                 DiskOp::Log { seq, .. } => Some(seq),
                 DiskOp::Trim(_) => None,
             });
-            done = queued.last().or(done);
+            done = queued.next_back().or(done);
         }
         self.process(id).incoming = incoming;
         self.check_disk(id);

@@ -455,7 +455,10 @@ impl Run {
     }
 }
 
-fn play(seed: u64, trace: bool, planted: Option<Planted>) -> Result<(Seen, u64, Vec<String>), (String, Vec<String>)> {
+/// What was seen, a fingerprint, and the story if it was asked for; or what went wrong, and the story.
+type Played = Result<(Seen, u64, Vec<String>), (String, Vec<String>)>;
+
+fn play(seed: u64, trace: bool, planted: Option<Planted>) -> Played {
     let (mut run, faulty_ms) = Run::new(seed);
     run.cluster.plan.planted = planted;
     if trace {
