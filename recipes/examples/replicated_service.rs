@@ -1,7 +1,7 @@
 //! A service in several copies, of which one at a time does the work.
 //!
-//!     cargo run -p corral-recipes --example replicated_service -- --server localhost:2181 --copies 3 --steps 100
-//!     cargo run -p corral-recipes --example replicated_service -- --server localhost:2181 --verify
+//!     cargo run --example replicated_service -- --server localhost:2181 --copies 3 --steps 100
+//!     cargo run --example replicated_service -- --server localhost:2181 --verify
 //!
 //! All copies campaign for leadership. The leader does numbered work: step k + 1 sets `/service/state` to k + 1 and adds
 //! an entry `k+1 NAME TOKEN` to `/service/log`, in one transaction behind its fencing token. The number is deliberately

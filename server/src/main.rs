@@ -241,8 +241,8 @@ fn recover(args: RecoverArgs) -> ExitCode {
     match corral_server::recover::keep_this_copy(&config) {
         Ok(zxid) => print(&format!(
             "This copy is the one that counts from now on; its last zxid is {zxid}.\n\
-             Start this server alone: with only its own server line in its configuration, or none.\n\
-             Empty the data folders of the others before they start again.\n"
+             Empty the data folders of the others. Then start all, with the others as observers in every\n\
+             configuration; when they have learned, make them participants again.\n"
         )),
         Err(error) => {
             error!(%error, "nothing was changed");

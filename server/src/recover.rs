@@ -9,7 +9,7 @@ use crate::node::{StartError, number, system_random};
 use crate::storage::files::{FileDevice, FolderLock};
 
 /// Makes a stopped server the origin of a new cluster that goes on from its log: the only way out when a majority of the
-/// data folders is lost for good (decisions.md, P9). What the others acknowledged and this one never got is gone.
+/// data folders is lost for good (P9). What the others acknowledged and this one never got is gone.
 /// Returns the last zxid of the log that is kept; what of it was never committed counts as committed from now on.
 ///
 /// Blocks: it reads the retained log.

@@ -252,7 +252,7 @@ impl<S: TreeStore> Apply<S> {
         &self.meta
     }
 
-    /// Closes every connection and forgets every watch: the state is about to be replaced (zab.md 4.8).
+    /// Closes every connection and forgets every watch: the state is about to be replaced.
     pub fn reset_clients(&mut self, reason: CloseReason) {
         self.shared.lanes.close_all(reason);
         let mut watches = self.shared.watches.lock();

@@ -1,7 +1,7 @@
 //! One stream to each other server: hello, link numbers, a bounded queue; and snapshots on connections of their own.
 //!
 //! The server with the larger id dials; both directions use the one stream. What the ordering machine needs from it
-//! (zab.md 4.5): order within a stream, nothing after its end, no mixing of streams. HTTP/2 gives the first two; the
+//!: order within a stream, nothing after its end, no mixing of streams. HTTP/2 gives the first two; the
 //! third is the *link number*: every stream that comes up gets a larger one, each side counting for itself, and
 //! everything that is reported or sent names the link it belongs to. A new stream of a peer replaces the old one.
 //!

@@ -1,4 +1,4 @@
-//! The tree's store on RocksDB (zab.md 4.7): three column families, no write-ahead log, atomic flushes.
+//! The tree's store on RocksDB: three column families, no write-ahead log, atomic flushes.
 //!
 //! The transaction log is the truth; this is what has been executed of it. Every batch carries the meta row, and a flush
 //! takes all column families to the same point, so what is found after a crash is the state at exactly the applied entry

@@ -1,4 +1,4 @@
-//! Snapshots between servers (zab.md 4.8): a checkpoint of the store, its files in chunks, and the other end.
+//! Snapshots between servers: a checkpoint of the store, its files in chunks, and the other end.
 //!
 //! A [`Snapshot`] is a folder of links to the store's immutable tables; sending it costs reading, not copying.
 //! [`Incoming`] puts the chunks into the state folder that will be current next, makes every file and the folder durable, then

@@ -142,7 +142,7 @@ impl Outbox {
         self.places.is_empty()
     }
 
-    /// Forgets everything: the state of this server is being replaced, its connections are closed (zab.md 4.8).
+    /// Forgets everything: the state of this server is being replaced, its connections are closed.
     pub fn clear(&mut self) {
         self.first += self.writes.len() as u64;
         self.writes.clear();

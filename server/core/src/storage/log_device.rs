@@ -2,7 +2,7 @@
 //!
 //! [`LogDevice`] is the seam between the log's logic and the disk: real files in the server, [`MemoryDevice`] in
 //! tests and in the simulator. The twin keeps two images, what a reader sees and what a power cut leaves, and lets
-//! its caller decide the fate of everything in between: each unsynced sector by itself (zab.md 6.3), each creation,
+//! its caller decide the fate of everything in between: each unsynced sector by itself, each creation,
 //! rename and removal whose folder was not synced, each change of a file's length.
 //!
 //! Paths are relative to the data folder and separated by `/`; the empty path is the data folder itself.

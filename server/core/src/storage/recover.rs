@@ -1,4 +1,4 @@
-//! What a restart makes of a data folder (zab.md 4.9).
+//! What a restart makes of a data folder.
 //!
 //! The order is: identity (who, and one start more), a pending snapshot install, the store, the log, and whether the two
 //! belong together. What a power cut explains is repaired in silence. What it does not explain is damage: then the server

@@ -3,7 +3,7 @@
 //! One frame is in flight at a time and its entries are acknowledged only after its sync. So a power cut can tear the
 //! last frame only, and what follows a torn frame was never written. A bad frame with a valid one after it (in its
 //! segment, or implied by the base of a later segment) was durable once: that is damage, and cutting there would
-//! silently drop what was acknowledged (zab.md 4.6).
+//! silently drop what was acknowledged.
 
 use std::collections::VecDeque;
 use std::sync::Arc;

@@ -492,8 +492,8 @@ impl TxnLog {
         Ok(())
     }
 
-    /// Steps 3 to 6 of zab.md 4.8. From the intent on the install happens, however often it is interrupted
-    /// ([`super::recover`] finishes it); before it the old log counts.
+    /// Switches the state, then begins the log anew behind it. From the intent on the install happens, however often it
+    /// is interrupted ([`super::recover`] finishes it); before it the old log counts.
     fn install(&mut self, snapshot: &SnapshotMeta) -> Result<(), LogError> {
         let device = self.shared.device.clone();
         let generation = match Current::read(device.as_ref())? {

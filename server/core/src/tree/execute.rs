@@ -1,6 +1,6 @@
 //! One entry, one outcome: [`execute`].
 //!
-//! Validation happens here, when the entry's place in the order is final (zab.md 4.12, B). The order of the checks is
+//! Validation happens here, when the entry's place in the order is final. The order of the checks is
 //! ZooKeeper's (wire 3.2), because it decides which error a client sees. A refusal is a result like any other: it has
 //! its zxid, it advances the session, and it is kept for retries.
 //!

@@ -1,4 +1,4 @@
-//! Keys, byte by byte (zab.md 4.7).
+//! Keys, byte by byte.
 //!
 //! A znode's key is its path with the last slash replaced by NUL, which no path may hold: `/a/b/c` is stored under
 //! `/a/b` NUL `c`, `/a` under NUL `a`, and the root under `/`. So one look-up finds a znode, the children of `P` are

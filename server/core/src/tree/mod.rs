@@ -4,7 +4,7 @@
 //! [`read::read`] answers a read. Both are functions of a [`TreeView`] and their arguments: every server computes
 //! the same, byte for byte. Nothing here knows who leads, or what time it is except by the entry's stamp.
 //!
-//! A view is a small ordered key-value store of three column families (zab.md 4.7; keys in [`key`], values in
+//! A view is a small ordered key-value store of three column families (keys in [`key`], values in
 //! [`record`]). So there is one tree over RocksDB, over memory, and over the overlay of a batch or a multi.
 //! Views do not fail: a store whose disk fails ends the process (P28).
 

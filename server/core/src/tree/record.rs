@@ -11,7 +11,7 @@ use corral_proto::{ErrorCode, ServerId, SessionId, Stat, Zxid};
 use super::op::Answer;
 use super::{Cf, TreeView, key};
 
-/// Data of more bytes sits in [`Cf::Data`], so that a parent's record stays small (zab.md 4.7).
+/// Data of more bytes sits in [`Cf::Data`], so that a parent's record stays small.
 pub const INLINE_DATA_MAX: usize = 1024;
 
 /// Version byte of all records.

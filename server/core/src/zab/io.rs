@@ -324,7 +324,7 @@ pub enum LogOp {
     /// Replaces the identity file.
     SetIdentity(Identity),
     /// Makes the fetched snapshot the store of this server: intent, directory pointer, new log segment with the
-    /// snapshot's position as its base; steps 3-6 of zab.md 4.8.
+    /// snapshot's position as its base, then the old segments go.
     InstallSnapshot(SnapshotMeta),
 }
 

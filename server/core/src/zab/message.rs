@@ -47,7 +47,7 @@ pub struct IdentityReport {
     pub fresh: bool,
 }
 
-/// One message. Names are the protocol's (zab.md 1.4, 4.2).
+/// One message. Names are the protocol's.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Message {
     /// First on every stream, and again whenever it changes.

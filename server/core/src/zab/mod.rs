@@ -17,7 +17,7 @@
 //!    each by its own disk, has acknowledged it; committed entries are executed everywhere in the same order.
 //!
 //! The paper's NEWLEADER is the entry (epoch, 0) here. So "my history is durable" and "my epoch is durable" are one
-//! fsync, votes compare one number, and no second file can disagree with the log (zab.md 1.17).
+//! fsync, votes compare one number, and no second file can disagree with the log.
 //!
 //! # The machine
 //!

@@ -1,4 +1,4 @@
-//! The omniscient observer: what must hold of all servers together (zab.md section 2). Nothing here is known to the
+//! The omniscient observer: what must hold of all servers together (docs/rules.md). Nothing here is known to the
 //! servers. One file a property, with the paper's names; [`Checks`] is told what happens and asks each of them.
 
 mod ack_honesty;
@@ -28,7 +28,7 @@ pub use ghost::{Ghost, LogImage, Proposal, ServerGhost};
 /// A property that does not hold.
 #[derive(Clone, Debug)]
 pub struct Violation {
-    /// Number and name, as in zab.md section 2.
+    /// Number and name, as in docs/rules.md.
     pub invariant: &'static str,
     /// What was seen.
     pub text: String,
