@@ -121,6 +121,8 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("recipes/src", &["client/src"]),
     ("bench/src", &["client/src"]),
     ("tests/sim/src", &["server/core"]),
+    // It looks at servers from outside only.
+    ("tests/chaos/src", &["client/src", "recipes/src", "tests/sim/src"]),
 ];
 
 /// Files and folders that are functions of their inputs.
@@ -198,7 +200,7 @@ fn root() -> PathBuf {
 /// Every source file of the workspace that is no test, as a path from the root with its text.
 fn sources() -> BTreeMap<String, String> {
     let mut files = BTreeMap::new();
-    for folder in ["proto", "server", "client", "recipes", "bench", "tests/sim"] {
+    for folder in ["proto", "server", "client", "recipes", "bench", "tests/sim", "tests/chaos"] {
         collect(&root().join(folder), &mut files);
     }
     assert!(files.len() > 60, "the sources were not found");
@@ -280,6 +282,7 @@ const CRATES: &[(&str, &str)] = &[
     ("recipes/src", "corral_recipes"),
     ("bench/src", "corral_bench"),
     ("tests/sim/src", "corral_sim"),
+    ("tests/chaos/src", "corral_chaos"),
     ("proto", "corral_proto"),
 ];
 
