@@ -69,6 +69,8 @@ struct Member {
     excused: bool,
     /// Starts since its folder was damaged.
     damaged_starts: u32,
+    /// Its disk is full: it needs room, not another folder.
+    full: bool,
 }
 
 impl Ensemble {
@@ -142,7 +144,15 @@ impl Ensemble {
             fs::create_dir_all(ensemble.data(id))?;
             let small_disk = spaces.is_some() && id > servers - (servers - 1) / 2 && ensemble.mount(id);
             ensemble.write_my_id(id)?;
-            let member = Member { process: None, paused: false, direct, small_disk, excused: false, damaged_starts: 0 };
+            let member = Member {
+                process: None,
+                paused: false,
+                direct,
+                small_disk,
+                excused: false,
+                damaged_starts: 0,
+                full: false,
+            };
             ensemble.members.insert(id, member);
         }
         for id in 1..=servers {
@@ -366,7 +376,7 @@ impl Ensemble {
             } else {
                 self.journal.say(format_args!("server {id} ended ({status}); it is started again"));
                 self.member(id).damaged_starts += 1;
-                if self.members[&id].damaged_starts > DAMAGED_STARTS_MAX && !self.members[&id].small_disk_is_full() {
+                if self.members[&id].damaged_starts > DAMAGED_STARTS_MAX && !self.members[&id].full {
                     self.journal.say(format_args!("server {id} cannot use its folder any more: it gets an empty one"));
                     self.wipe(id)?;
                 }
@@ -401,6 +411,7 @@ impl Ensemble {
     /// Those of the file system.
     pub fn fill_disk(&mut self, id: u64, leave: u64) -> Result<()> {
         self.excuse(id);
+        self.member(id).full = true;
         let path = self.data(id).join(FILLER);
         let file = fs::File::create(&path)?;
         let stat = rustix::fs::fstatvfs(&file)?;
@@ -424,7 +435,9 @@ impl Ensemble {
                 spaces.set_link(id, true)?;
                 spaces.pass_packets(id)?;
             }
-            let _ = fs::remove_file(self.data(id).join(FILLER));
+            if std::mem::take(&mut self.member(id).full) {
+                fs::remove_file(self.data(id).join(FILLER))?;
+            }
             if self.members[&id].paused {
                 self.signal(id, Signal::CONT, false)?;
             }
@@ -545,13 +558,6 @@ impl Ensemble {
             }
             sleep(POLL).await;
         }
-    }
-}
-
-impl Member {
-    /// A server that ends because its disk is full needs room, not another folder.
-    fn small_disk_is_full(&self) -> bool {
-        self.small_disk
     }
 }
 
