@@ -49,6 +49,8 @@ pub struct Summary {
     pub operations: BTreeMap<&'static str, Counts>,
     /// Rounds that were checked to the end, by workload.
     pub rounds: BTreeMap<&'static str, u64>,
+    /// Rounds whose history was too tangled for the independent check, by workload.
+    pub undecided: BTreeMap<&'static str, u64>,
     /// Sessions that clients had, and how many of them expired.
     pub sessions: u64,
     /// See `sessions`.
@@ -105,6 +107,11 @@ impl Journal {
     /// Counts a round that was checked.
     pub fn round_done(&self, workload: &'static str) {
         *self.inner.lock().rounds.entry(workload).or_default() += 1;
+    }
+
+    /// Counts a check that came to no verdict.
+    pub fn undecided(&self, workload: &'static str) {
+        *self.inner.lock().undecided.entry(workload).or_default() += 1;
     }
 
     /// Counts a session.

@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use corral_proto::ErrorCode;
+use corral_sim::linearizability::znodes::{self, Refusal, Reply, Step, Transaction, ZnodeCall};
+use corral_sim::linearizability::{Call, Verdict};
 use corral_sim::rng::Rng;
 use tokio::task::JoinSet;
 
@@ -16,6 +18,8 @@ const WORKERS: u64 = 6;
 const THINK_MS: u64 = 60;
 /// Data of every register at the beginning of a round.
 const START: &str = "start";
+/// Steps of the search for an order of one register's operations. A round has some hundreds of them.
+const SEARCH_BUDGET: u64 = 1_000_000;
 
 /// One operation as its client saw it.
 #[derive(Clone, Debug)]
@@ -30,8 +34,8 @@ pub struct Op {
     pub action: Action,
     /// What came of it.
     pub seen: Seen,
-    /// By whom.
-    pub worker: (u64, Protocol),
+    /// By whom; of one session, operations take effect in order.
+    pub session: i64,
 }
 
 /// What was asked.
@@ -71,8 +75,8 @@ pub async fn round(round: &Arc<Round>, steward: &mut Steward) {
         let called = round.now();
         if let Some((value, stat)) = steward.get(&round.path(&format!("k{key}"))).await {
             let seen = Seen::Value(value, stat.version);
-            let worker = (WORKERS, Protocol::Grpc);
-            history.push(Op { key, called, returned: Some(round.now()), action: Action::Read, seen, worker });
+            let returned = Some(round.now());
+            history.push(Op { key, called, returned, action: Action::Read, seen, session: 0 });
         } else {
             round.violation(&format!("register {key} is gone"), &history);
         }
@@ -80,6 +84,14 @@ pub async fn round(round: &Arc<Round>, steward: &mut Steward) {
     history.sort_by_key(|op| op.called);
     if let Err(text) = check(&history) {
         round.violation(&text, &history);
+    }
+    let calls = calls(&history);
+    let searched = tokio::task::spawn_blocking(move || znodes::check(&calls, SEARCH_BUDGET)).await;
+    match searched {
+        Ok(Verdict::Linearizable) => {}
+        Ok(Verdict::GaveUp) => round.ctx.journal.undecided(round.ctx.name),
+        Ok(Verdict::Violated(violated)) => round.violation(&format!("not linearizable: {violated}"), &history),
+        Err(error) => round.violation(&format!("the check itself failed: {error}"), &history),
     }
 }
 
@@ -118,7 +130,7 @@ async fn work(round: Arc<Round>, number: u64) -> Vec<Op> {
                 Seen::Conflict | Seen::Unknown => _ = versions.remove(&key),
             }
             let returned = (seen != Seen::Unknown).then(|| round.now());
-            history.push(Op { key, called, returned, action, seen, worker: (number, protocol) });
+            history.push(Op { key, called, returned, action, seen, session: session.id() });
         }
         session.close().await;
     }
@@ -141,6 +153,38 @@ pub fn check(history: &[Op]) -> Result<(), String> {
         let ops: Vec<&Op> = history.iter().filter(|op| op.key == key).collect();
         check_versions(&ops).map_err(|text| format!("register {key}: {text}"))
     })
+}
+
+/// The history in the words of the checker that believes neither versions nor zxids.
+fn calls(history: &[Op]) -> Vec<ZnodeCall> {
+    // All registers were made before; a session that nobody else has.
+    let made = |key: u64| Call {
+        session: u64::MAX - key,
+        invoked: 0,
+        returned: Some((0, znodes::Outcome::Done(vec![Reply::Done]))),
+        op: Transaction::one(&key.to_string(), Step::Create { data: START.to_owned(), owner: None }),
+    };
+    let call = |op: &Op| {
+        let step = match &op.action {
+            Action::Read => Step::Get,
+            Action::Set(value) => Step::Set { data: value.clone(), version: None },
+            Action::Cas(version, value) => Step::Set { data: value.clone(), version: Some(*version) },
+        };
+        let outcome = match &op.seen {
+            Seen::Value(value, version) => {
+                znodes::Outcome::Done(vec![Reply::Found { data: value.clone(), version: *version }])
+            }
+            Seen::Written(version, _) => znodes::Outcome::Done(vec![Reply::Version(*version)]),
+            Seen::Conflict | Seen::Unknown => znodes::Outcome::Refused(0, Refusal::BadVersion),
+        };
+        Call {
+            session: op.session.cast_unsigned(),
+            invoked: op.called,
+            returned: op.returned.map(|returned| (returned, outcome)),
+            op: Transaction::one(&op.key.to_string(), step),
+        }
+    };
+    (0..KEYS).map(made).chain(history.iter().map(call)).collect()
 }
 
 /// Moments of a history in order: calls before answers at the same time, so that what touches counts as concurrent.
@@ -262,7 +306,7 @@ mod tests {
 
     fn op(called: Micros, returned: Micros, action: Action, seen: Seen) -> Op {
         let returned = (seen != Seen::Unknown).then_some(returned);
-        Op { key: 0, called, returned, action, seen, worker: (0, Protocol::Grpc) }
+        Op { key: 0, called, returned, action, seen, session: i64::try_from(called).unwrap_or(0) }
     }
 
     fn set(called: Micros, returned: Micros, value: &str, version: i32) -> Op {
@@ -287,6 +331,18 @@ mod tests {
         let history =
             [read(0, 1, START, 0), set(1, 3, "a", 1), lost(4, "b"), read(2, 6, "a", 1), conflict, read(10, 11, "b", 2)];
         assert_eq!(check(&history), Ok(()));
+        assert_eq!(znodes::check(&calls(&history), 1_000), Verdict::Linearizable);
+    }
+
+    #[test]
+    fn the_independent_check_needs_no_versions() {
+        let stale = [set(1, 2, "a", 1), read(3, 4, START, 0)];
+        assert!(matches!(znodes::check(&calls(&stale), 1_000), Verdict::Violated(_)));
+        // What a session did before it went on cannot happen later.
+        let mut late = [lost(1, "a"), read(2, 3, START, 0), read(4, 5, "a", 1)];
+        assert_eq!(znodes::check(&calls(&late), 1_000), Verdict::Linearizable);
+        late.iter_mut().for_each(|op| op.session = 7);
+        assert!(matches!(znodes::check(&calls(&late), 1_000), Verdict::Violated(_)));
     }
 
     #[test]

@@ -47,8 +47,9 @@ impl End {
     }
 }
 
-/// What a follower read, and what it was told.
+/// What a follower read, and what it was told. Times are for those who read the evidence.
 #[derive(Clone, Debug)]
+#[expect(dead_code, reason = "shown, not compared")]
 enum Step {
     /// A read that armed a watch: the version, and the state if that is known.
     Read { at: Micros, session: i64, connections: u64, level: i32, zxid: Option<Zxid> },
