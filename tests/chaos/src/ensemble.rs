@@ -31,10 +31,13 @@ const FILLER: &str = "filler";
 /// Starts of a server with a damaged folder before the folder is emptied, as an operator would.
 const DAMAGED_STARTS_MAX: u32 = 2;
 
+/// A server that ended without a reason so many times is not started again: the run is over.
+const ENDS_MAX: u32 = 3;
+
 /// Keys of every server beside its addresses: short time-outs, and a store and log so small that segments end and
 /// snapshots are sent within a minute.
 const SETTINGS: &str = "tickTime=500\ninitLimit=20\nsyncTimeout=700\nminSessionTimeout=1500\nmaxSessionTimeout=60000\n\
-    4lw.commands.whitelist=*\nmaxClientCnxns=0\nadmin.enableServer=false\nmemoryLimit=48M\nsegmentSize=1M\n\
+    4lw.commands.whitelist=*\nmaxClientCnxns=0\nadmin.enableServer=false\nmemoryLimit=48M\nsegmentSize=3M\n\
     logRetention=16M\nsnapshotThreshold=1M\nflushAfterEntries=1500\nminFreeSpace=4M\n";
 
 /// What `srvr` says.
@@ -71,6 +74,8 @@ struct Member {
     damaged_starts: u32,
     /// Its disk is full: it needs room, not another folder.
     full: bool,
+    /// How often it ended without a reason.
+    ends: u32,
 }
 
 impl Ensemble {
@@ -152,6 +157,7 @@ impl Ensemble {
                 excused: false,
                 damaged_starts: 0,
                 full: false,
+                ends: 0,
             };
             ensemble.members.insert(id, member);
         }
@@ -373,6 +379,10 @@ impl Ensemble {
             if !self.members[&id].excused {
                 let text = format!("server {id} ended by itself: {status}");
                 self.journal.violation("processes", text, &self.tails(200));
+                self.member(id).ends += 1;
+                if self.members[&id].ends >= ENDS_MAX {
+                    return Err(format!("server {id} ends again and again\n{}", self.tails(10)).into());
+                }
             } else {
                 self.journal.say(format_args!("server {id} ended ({status}); it is started again"));
                 self.member(id).damaged_starts += 1;

@@ -328,7 +328,11 @@ impl Session {
                     Write::Check(path) => Request::Check { path: path.clone(), version: -1 },
                     Write::Delete(path) => Request::Delete { path: path.clone(), version: -1 },
                 };
-                wire(session.ask(Request::Multi(writes.iter().map(request).collect())).await, |body| match body {
+                let answer = session.ask(Request::Multi(writes.iter().map(request).collect())).await;
+                if let Some(code) = refusal(&answer) {
+                    return Outcome::Refused(code);
+                }
+                wire(answer, |body| match body {
                     Response::Multi(results) => Some(
                         results
                             .into_iter()
@@ -358,6 +362,18 @@ pub fn grpc<T>(result: Result<T, Error>) -> Outcome<T> {
         Err(error) if error.is_session_end() => Outcome::Ended,
         Err(error) => Outcome::Refused(error.code().unwrap_or(ErrorCode::SystemError)),
     }
+}
+
+/// Why nothing of a multi was done: in ZooKeeper's protocol the reply itself is no error then. Operations that were not
+/// tried, or would have been possible, say that.
+fn refusal(answer: &Answer) -> Option<ErrorCode> {
+    let Answer::Done { body: Response::Multi(results), .. } = answer else { return None };
+    let codes = results.iter().filter_map(|result| match result {
+        MultiResult::Error(code) => Some(*code),
+        _ => None,
+    });
+    let reason = codes.max_by_key(|code| *code != 0 && *code != ErrorCode::RuntimeInconsistency.code())?;
+    Some(ErrorCode::from_code(reason).unwrap_or(ErrorCode::SystemError))
 }
 
 /// Reads after a sync, on one connection.

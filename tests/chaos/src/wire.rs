@@ -258,7 +258,7 @@ impl Task {
             self.rng.shuffle(&mut order);
             for server in order {
                 let status = *self.status.borrow();
-                let limit = Duration::from_millis((status.timeout_ms / 3).max(300));
+                let limit = Duration::from_millis((status.timeout_ms / 3).max(1_000));
                 match timeout(limit, self.shake_hands(server, status)).await {
                     Ok(Ok(Handshake::Established(stream, received))) => {
                         if self.serve(stream, received).await.is_some() {
