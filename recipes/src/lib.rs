@@ -1,4 +1,4 @@
-//! Locks and leader election with fencing tokens, on Corral's client.
+//! Coordination recipes with fencing tokens, on Corral's client.
 //!
 //! ```no_run
 //! use corral_client::{Client, Transaction};
@@ -25,18 +25,36 @@
 //! the one before ([`sequence`]). A task of its own owns the znode from before its creation until it is certainly gone: so a
 //! future of this crate may be dropped at any point, and no contender stays behind in the queue.
 //!
-//! Layouts are those of Curator and kazoo ([`Layout`]); one queue takes all of them.
+//! Layouts are those of Curator and kazoo where these have one ([`Layout`], [`RwLayout`], [`GroupLayout`], [`Encoding`]).
+//!
+//!
+//! What each promises, and what it does not: `docs/recipes.md`. What each decides is a function of what was read, in
+//! [`decide`] and [`sequence`]; the drivers beside them only read, ask, and do what they are told.
 
 mod contender;
+pub mod decide;
 mod election;
 mod error;
 mod guarded;
+mod lease;
 mod lock;
+mod multi;
+mod reentrant;
+mod revoke;
+mod rwlock;
+mod semaphore;
 pub mod sequence;
 
 pub use contender::{Hold, Loss, WhenSuspended};
+pub use decide::revocation::Revocation;
 pub use election::{Election, Leader, Leadership, Next};
 pub use error::Error;
 pub use guarded::{Fence, Guarded, Token};
+pub use lease::{Tenure, TimedLease};
 pub use lock::{Guard, Mutex, Standing};
-pub use sequence::Layout;
+pub use multi::{MultiGuard, MultiLock};
+pub use reentrant::{Owner, ReentrantGuard, ReentrantMutex};
+pub use revoke::{Revoked, Revoker};
+pub use rwlock::{OwnerGuard, ReadGuard, RwLock, WriteGuard};
+pub use semaphore::{PERMITS_MAX, Permits, Semaphore};
+pub use sequence::{Layout, Role, RwLayout};

@@ -1,0 +1,7 @@
+//! What recipes decide, as functions of what was read: no client, no clock, no randomness. The drivers beside this folder
+//! read, ask here, and do what they are told; tests and the simulator ask the same functions.
+
+pub mod delay;
+pub mod lease;
+pub mod revocation;
+pub mod semaphore;
