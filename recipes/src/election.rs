@@ -11,7 +11,9 @@ use futures::stream::{self, Stream};
 use crate::contender::{Contender, Hold, Loss, Name, Spec, WhenSuspended, queue};
 use crate::error::Error;
 use crate::guarded::Token;
+use crate::latch::LeaderLatch;
 use crate::lock::{Standing, standings};
+use crate::selector::LeaderSelector;
 use crate::sequence::{Family, Layout};
 
 /// An election named by a path: of all who campaign, the first leads.
@@ -128,6 +130,20 @@ impl Election {
                 return Ok(());
             }
         }
+    }
+
+    /// Takes part from now on, until closed: leads whenever it can. For programs that ask whether they lead.
+    pub fn latch(&self, identity: impl Into<Data>) -> LeaderLatch {
+        LeaderLatch::start(&self.client, self.spec.clone(), identity.into())
+    }
+
+    /// As [`Election::run`], in the background, and can be interrupted.
+    pub fn select<W, F>(&self, identity: impl Into<Data>, work: W) -> LeaderSelector
+    where
+        W: FnMut(Hold) -> F + Send + 'static,
+        F: Future<Output = Next> + Send + 'static,
+    {
+        LeaderSelector::start(self.clone(), identity.into(), work)
     }
 
     /// Who leads now; `None`: nobody campaigns.
