@@ -33,13 +33,17 @@
 
 mod contender;
 pub mod decide;
+mod discovery;
 mod election;
 mod error;
+mod group;
 mod guarded;
 mod latch;
 mod lease;
 mod lock;
 mod multi;
+mod partition;
+mod presence;
 mod reentrant;
 mod revoke;
 mod rwlock;
@@ -48,14 +52,20 @@ mod semaphore;
 pub mod sequence;
 
 pub use contender::{Hold, Loss, WhenSuspended};
+pub use decide::discovery::{DownPolicy, ServiceInstance, ServiceType, Strategy, UriPart, UriSpec};
 pub use decide::revocation::Revocation;
+pub use decide::view::{Change, Member, View};
+pub use discovery::{Discovery, Registration, ServiceProvider};
 pub use election::{Election, Leader, Leadership, Next};
 pub use error::Error;
+pub use group::{Group, GroupLayout, Views};
 pub use guarded::{Fence, Guarded, Token};
 pub use latch::{CloseMode, LatchEvent, LatchEvents, LeaderLatch};
 pub use lease::{Tenure, TimedLease};
 pub use lock::{Guard, Mutex, Standing};
 pub use multi::{MultiGuard, MultiLock};
+pub use partition::{Partition, PartitionEvent, Partitioner};
+pub use presence::{Here, Presence, PresenceBuilder, Rejoin};
 pub use reentrant::{Owner, ReentrantGuard, ReentrantMutex};
 pub use revoke::{Revoked, Revoker};
 pub use rwlock::{OwnerGuard, ReadGuard, RwLock, WriteGuard};

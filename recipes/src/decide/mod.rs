@@ -2,6 +2,9 @@
 //! read, ask here, and do what they are told; tests and the simulator ask the same functions.
 
 pub mod delay;
+pub mod discovery;
 pub mod lease;
+pub mod partition;
 pub mod revocation;
 pub mod semaphore;
+pub mod view;
