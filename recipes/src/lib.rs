@@ -31,6 +31,7 @@
 //! What each promises, and what it does not: `docs/recipes.md`. What each decides is a function of what was read, in
 //! [`decide`] and [`sequence`]; the drivers beside them only read, ask, and do what they are told.
 
+mod barrier;
 mod contender;
 pub mod decide;
 mod discovery;
@@ -50,8 +51,11 @@ mod rwlock;
 mod selector;
 mod semaphore;
 pub mod sequence;
+mod value;
 
+pub use barrier::{Barrier, DoubleBarrier, Inside};
 pub use contender::{Hold, Loss, WhenSuspended};
+pub use decide::counter::Encoding;
 pub use decide::discovery::{DownPolicy, ServiceInstance, ServiceType, Strategy, UriPart, UriSpec};
 pub use decide::revocation::Revocation;
 pub use decide::view::{Change, Member, View};
@@ -72,3 +76,4 @@ pub use rwlock::{OwnerGuard, ReadGuard, RwLock, WriteGuard};
 pub use selector::LeaderSelector;
 pub use semaphore::{PERMITS_MAX, Permits, Semaphore};
 pub use sequence::{Layout, Role, RwLayout};
+pub use value::{Counter, IdBlocks, SharedValue, ValueChanges, Versioned};

@@ -1,6 +1,8 @@
 //! What recipes decide, as functions of what was read: no client, no clock, no randomness. The drivers beside this folder
 //! read, ask here, and do what they are told; tests and the simulator ask the same functions.
 
+pub mod barrier;
+pub mod counter;
 pub mod delay;
 pub mod discovery;
 pub mod lease;
