@@ -7,6 +7,7 @@ pub mod delay;
 pub mod discovery;
 pub mod lease;
 pub mod partition;
+pub mod queue;
 pub mod revocation;
 pub mod semaphore;
 pub mod view;
