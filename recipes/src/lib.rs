@@ -27,11 +27,24 @@
 //!
 //! Layouts are those of Curator and kazoo where these have one ([`Layout`], [`RwLayout`], [`GroupLayout`], [`Encoding`]).
 //!
+//! | for | there is |
+//! |---|---|
+//! | one at a time | [`Mutex`], [`ReentrantMutex`], [`MultiLock`], [`Revoker`] |
+//! | many readers or one writer | [`RwLock`] |
+//! | so many at a time | [`Semaphore`] |
+//! | as long as a time, whatever happens to its owner | [`TimedLease`] |
+//! | one that leads | [`Election`], [`LeaderLatch`], [`LeaderSelector`] |
+//! | who is there, and who does what | [`Presence`], [`Group`], [`Discovery`], [`Partitioner`] |
+//! | waiting for each other | [`Barrier`], [`DoubleBarrier`] |
+//! | values and numbers | [`SharedValue`], [`Counter`], [`IdBlocks`] |
+//! | work | [`Queue`], [`WorkQueue`], [`DelayQueue`] |
+//! | several znodes at once | [`ConfigMap`], [`transact`] |
 //!
 //! What each promises, and what it does not: `docs/recipes.md`. What each decides is a function of what was read, in
 //! [`decide`] and [`sequence`]; the drivers beside them only read, ask, and do what they are told.
 
 mod barrier;
+mod config;
 mod contender;
 pub mod decide;
 mod discovery;
@@ -52,10 +65,13 @@ mod rwlock;
 mod selector;
 mod semaphore;
 pub mod sequence;
+mod stm;
 mod value;
 
 pub use barrier::{Barrier, DoubleBarrier, Inside};
+pub use config::{Accepted, ConfigMap, Rejected};
 pub use contender::{Hold, Loss, WhenSuspended};
+pub use decide::config::{ConfigChange, ConfigValue, Snapshot};
 pub use decide::counter::Encoding;
 pub use decide::discovery::{DownPolicy, ServiceInstance, ServiceType, Strategy, UriPart, UriSpec};
 pub use decide::revocation::Revocation;
@@ -78,4 +94,5 @@ pub use rwlock::{OwnerGuard, ReadGuard, RwLock, WriteGuard};
 pub use selector::LeaderSelector;
 pub use semaphore::{PERMITS_MAX, Permits, Semaphore};
 pub use sequence::{Layout, Role, RwLayout};
+pub use stm::{Stm, transact};
 pub use value::{Counter, IdBlocks, SharedValue, ValueChanges, Versioned};

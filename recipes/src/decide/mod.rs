@@ -2,6 +2,7 @@
 //! read, ask here, and do what they are told; tests and the simulator ask the same functions.
 
 pub mod barrier;
+pub mod config;
 pub mod counter;
 pub mod delay;
 pub mod discovery;
@@ -10,4 +11,5 @@ pub mod partition;
 pub mod queue;
 pub mod revocation;
 pub mod semaphore;
+pub mod stm;
 pub mod view;
