@@ -6,6 +6,7 @@
 //! - [`world`]: what happens next. [`server`], [`disk`], [`network`]: what it happens to. [`faults`]: what goes wrong.
 //! - [`client`], [`frontend`]: clients and their connections.
 //! - [`checks`]: the omniscient observer, one property a file. [`history`]: what clients were told, judged by replay.
+//! - [`linearizability`]: the same without the log, for histories of real processes too.
 //! - [`trace`]: the record of a run, and its hash.
 //!
 //! A run has two phases: in the first, faults strike and nothing wrong may happen (safety); then faults end, and
@@ -17,6 +18,7 @@ mod disk;
 mod faults;
 mod frontend;
 pub mod history;
+pub mod linearizability;
 mod network;
 pub mod options;
 pub mod rng;
