@@ -4,7 +4,7 @@
 //! # Layout
 //! - [`options`]: what a seed draws. [`rng`], [`schedule`]: chance and time.
 //! - [`world`]: what happens next. [`server`], [`disk`], [`network`]: what it happens to. [`faults`]: what goes wrong.
-//! - [`client`], [`frontend`]: clients and their connections.
+//! - [`client`], [`workload`], [`frontend`]: clients, what they ask for, and their connections.
 //! - [`checks`]: the omniscient observer, one property a file. [`history`]: what clients were told, judged by replay.
 //! - [`linearizability`]: the same without the log, for histories of real processes too.
 //! - [`trace`]: the record of a run, and its hash.
@@ -26,6 +26,7 @@ mod schedule;
 mod server;
 pub mod swarm;
 pub mod trace;
+mod workload;
 mod world;
 
 use std::collections::BTreeMap;
