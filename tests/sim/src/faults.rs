@@ -203,7 +203,9 @@ impl World {
         if self.stage != Stage::Safety {
             return;
         }
-        self.client_cuts(index);
+        for index in self.struck_clients(index, "load: all clients reconnect at once") {
+            self.client_cuts(index);
+        }
         let delay = self.fault_rng.below(2 * self.options.load.cut_ms * MS);
         self.schedule.after(delay, Event::ClientCut(index));
     }
@@ -213,14 +215,25 @@ impl World {
             return;
         }
         let now = self.schedule.now();
-        self.clients[index].silent_until = now + self.silence();
-        // Half of the time the connection stays, and nothing comes over it.
-        if self.fault_rng.chance(500) {
-            self.client_cuts(index);
+        for index in self.struck_clients(index, "load: all sessions run out at once") {
+            self.clients[index].silent_until = now + self.silence();
+            // Half of the time the connection stays, and nothing comes over it.
+            if self.fault_rng.chance(500) {
+                self.client_cuts(index);
+            }
+            self.trace.reached("client silent beyond its timeout");
         }
-        self.trace.reached("client silent beyond its timeout");
         let delay = self.fault_rng.below(2 * self.options.load.silence_ms * MS);
         self.schedule.after(delay, Event::ClientSilence(index));
+    }
+
+    /// Whom a fault of clients strikes: one, or all of them in a storm.
+    fn struck_clients(&mut self, index: usize, storm: &'static str) -> Vec<usize> {
+        if !self.fault_rng.chance(self.options.load.storm_per_mille) {
+            return vec![index];
+        }
+        self.trace.reached(storm);
+        (0..self.clients.len()).collect()
     }
 
     /// A duration, short as often as long.
@@ -735,6 +748,7 @@ impl World {
         }
         for id in ids.clone() {
             let server = self.servers.get_mut(&id).expect("servers are fixed");
+            // A pause goes on to its end: what waits for that keeps its order.
             server.slow_disk_until = now;
             server.store_stalled_until = now;
             server.disk_full_until = now;
@@ -780,7 +794,7 @@ impl World {
                 }
                 reason => reason,
             },
-            Stage::Rest => match self.lacks_rest(head) {
+            Stage::Rest => match self.lacks_rest(head).or_else(|| self.lacks_last_words()) {
                 None => {
                     self.stage = Stage::Over;
                     return Ok(());
