@@ -14,7 +14,8 @@ pub enum Transaction {
     /// What is done to each path, in order. Reads never fail it.
     Steps(Vec<(String, Step)>),
     /// Every ephemeral of this owner goes: the session was closed, or ended by the server. For the latter `invoked` is
-    /// when the session last was known to live, and `returned` when the client heard of its end.
+    /// when the last answered write of the session was sent, and `returned` when the client heard of the end. As the last
+    /// call listed of its session it comes after all that the session did.
     EndOwner(u64),
 }
 
