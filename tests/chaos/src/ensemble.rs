@@ -31,6 +31,8 @@ const FILLER: &str = "filler";
 /// Starts of a server with a damaged folder before the folder is emptied, as an operator would.
 const DAMAGED_STARTS_MAX: u32 = 2;
 
+/// Attempts to take what is free on a small disk.
+const FILL_ATTEMPTS: u32 = 10;
 /// A server that ended without a reason so many times is not started again: the run is over.
 const ENDS_MAX: u32 = 3;
 
@@ -424,9 +426,19 @@ impl Ensemble {
         self.member(id).full = true;
         let path = self.data(id).join(FILLER);
         let file = fs::File::create(&path)?;
-        let stat = rustix::fs::fstatvfs(&file)?;
-        let free = stat.f_bavail * stat.f_frsize;
-        rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, free.saturating_sub(leave).max(1))?;
+        // The server goes on writing: what was free is not free any more when it is asked for.
+        for _ in 0..FILL_ATTEMPTS {
+            let stat = rustix::fs::fstatvfs(&file)?;
+            let wanted = (stat.f_bavail * stat.f_frsize).saturating_sub(leave);
+            if wanted == 0 {
+                break;
+            }
+            let end = fs::metadata(&path)?.len();
+            match rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), end, wanted) {
+                Err(error) if error != rustix::io::Errno::NOSPC => return Err(error.into()),
+                _ => {}
+            }
+        }
         Ok(())
     }
 
