@@ -122,6 +122,8 @@ pub struct Connection {
     signals: Arc<Signals>,
     /// No other server knows the session.
     local: AtomicBool,
+    /// The attach its writes are made under: that of the handshake, until a local session becomes known to all.
+    attach: AtomicU64,
     /// An identity was not proven: what comes behind is not looked at.
     rejected: AtomicBool,
     /// ZooKeeper protocol: number of the last write under this attach.
@@ -397,6 +399,7 @@ impl Frontend {
             lane,
             signals,
             local,
+            attach: AtomicU64::new(attach.0),
             rejected: AtomicBool::new(false),
             last_n: AtomicU64::new(last_n),
             touched_ms: AtomicU64::new(0),
@@ -509,8 +512,9 @@ impl Connection {
             self.signals.settled.notified().await;
         }
         match lane.handshake() {
-            Some(Handshake::Attached { .. }) => {
+            Some(Handshake::Attached { attach, .. }) => {
                 joining.handed_over = true;
+                self.attach.store(attach.0, Ordering::Relaxed);
                 self.last_n.store(0, Ordering::Relaxed);
                 self.touched_ms.store(0, Ordering::Relaxed);
                 self.local.store(false, Ordering::Relaxed);
@@ -634,8 +638,7 @@ impl Connection {
     }
 
     fn txn(&self, n: u64, answered_through: u64, command: Command) -> (Key, bytes::Bytes) {
-        // A local session that became known to all stands on another attach than at its handshake.
-        let (session, attach) = (self.connected.session, self.lane.attach());
+        let (session, attach) = (self.connected.session, Zxid(self.attach.load(Ordering::Relaxed)));
         let ids = self.ids.lock().as_ref().clone();
         let txn = Txn { session, attach, n, answered_through, ids, command };
         (Key::Request { session, attach, n }, txn.encode())
