@@ -338,7 +338,12 @@ impl CoreLoop {
             }
             self.told = false;
             // Every session with a connection here is alive, whatever the former leader knew (P32).
-            self.turn.again.push(MemberInput::Touched(self.node.shared.lanes.sessions()));
+            let mut sessions = self.node.shared.lanes.sessions();
+            let mut local = self.node.shared.local.lock();
+            local.touch_all(now.mono_ms);
+            sessions.retain(|session| !local.contains(*session));
+            drop(local);
+            self.turn.again.push(MemberInput::Touched(sessions));
         } else {
             self.lost_ms.get_or_insert(now.mono_ms);
             self.next_waiting_log_ms = now.mono_ms + WAITING_LOG_MS;
@@ -404,7 +409,10 @@ impl CoreLoop {
     fn on_tick(&mut self, now: Now) {
         self.publish(now);
         self.node.update_keyed();
-        let Some(lost_ms) = self.lost_ms else { return };
+        let Some(lost_ms) = self.lost_ms else {
+            self.expire_local(now);
+            return;
+        };
         let options = &self.node.options;
         if !self.told && now.mono_ms.saturating_sub(lost_ms) > options.sync_timeout_ms {
             // P33: reads went on from the published state for that long, and no longer.
@@ -421,6 +429,18 @@ impl CoreLoop {
             if !status.waiting_for.is_empty() {
                 warn!("no quorum: {}", status.waiting_for);
             }
+        }
+    }
+
+    /// Ends local sessions whose clients were not heard. Nobody else has to be asked: nobody else knows them.
+    fn expire_local(&self, now: Now) {
+        let expired = self.node.shared.local.lock().expire(now.mono_ms);
+        if expired.is_empty() {
+            return;
+        }
+        self.node.stats.expired(expired.len());
+        for lane in expired.into_iter().filter_map(|session| self.node.shared.lanes.of(session)) {
+            lane.close(CloseReason::Expired);
         }
     }
 

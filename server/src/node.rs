@@ -25,6 +25,7 @@ use corral_core::auth::sasl;
 use corral_core::member::{Member, MemberOptions};
 use corral_core::session::CloseReason;
 use corral_core::session::lane::Lane;
+use corral_core::session::local::LocalSessions;
 use corral_core::session::outbox::Key;
 use corral_core::storage::folder::{FolderError, LOG_DIR, PeerBook};
 use corral_core::storage::log_device::DeviceError;
@@ -147,6 +148,10 @@ pub(crate) struct NodeOptions {
     pub(crate) sync_timeout_ms: u64,
     /// Serve reads without a quorum to clients that allow it.
     pub(crate) read_only_mode: bool,
+    /// New sessions of ZooKeeper clients are known to this server alone.
+    pub(crate) local_sessions: bool,
+    /// Such a session becomes known to all when it makes an ephemeral znode.
+    pub(crate) local_sessions_upgrading: bool,
     /// Unresolved writes beyond which connections are not read.
     pub(crate) outstanding_max: usize,
     /// Largest transaction, bytes.
@@ -196,6 +201,7 @@ impl NodeShared {
     pub(crate) fn new(options: NodeOptions, clock: Clock, shared: Arc<Shared<View>>, seed: u64) -> NodeShared {
         let now = clock.now();
         let applied = shared.published().zxid;
+        *shared.local.lock() = LocalSessions::new(options.touch_interval_ms);
         NodeShared {
             clock,
             stats: Stats::default(),
@@ -774,6 +780,9 @@ fn node_options(config: &Config) -> NodeOptions {
         touch_interval_ms: (config.min_session_timeout_ms / 10).clamp(1, TOUCH_INTERVAL_MAX_MS),
         read_only_mode: config.read_only_mode,
         sync_timeout_ms: config.sync_timeout_ms,
+        // As in ZooKeeper, where a server alone has one kind of sessions.
+        local_sessions: config.local_sessions && !config.is_alone(),
+        local_sessions_upgrading: config.local_sessions_upgrading,
         outstanding_max: config.global_outstanding_limit,
         txn_bytes_max: TXN_BYTES_MAX,
         request_bytes_max: config.jute_max_buffer,

@@ -15,6 +15,7 @@ use corral_proto::{ErrorCode, ServerId, SessionId, WatchedEvent, Zxid};
 use parking_lot::{Mutex, RwLock};
 
 use crate::session::lane::{Handshake, Lane, Published, Stuck};
+use crate::session::local::LocalSessions;
 use crate::session::outbox::Key;
 use crate::session::{CloseReason, SharedEvent};
 use crate::tree::entry::{Command, Outcome, SessionEvent, TreeEvent, Txn, Verdict};
@@ -117,6 +118,8 @@ pub struct Shared<V> {
     watches: Mutex<Watches>,
     /// The connections.
     pub lanes: Lanes,
+    /// Sessions that this server alone knows. Nothing else is locked under it.
+    pub local: Mutex<LocalSessions>,
 }
 
 #[derive(Default)]
@@ -157,6 +160,14 @@ impl<V: TreeView> Shared<V> {
                 continue;
             }
             return;
+        }
+    }
+
+    /// A local session has this connection from now on; a former one ends.
+    pub fn attach_local(&self, lane: &Arc<Lane>) {
+        let former = self.lanes.attached.write().insert(lane.session, lane.clone());
+        if let Some(former) = former {
+            close(&former, CloseReason::Moved, &mut self.watches.lock());
         }
     }
 
@@ -227,6 +238,7 @@ impl<S: TreeStore> Apply<S> {
             meta: RwLock::new(meta.clone()),
             watches: Mutex::default(),
             lanes: Lanes::default(),
+            local: Mutex::default(),
         });
         let persisted = store.persisted_meta().map_or(Zxid::ZERO, |meta| meta.applied);
         Apply { server, store, meta, shared, skip, batches: 0, persisted }
@@ -255,6 +267,7 @@ impl<S: TreeStore> Apply<S> {
     /// Closes every connection and forgets every watch: the state is about to be replaced.
     pub fn reset_clients(&mut self, reason: CloseReason) {
         self.shared.lanes.close_all(reason);
+        self.shared.local.lock().clear();
         let mut watches = self.shared.watches.lock();
         watches.table.clear();
         watches.lanes.clear();
@@ -407,7 +420,8 @@ impl<S: TreeStore> Apply<S> {
                     };
                     if matches!(handshake, Handshake::Attached { .. }) {
                         let former = lanes.attached.write().insert(txn.session, lane.clone());
-                        if let Some(former) = former {
+                        // A local session that becomes known to all keeps its connection.
+                        if let Some(former) = former.filter(|former| !Arc::ptr_eq(former, &lane)) {
                             close(&former, CloseReason::Moved, watches);
                         }
                     }
@@ -439,7 +453,10 @@ impl<S: TreeStore> Apply<S> {
                     woken.entry(lane.id).or_insert(lane);
                 }
             }
-            Command::Reap { .. } | Command::Settings(_) => {}
+            Command::LocalWrite { carrier, .. } if carrier.server == self.server => {
+                self.answer_local(txn, outcome, zxid, watches, woken);
+            }
+            Command::LocalWrite { .. } | Command::OpenCarrier { .. } | Command::Reap { .. } | Command::Settings(_) => {}
         }
         for event in &outcome.sessions {
             match event {
@@ -448,12 +465,54 @@ impl<S: TreeStore> Apply<S> {
                         close(&lane, CloseReason::Moved, watches);
                     }
                 }
-                SessionEvent::Attached { .. } => {}
+                SessionEvent::Attached { session, .. } => {
+                    // Known to all from here on. Its connection is the one that asked for it, or none that is here.
+                    if self.shared.local.lock().remove(*session)
+                        && let Some(lane) = lanes.of(*session).filter(|lane| lane.attach() == Zxid::ZERO)
+                    {
+                        lanes.detach(&lane);
+                        close(&lane, CloseReason::Moved, watches);
+                    }
+                }
+                SessionEvent::Carried { .. } => {}
                 SessionEvent::Closed { session, expired } => {
                     if let Some(lane) = lanes.attached.write().remove(session) {
                         let reason = if *expired { CloseReason::Expired } else { CloseReason::ClosedByClient };
                         close(&lane, reason, watches);
                     }
+                }
+            }
+        }
+    }
+
+    /// A write of a session that this server alone knows, and its connection here, if it has one still.
+    fn answer_local(
+        &self,
+        txn: &Txn,
+        outcome: &Outcome,
+        zxid: Zxid,
+        watches: &mut Watches,
+        woken: &mut BTreeMap<WatcherId, Arc<Lane>>,
+    ) {
+        let lanes = &self.shared.lanes;
+        let lane = lanes.of(txn.session).filter(|lane| lane.attach() == Zxid::ZERO);
+        match &outcome.verdict {
+            Verdict::Executed(result) => {
+                self.shared.local.lock().decided(txn.session);
+                if let Some(lane) = lane {
+                    lane.resolve(txn.n, zxid, result.clone());
+                    woken.insert(lane.id, lane);
+                }
+            }
+            // A double: its original was answered.
+            Verdict::Repeated { .. } => {}
+            // Nothing changed, and nothing ever will by this write: its place is void.
+            _ => {
+                self.shared.local.lock().remove(txn.session);
+                if let Some(lane) = lane {
+                    lane.resolve(txn.n, zxid, Err(ErrorCode::SessionExpired));
+                    lanes.detach(&lane);
+                    close(&lane, CloseReason::Expired, watches);
                 }
             }
         }

@@ -88,6 +88,8 @@ pub enum Step {
     },
     /// Nothing: the answer is known, or there is nothing to say (ping, sync).
     Answer(Result<Answer, ErrorCode>),
+    /// End the connection, and with it the session, which nobody else knows.
+    Close,
 }
 
 impl Step {
@@ -95,7 +97,7 @@ impl Step {
         match self {
             Step::Read { watch, .. } => *watch,
             Step::AddWatch { .. } | Step::Watches { .. } | Step::SetWatches(_) => true,
-            Step::Write { .. } | Step::Identify { .. } | Step::Answer(_) => false,
+            Step::Write { .. } | Step::Identify { .. } | Step::Answer(_) | Step::Close => false,
         }
     }
 }
@@ -249,7 +251,13 @@ impl Lane {
         self.wake();
     }
 
-    /// The attach this connection stands on; [`Zxid::ZERO`] before.
+    /// The session, known to this server alone so far, is on its way to be known to all: the next handshake that ends
+    /// is that of the same connection.
+    pub fn begin_upgrade(&self) {
+        self.state.lock().handshake = None;
+    }
+
+    /// The attach this connection stands on; [`Zxid::ZERO`] before, and for local sessions.
     pub fn attach(&self) -> Zxid {
         self.state.lock().attach
     }
@@ -425,8 +433,12 @@ impl State {
                 return Stuck::OnTable;
             }
             let Waiting { cookie, step, .. } = self.queue.pop_front().expect("looked at above");
+            let closes = matches!(step, Step::Close);
             let result = self.answer(lane, view, step, table.as_deref_mut());
             self.reply(cookie, zxid, result);
+            if closes {
+                self.close(CloseReason::ClosedByClient);
+            }
         }
     }
 
@@ -439,6 +451,7 @@ impl State {
     ) -> Result<Answer, ErrorCode> {
         match (step, table) {
             (Step::Answer(result), _) => result,
+            (Step::Close, _) => Ok(Answer::Done),
             (Step::Identify { ids, answer }, _) => {
                 add_ids(&mut self.ids, ids);
                 Ok(answer)

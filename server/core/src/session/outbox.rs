@@ -27,6 +27,18 @@ pub enum Key {
         /// Its number.
         n: u64,
     },
+    /// A numbered request of a session that this server alone knows.
+    Local {
+        /// Of which session.
+        session: SessionId,
+        /// Its number.
+        n: u64,
+    },
+    /// The opening of a carrier.
+    Carrier {
+        /// Drawn for it.
+        nonce: u64,
+    },
     /// A handshake.
     Handshake {
         /// Of which session.
@@ -43,6 +55,8 @@ impl Key {
             Command::CreateSession { nonce, .. } | Command::Attach { nonce, .. } => {
                 Some(Key::Handshake { session: txn.session, nonce: *nonce })
             }
+            Command::LocalWrite { .. } => Some(Key::Local { session: txn.session, n: txn.n }),
+            Command::OpenCarrier { nonce, .. } => Some(Key::Carrier { nonce: *nonce }),
             Command::CloseSession { expired: true } | Command::Reap { .. } | Command::Settings(_) => None,
             Command::Write(_) | Command::CloseSession { expired: false } => {
                 Some(Key::Request { session: txn.session, attach: txn.attach, n: txn.n })
