@@ -834,7 +834,7 @@ impl World {
             }
         };
         self.trace.reached(kind.habit().struck);
-        self.crash(at.server, kind.habit().struck)
+        self.crash(at.server, error)
     }
 
     /// The log's thread notes durably which start of a peer it has seen (P9).
@@ -1306,6 +1306,7 @@ impl World {
             self.trace.reached("amnesiac started");
         }
         if started.torn {
+            self.tell(|| format!("{id:?} found its last write unfinished"));
             self.trace.reached("hole or tear in the tail of a log");
         }
         self.checks.on_recovered(id, &recovered, spoiled)?;
