@@ -778,7 +778,7 @@ impl Task {
         }
     }
 
-    async fn hold(&mut self, owns: &mut Vec<Own>, mut events: FuturesUnordered<BoxFuture<'static, OwnEvent>>) -> After {
+    async fn hold(&mut self, owns: &mut Vec<Own>, mut events: OwnEvents) -> After {
         let lease = self.client.lease();
         let mut states = self.client.events();
         let stop = self.spec.when_suspended == WhenSuspended::Stop;
@@ -863,7 +863,11 @@ impl Task {
         // The holder is told; its contender stays until the guard is given up, so that the next waits for that.
         tokio::select! {
             biased;
-            _ = &mut self.leave => self.release(owns, true).await,
+            // What is certainly gone is not deleted again: its name may be another's by now.
+            _ = &mut self.leave => match (is_gone, owns.as_slice()) {
+                (true, [_]) => self.say(Phase::Released),
+                _ => self.release(owns, true).await,
+            },
             over = states.ended() => self.say(Phase::Lost(Loss::SessionEnded(end_of(over)))),
         }
         After::Nothing
@@ -931,6 +935,31 @@ impl Task {
         Ok(Own { path, czxid })
     }
 
+    /// Deletes one znode, if it is still ours: names that are not random come back, for others.
+    async fn delete(&self, own: &Own) -> corral_client::Result<()> {
+        let path = &own.path;
+        if self.is_marked {
+            // Clean: the next need not wait.
+            let clean = Transaction::new().delete(path, None).set(&self.spec.directory, (), None);
+            return self.client.multi(clean).await.map(drop);
+        }
+        if let Some(Fence { path: of, version: Some(version), .. }) = &self.fence {
+            // In this version it is our claim, and in another somebody else's.
+            let ours = Transaction::new().check(of, Some(*version)).delete(path, None);
+            return match self.client.multi(ours).await {
+                Err(error) if error.code() == Some(ErrorCode::BadVersion) => Ok(()),
+                other => other.map(drop),
+            };
+        }
+        if matches!(self.spec.name, Name::Fixed(_)) {
+            match self.client.read(Consistency::Linearizable).exists(path).await? {
+                Some(stat) if self.is_ours(&stat, own.czxid) => {}
+                _ => return Ok(()),
+            }
+        }
+        self.client.delete(path, None).await
+    }
+
     /// Deletes the znodes, for as long as it takes (R7), and says how that goes if it is to `tell`.
     pub(crate) async fn release(&self, owns: &[Own], tell: bool) {
         let say = |phase| {
@@ -942,13 +971,7 @@ impl Task {
         for own in owns {
             let path = &own.path;
             loop {
-                let deleted = if self.is_marked {
-                    // Clean: the next need not wait.
-                    let clean = Transaction::new().delete(path, None).set(&self.spec.directory, (), None);
-                    self.client.multi(clean).await.map(drop)
-                } else {
-                    self.client.delete(path, None).await
-                };
+                let deleted = self.delete(own).await;
                 match deleted {
                     Ok(()) => break,
                     Err(error) if error.code() == Some(ErrorCode::NoNode) => break,

@@ -5,7 +5,7 @@ use corral_client::{
     path as paths,
 };
 
-use crate::contender::{Name, ended};
+use crate::contender::{Name, ended, random_id};
 use crate::decide::view::{Member, View, id_of};
 use crate::error::Error;
 use crate::presence::PresenceBuilder;
@@ -20,7 +20,7 @@ pub enum GroupLayout {
     /// By their id: Curator's `GroupMember`.
     #[default]
     Curator,
-    /// `<uuid>__party__0000000007`, with the id as data: kazoo's `Party`.
+    /// `<uuid>__party__`, with the id as data: kazoo's `Party`.
     Kazoo,
 }
 
@@ -77,7 +77,7 @@ impl Group {
     pub fn join(&self, id: &str, data: impl Into<Data>) -> PresenceBuilder {
         let (name, data) = match self.layout {
             GroupLayout::Curator => (Name::Fixed(id.to_owned()), data.into()),
-            GroupLayout::Kazoo => (Name::Numbered(Naming::PARTY), id.into()),
+            GroupLayout::Kazoo => (Name::Fixed(Naming::PARTY.prefix(random_id())), id.into()),
         };
         PresenceBuilder::of(&self.client, self.path.clone(), name).acl(self.acl.clone()).data(data)
     }

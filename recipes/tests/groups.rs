@@ -73,6 +73,29 @@ async fn a_name_of_a_dying_session_is_waited_for_and_never_taken_for_ours() {
     no_violations(&server);
 }
 
+#[tokio::test]
+async fn a_presence_that_closes_leaves_anothers_znode_of_the_same_name_alone() {
+    let server = Server::start().await;
+    let (a, b) = (client(&server).await, client(&server).await);
+    // Events reach the older connection first, so of two that race for the name the other's wins.
+    let mine = Presence::new(&b, "/hosts/x").data("mine").start();
+    soon(mine.created()).await.unwrap();
+    let theirs = Presence::new(&a, "/hosts/x").data("theirs").start();
+    soon(async {
+        while server.data("/hosts/x").as_deref() != Some(b"theirs") {
+            a.sync("/").await.unwrap();
+            if server.exists("/hosts/x") {
+                server.delete("/hosts/x");
+            }
+            until("somebody is there", || server.exists("/hosts/x")).await;
+        }
+    })
+    .await;
+    soon(theirs.created()).await.unwrap();
+    soon(mine.close()).await.unwrap();
+    assert_eq!(server.data("/hosts/x").as_deref(), Some(b"theirs".as_slice()));
+}
+
 fn ids(view: &View) -> Vec<&str> {
     view.members.iter().map(|member| member.id.as_str()).collect()
 }

@@ -169,7 +169,7 @@ async fn a_counter_stays_in_its_range_and_says_what_it_cannot_read() {
     assert!(!soon(counter.compare_and_set(8, 9)).await.unwrap());
     assert_eq!(soon(counter.update(|n| n.checked_mul(3))).await.unwrap(), (7, 21));
     assert_eq!(server.data("/c").as_deref(), Some([0, 0, 0, 21].as_slice()));
-    server.set("/c", "text");
+    server.set("/c", "six bytes");
     let other = soon(counter.get()).await.unwrap_err();
     assert!(matches!(other, Error::Malformed { .. }), "{other}");
 }

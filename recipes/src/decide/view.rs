@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use corral_client::{SessionId, Zxid};
 
-/// What kazoo's parties put between a random part and a number.
+/// What the random names of kazoo's parties end in.
 pub const PARTY: &str = "__party__";
 
 /// One member.

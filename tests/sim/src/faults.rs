@@ -572,9 +572,12 @@ impl World {
             .filter(|s| self.options.is_voter(*s))
             .filter(|s| *s == id || self.servers[s].spoiled || self.membership(*s) != Some(Membership::Member))
             .count();
-        let may = !self.options.is_voter(id)
-            || !self.begun()
-            || lost <= self.options.voters as usize - self.options.majority();
+        let (voters, spare) = (self.options.voters as usize, self.options.voters as usize - self.options.majority());
+        let overdraws = self.options.faults.overdraw && lost < voters;
+        let may = !self.options.is_voter(id) || !self.begun() || lost <= spare || overdraws;
+        if may && self.options.is_voter(id) && self.begun() && lost > spare {
+            self.trace.reached("more copies lost than the model allows");
+        }
         if !may {
             self.trace.reached("copy kept: the budget is spent");
         }
@@ -776,6 +779,9 @@ impl World {
     /// Is it as it should be by now?
     pub(crate) fn probe(&mut self) -> Check {
         let head = self.checks.ghost.head().zxid;
+        if self.stage != Stage::Safety && self.copies() < self.options.majority() {
+            return self.refused(head);
+        }
         let reason = match self.stage {
             Stage::Progress { since } => match self.lacks_progress(since, head) {
                 None => {
@@ -823,6 +829,37 @@ impl World {
                 invariant: "I28 liveness",
                 text: format!("{}; {}", reason.unwrap_or_default(), state.join("; ")),
             });
+        }
+        self.schedule.after(self.options.sync_timeout_ms * MS / 2, Event::Probe);
+        Ok(())
+    }
+
+    /// Voters that know that they know everything they ever promised and acknowledged.
+    fn copies(&self) -> usize {
+        let ids = self.server_ids();
+        let begun = self.begun();
+        let sound =
+            |s: &&ServerId| !self.servers[s].spoiled && !(begun && self.membership(**s) != Some(Membership::Member));
+        ids.iter().filter(|s| self.options.is_voter(**s)).filter(sound).count()
+    }
+
+    /// More copies were lost than the model allows. Nobody may go on by itself, however long it waits.
+    fn refused(&mut self, head: Zxid) -> Check {
+        if self.schedule.now() < self.calm_at + 3 * self.options.sync_timeout_ms * MS {
+            // An acknowledgement may still be on its way whose disk is gone.
+            self.stage = Stage::Progress { since: head };
+        } else if let Stage::Progress { since } = self.stage
+            && head > since
+        {
+            return Err(Violation {
+                invariant: "no progress from doubt",
+                text: format!("{head:?} was committed after {since:?}; a majority of the voters lost its memory"),
+            });
+        }
+        if self.schedule.now() > self.calm_at + 10 * self.options.sync_timeout_ms * MS {
+            self.trace.reached("refused to go on without a majority that remembers");
+            self.stage = Stage::Over;
+            return Ok(());
         }
         self.schedule.after(self.options.sync_timeout_ms * MS / 2, Event::Probe);
         Ok(())

@@ -11,7 +11,7 @@ pub const ORDINARY: u64 = 500;
 pub const RARE: u64 = 5_000;
 
 /// Goals with the number of seeds within which they must be reached.
-const GOALS: [(&str, u64); 64] = [
+const GOALS: [(&str, u64); 67] = [
     ("leader established", ORDINARY),
     ("leader stepped down", ORDINARY),
     ("two servers believe to lead", ORDINARY),
@@ -76,6 +76,9 @@ const GOALS: [(&str, u64); 64] = [
     ("a server stays dead", ORDINARY),
     ("partition: ring", ORDINARY),
     ("died around: snapshot received", RARE),
+    ("refused to go on without a majority that remembers", RARE),
+    ("damage: last frame taken for a torn write", RARE),
+    ("damage: folder refused", RARE),
 ];
 
 /// The goals that so many seeds should have reached and did not.

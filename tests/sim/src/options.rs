@@ -89,6 +89,8 @@ pub struct FaultMix {
     pub slow_disk: Micros,
     /// Longest delay of a message on a slow link.
     pub slow_link: Micros,
+    /// More copies are lost than the fault model allows, though never all: then the ensemble must refuse to go on.
+    pub overdraw: bool,
     /// Speed of each server's monotonic clock, in thousandths of the true one; from and to.
     pub clock_rate: (u64, u64),
 }
@@ -290,6 +292,7 @@ impl SimOptions {
             restart_ms: t * rng.between(0, 6) + 50,
             slow_disk: rng.magnitude(10 * MS, 10_000 * MS),
             slow_link: rng.magnitude(t * MS / 4, 10_000 * MS),
+            overdraw: rng.chance(50),
             clock_rate: *rng.pick(&[(1000, 1000), (970, 1030), (970, 1030), (500, 2000)]),
         };
     }
