@@ -254,8 +254,20 @@ impl SimOptions {
             options.window_bytes = options.window_bytes.max(2_000);
             options.learner_window_bytes = options.learner_window_bytes.max(2_000);
         }
+        options.fit_pipeline();
         options.draw_faults(rng);
         options
+    }
+
+    /// With windows of an entry or two, writes go one after the other. What clients have in flight must be answered before
+    /// they give up, or they send it all again for ever.
+    fn fit_pipeline(&mut self) {
+        if self.window_bytes.min(self.learner_window_bytes).min(self.message_bytes) > 1_000 {
+            return;
+        }
+        let write = 4 * self.delay.1 + 2 * self.write_time + 4 * self.thread_delay;
+        let in_flight = self.load.session_timeout_ms * MS / 3 / write;
+        self.load.pipeline = self.load.pipeline.min(in_flight / self.load.clients).max(1);
     }
 
     fn draw_faults(&mut self, rng: &mut Rng) {
