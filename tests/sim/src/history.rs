@@ -8,10 +8,10 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use corral_core::session::{Consistency, SetWatches};
 use corral_core::storage::memory::MemoryStore;
-use corral_core::tree::entry::{Command, SessionEvent, Txn, Verdict};
+use corral_core::tree::entry::{Command, Outcome, SessionEvent, Txn, Verdict};
 use corral_core::tree::op::{Answer, ReadOp};
 use corral_core::tree::record::Meta;
-use corral_core::tree::{TreeStore, TreeView, audit, execute, read};
+use corral_core::tree::{Cf, TreeStore, TreeView, audit, execute, read};
 use corral_proto::{ErrorCode, EventKind, Id, SessionId, Zxid};
 
 use crate::checks::{Check, Ghost, ensure};
@@ -187,6 +187,11 @@ impl History {
         self.touched.insert((process, session), now);
     }
 
+    /// When a process last heard of a session.
+    pub fn touched(&self, process: u64, session: SessionId) -> Option<Micros> {
+        self.touched.get(&(process, session)).copied()
+    }
+
     /// A leader's process proposes to end a session by its clock.
     pub fn on_expiry(&mut self, process: u64, session: SessionId, now: Micros) -> Check {
         let Some(timeout_ms) = self.timeouts.get(&session) else { return Ok(()) };
@@ -206,6 +211,7 @@ impl History {
         let mut executed: BTreeMap<WriteKey, Zxid> = BTreeMap::new();
         let mut last_n: BTreeMap<(SessionId, Zxid), u64> = BTreeMap::new();
         let mut closed: BTreeSet<SessionId> = BTreeSet::new();
+        let mut attaches: BTreeMap<SessionId, Zxid> = BTreeMap::new();
         let mut changes = Changes::default();
         self.compare_state(Zxid::ZERO, &model)?;
         for (index, entry) in ghost.committed.iter().enumerate() {
@@ -227,10 +233,17 @@ impl History {
                 && !entry.payload.is_empty()
             {
                 self.judge(zxid, &txn, &outcome.verdict, &mut executed, &mut last_n, &closed)?;
+                check_attach(zxid, &txn, &outcome, &attaches)?;
+                check_refused(zxid, &txn, &outcome)?;
             }
             for event in &outcome.sessions {
-                if let SessionEvent::Closed { session, .. } = event {
-                    closed.insert(*session);
+                match event {
+                    SessionEvent::Closed { session, .. } => {
+                        closed.insert(*session);
+                    }
+                    SessionEvent::Attached { session, attach, .. } => {
+                        attaches.insert(*session, *attach);
+                    }
                 }
             }
             self.compare_state(zxid, &model)?;
@@ -336,6 +349,33 @@ impl History {
         }
         Ok(())
     }
+}
+
+/// P29, P32: nothing that was sent or decided before a session was taken up again takes effect after it.
+fn check_attach(zxid: Zxid, txn: &Txn, outcome: &Outcome, attaches: &BTreeMap<SessionId, Zxid>) -> Check {
+    let executed = matches!((&txn.command, &outcome.verdict), (Command::Write(_), Verdict::Executed(_)));
+    let closed = outcome.sessions.iter().any(|event| matches!(event, SessionEvent::Closed { .. }));
+    let current = attaches.get(&txn.session);
+    ensure!(
+        !(executed || closed) || current.is_none_or(|current| *current == txn.attach),
+        "I19 session safety",
+        "{txn:?} takes effect at {zxid:?}; the session was taken up at {current:?}"
+    );
+    Ok(())
+}
+
+/// A refused write changes no znode and tells nobody, a multi included.
+fn check_refused(zxid: Zxid, txn: &Txn, outcome: &Outcome) -> Check {
+    let refused = matches!(&outcome.verdict, Verdict::Executed(Err(_) | Ok(Answer::MultiFailed { .. })));
+    let changed = outcome.changes.iter().filter(|change| matches!(change.cf, Cf::Node | Cf::Data)).count();
+    ensure!(
+        !refused || changed == 0 && outcome.events.is_empty(),
+        "I22 writes are linearizable",
+        "{txn:?} was refused at {zxid:?} with {:?}, and changed {changed} rows and told of {:?}",
+        outcome.verdict,
+        outcome.events
+    );
+    Ok(())
 }
 
 /// What happened to the tree, in order.

@@ -6,6 +6,7 @@
 //! - [`world`]: what happens next. [`server`], [`disk`], [`network`]: what it happens to. [`faults`]: what goes wrong.
 //! - [`client`], [`frontend`]: clients and their connections.
 //! - [`checks`]: the omniscient observer, one property a file. [`history`]: what clients were told, judged by replay.
+//! - `zoo` (a feature): bugs planted on purpose, and the hunt for them.
 //! - [`trace`]: the record of a run, and its hash.
 //!
 //! A run has two phases: in the first, faults strike and nothing wrong may happen (safety); then faults end, and
@@ -25,6 +26,8 @@ mod server;
 pub mod swarm;
 pub mod trace;
 mod world;
+#[cfg(feature = "zoo")]
+pub mod zoo;
 
 use std::collections::BTreeMap;
 use std::panic::AssertUnwindSafe;

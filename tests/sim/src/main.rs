@@ -27,6 +27,10 @@ enum Command {
         /// Print every event.
         #[arg(long)]
         trace: bool,
+        /// Plant this bug of the zoo first: its number (Z3) or its name.
+        #[cfg(feature = "zoo")]
+        #[arg(long, value_parser = planted)]
+        zoo: Option<corral_sim::zoo::Switch>,
     },
     /// Runs many seeds on all cores.
     Swarm {
@@ -47,9 +51,17 @@ enum Command {
 
 fn main() -> ExitCode {
     match Arguments::parse().command {
+        #[cfg(feature = "zoo")]
+        Command::Run { seed, trace, zoo } => corral_sim::zoo::with(zoo, || run(seed, trace)),
+        #[cfg(not(feature = "zoo"))]
         Command::Run { seed, trace } => run(seed, trace),
         Command::Swarm { seeds, from, threads, failures } => run_swarm(seeds, from, threads, failures),
     }
+}
+
+#[cfg(feature = "zoo")]
+fn planted(name: &str) -> Result<corral_sim::zoo::Switch, String> {
+    corral_sim::zoo::switch(name).ok_or_else(|| format!("there is no bug {name} in the zoo: see docs/testing.md"))
 }
 
 fn run(seed: u64, trace: bool) -> ExitCode {

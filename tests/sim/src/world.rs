@@ -456,10 +456,11 @@ impl World {
                     self.history.on_touch(at.process, *session, now);
                 }
             }
-            MemberInput::Zab(Input::PeerMessage { peer, link, message: Message::Pong { epoch, touched, .. } }) => {
+            MemberInput::Zab(Input::PeerMessage { peer, link, message: Message::Pong { epoch, seq, touched, .. } }) => {
                 let process = self.process_mut(at).expect("the caller found it");
                 let current = process.links.get(peer).is_some_and(|(l, _, _)| l == link);
                 if current && process.status.role == Role::Leading && process.status.epoch == *epoch {
+                    self.checks.on_pong(at.process, *epoch, *peer, *seq);
                     for session in touched.clone() {
                         self.history.on_touch(at.process, session, now);
                     }
@@ -470,7 +471,8 @@ impl World {
     }
 
     fn note_expiries(&mut self, at: ProcessRef, op: &LogOp) -> Check {
-        let status = &self.servers[&at.server].process.as_ref().expect("the caller found it").status;
+        let process = self.servers[&at.server].process.as_ref().expect("the caller found it");
+        let (status, view) = (&process.status, process.apply.shared().published());
         let LogOp::Append(entries) = op else { return Ok(()) };
         if status.role != Role::Leading {
             return Ok(());
@@ -478,11 +480,17 @@ impl World {
         for entry in entries {
             if self.checks.ghost.is_proposal(status, entry)
                 && !entry.payload.is_empty()
-                && let Ok(Txn { session, command: Command::CloseSession { expired: true }, .. }) =
+                && let Ok(Txn { session, attach, command: Command::CloseSession { expired: true }, .. }) =
                     Txn::decode(&entry.payload)
             {
                 self.trace.reached("expiry proposed");
                 self.history.on_expiry(at.process, session, self.schedule.now())?;
+                // What is executed here may be ahead of what the tracker knew.
+                let holder =
+                    read::session(&view.view, session).filter(|row| row.attach == attach).map(|row| row.server);
+                let heard = self.history.touched(at.process, session);
+                let timeout = self.options.load.session_timeout_ms * MS;
+                self.checks.on_expiry(at.process, status, session, holder, heard, timeout)?;
             }
         }
         Ok(())
@@ -529,6 +537,7 @@ impl World {
             Output::Send { peer, link, message } => {
                 self.say(|| format!("{:?} -> {peer:?} [{link}] {}", at.server, brief(&message)));
                 self.checks.on_send(at.server, peer, &message, before, status)?;
+                self.checks.on_ping(at.process, &message, self.schedule.now());
                 self.note_message(&message);
                 self.send(at, peer, link, message)
             }
