@@ -285,6 +285,9 @@ impl<S: TreeStore> Apply<S> {
         let shared = self.shared.clone();
         let mut applied = Applied::default();
         let mut woken: BTreeMap<WatcherId, Arc<Lane>> = BTreeMap::new();
+        if zoo::broken(Switch::ReplyBeforePublish) {
+            self.publish(self.store.view(), self.meta.clone());
+        }
         let base = shared.published();
         let mut overlay = Overlay::new(&base.view);
         let mut watches = shared.watches.lock();
@@ -296,10 +299,10 @@ impl<S: TreeStore> Apply<S> {
                 && lane.has_reads_before(txn.attach, txn.n)
             {
                 watches.lanes.entry(lane.id).or_insert_with(|| lane.clone());
-                match zoo::broken(Switch::WatchArmedLate) {
-                    false => lane.flush(&overlay, self.meta.applied, &mut watches.table),
-                    true => lane.flush(&base.view, base.zxid, &mut watches.table),
+                if zoo::broken(Switch::WatchArmedLate) {
+                    lane.flush(&base.view, base.zxid, &mut watches.table);
                 }
+                lane.flush(&overlay, self.meta.applied, &mut watches.table);
                 woken.insert(lane.id, lane.clone());
             }
             let outcome = self.execute(&overlay, entry, txn.as_ref());
@@ -324,7 +327,7 @@ impl<S: TreeStore> Apply<S> {
         }
         let mut changes = overlay.take().into_iter();
         self.store.write(&mut changes);
-        if !zoo::broken(Switch::ReplyBeforePublish) || self.batches.is_multiple_of(2) {
+        if !zoo::broken(Switch::ReplyBeforePublish) {
             self.publish(self.store.view(), self.meta.clone());
         }
         drop(watches);

@@ -989,9 +989,10 @@ impl Zab {
             let asked = std::mem::take(&mut leading.asked);
             let confirms = std::mem::take(&mut leading.confirms);
             let commit = self.committed;
-            let seq = self.ping(out) - u64::from(zoo::broken(Switch::OldPongConfirms));
+            let seq = self.ping(out);
             let State::Leading(leading) = &mut self.state else { return };
             if !asked.is_empty() {
+                let seq = seq - u64::from(zoo::broken(Switch::OldPongConfirms));
                 leading.rounds.push_back(Round { seq, commit, reads: asked, confirm: None });
             }
             for confirm in confirms {
