@@ -8,6 +8,8 @@
 //! - [`checks`]: the omniscient observer, one property a file. [`history`]: what clients were told, judged by replay.
 //! - `zoo` (a feature): bugs planted on purpose, and the hunt for them.
 //! - [`trace`]: the record of a run, and its hash.
+//! - [`swarm`], [`journal`], [`goals`]: many runs, what was run so far, and what they must have reached. [`shrink`]: a
+//!   failure made smaller.
 //!
 //! A run has two phases: in the first, faults strike and nothing wrong may happen (safety); then faults end, and
 //! everything must come to rest within a bound (liveness).
@@ -15,24 +17,28 @@
 pub mod checks;
 mod client;
 mod disk;
-mod faults;
+pub mod faults;
 mod frontend;
+pub mod goals;
 pub mod history;
+pub mod journal;
 mod network;
 pub mod options;
 pub mod rng;
 mod schedule;
 mod server;
+pub mod shrink;
 pub mod swarm;
 pub mod trace;
 mod world;
 #[cfg(feature = "zoo")]
 pub mod zoo;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::panic::AssertUnwindSafe;
 
 use checks::Violation;
+use faults::FaultId;
 use options::SimOptions;
 use trace::Verbosity;
 use world::World;
@@ -58,6 +64,8 @@ pub struct Report {
     pub answered: u64,
     /// What was reached, how often.
     pub coverage: BTreeMap<&'static str, u64>,
+    /// The faults whose time came.
+    pub struck: BTreeSet<FaultId>,
     /// The last lines of the trace.
     pub tail: Vec<String>,
 }
@@ -67,7 +75,7 @@ impl Report {
     pub fn explain(&self) -> String {
         let Some(violation) = &self.violation else { return format!("seed {}: nothing wrong", self.seed) };
         format!(
-            "{}\n\nseed {} at {} ms after {} events: {}\n  {}\n  {}\nrun it again: cargo run -p corral-sim -- run --seed {} --trace\n",
+            "{}\n\nseed {} at {} ms after {} events: {}\n  {}\n  {}\nrun it again: cargo run -p corral-sim -- run --seed {}{} --trace\n",
             self.tail.join("\n"),
             self.seed,
             self.virtual_ms,
@@ -75,7 +83,8 @@ impl Report {
             violation.invariant,
             violation.text,
             self.options,
-            self.seed
+            self.seed,
+            self.options.reduction
         )
     }
 }
@@ -112,6 +121,7 @@ pub fn simulate_with(options: SimOptions, verbosity: Verbosity) -> Report {
         committed: world.committed(),
         answered: world.answered(),
         coverage: world.trace().coverage().clone(),
+        struck: world.struck().clone(),
         tail: world.trace().tail().map(str::to_owned).collect(),
     }
 }

@@ -132,9 +132,8 @@ pub fn found_by(switch: Switch) -> &'static [&'static str] {
         SyncWithoutRound | OldPongConfirms | ReadBeforeOpening | ReadPointIgnored => &["I24 sync read"],
         ApplyBeforeDurable => &["I13 apply discipline"],
         TrimBeyondPersisted | TruncateToWatermark => &["I14 truncation safety"],
-        CutAtFirstBadChecksum | FsyncTriedAgain | FolderNotSynced | PromiseNotCarried | TailNotRewritten => {
-            &["recovery is exact"]
-        }
+        CutAtFirstBadChecksum => &["damage is noticed"],
+        FsyncTriedAgain | FolderNotSynced | PromiseNotCarried | TailNotRewritten => &["recovery is exact"],
         WatchArmedLate | EventAfterReply | WatchFiresTwice | SetWatchesMisses => &["I25 watches"],
         ReplyBeforePublish | ReadsOvertake | OverloadSkips | OfferedBackwards => &["I23 session order"],
         ExpiryAfterPause | HolderNotAsked | TouchesLost | ExpiryOfMovedSession | AttachIgnored => {
