@@ -300,7 +300,7 @@ impl<S: TreeStore> Apply<S> {
             {
                 watches.lanes.entry(lane.id).or_insert_with(|| lane.clone());
                 if zoo::broken(Switch::WatchArmedLate) {
-                    lane.flush(&base.view, base.zxid, &mut watches.table);
+                    lane.advance(|| base.clone(), Some(&mut watches.table));
                 }
                 lane.flush(&overlay, self.meta.applied, &mut watches.table);
                 woken.insert(lane.id, lane.clone());
