@@ -267,7 +267,7 @@ impl Disk {
 
     /// The highest start of a peer's disk that is remembered durably.
     pub fn remembers(&self, peer: ServerId, instance: u64) -> u64 {
-        PeerBook::load(&self.device).map_or(0, |book| book.highest(peer, instance))
+        PeerBook::load(&self.device.fork()).map_or(0, |book| book.highest(peer, instance))
     }
 
     /// A copy of what is durable. `live`: the store of the process that runs.

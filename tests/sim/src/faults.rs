@@ -696,10 +696,13 @@ impl World {
     pub(crate) fn calm(&mut self) -> Check {
         let now = self.schedule.now();
         self.stage = Stage::Progress { since: self.checks.ghost.head().zxid };
-        // What was begun on a slow disk or link before may still take its time.
+        // What was begun on a slow disk or link before may still take its time, and who stands still does so to the end:
+        // what waits for it keeps its order.
         let mix = &self.options.faults;
         let slow = |kind, longest| if mix.every_ms.contains_key(&kind) { longest } else { 0 };
-        self.calm_at = now + slow(Fault::SlowDisk, mix.slow_disk) + slow(Fault::SlowLink, mix.slow_link);
+        let stands_until = |s: &crate::server::Server| s.paused_until.max(s.store_stalled_until);
+        let pauses = self.servers.values().map(|s| stands_until(s).saturating_sub(now)).max().unwrap_or(0);
+        self.calm_at = now + slow(Fault::SlowDisk, mix.slow_disk) + slow(Fault::SlowLink, mix.slow_link) + pauses;
         let patience = PATIENCE * (self.options.sync_timeout_ms + self.options.init_timeout_ms) * MS;
         self.deadline = self.calm_at + patience;
         self.network.calm();
@@ -732,7 +735,6 @@ impl World {
             server.slow_disk_until = now;
             server.store_stalled_until = now;
             server.disk_full_until = now;
-            server.paused_until = server.paused_until.min(now);
             server.clock.set_rate(now, 1000);
             server.disk.withdraw();
             if let Some(process) = &mut server.process {

@@ -187,6 +187,9 @@ impl SimOptions {
         // Small steps of a slow network would need more than the time there is.
         if slow_network {
             options.safety_ms *= 2;
+            // One entry for each round trip would be less than the clients ask for.
+            options.window_bytes = options.window_bytes.max(2_000);
+            options.learner_window_bytes = options.learner_window_bytes.max(2_000);
         }
         options.draw_faults(rng);
         options

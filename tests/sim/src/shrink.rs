@@ -69,7 +69,12 @@ impl Shrinking<'_> {
     }
 
     /// Leaves out as many of these as possible: all, halves, quarters, ... single ones.
-    fn drop_some<T: Copy + Ord>(&mut self, items: BTreeSet<T>, of: impl Fn(&mut Reduction) -> &mut BTreeSet<T>) {
+    fn drop_some<T: Copy + Ord>(
+        &mut self,
+        items: BTreeSet<T>,
+        keep_one: bool,
+        of: impl Fn(&mut Reduction) -> &mut BTreeSet<T>,
+    ) {
         let mut items: Vec<T> = items.into_iter().collect();
         let mut size = items.len();
         while size > 0 {
@@ -77,6 +82,9 @@ impl Shrinking<'_> {
             while at < items.len() {
                 let end = (at + size).min(items.len());
                 let chunk = items[at..end].to_vec();
+                if chunk.len() == items.len() && keep_one {
+                    break;
+                }
                 if self.attempt(|reduction| of(reduction).extend(chunk)) {
                     items.drain(at..end);
                 } else {
@@ -89,12 +97,13 @@ impl Shrinking<'_> {
 
     fn drop_faults(&mut self) {
         let struck = self.report.struck.clone();
-        self.drop_some(struck, |reduction| &mut reduction.skip);
+        self.drop_some(struck, false, |reduction| &mut reduction.skip);
     }
 
     fn drop_clients(&mut self) {
         let clients = (0..self.report.options.load.clients).filter(|c| !self.reduction.without_clients.contains(c));
-        self.drop_some(clients.collect(), |reduction| &mut reduction.without_clients);
+        // Without any client nothing would be committed.
+        self.drop_some(clients.collect(), true, |reduction| &mut reduction.without_clients);
     }
 
     fn drop_servers(&mut self) {

@@ -512,7 +512,7 @@ impl World {
             if before.role == Role::Leading && status.role != Role::Leading {
                 self.trace.reached("leader stepped down");
             }
-            if before.role == Role::Leading && before.last.zxid.counter() >= self.options.counter_limit {
+            if before.role == Role::Leading && before.last.zxid.counter() + 1 >= self.options.counter_limit {
                 self.trace.reached("counters rolled over into a new epoch");
             }
             if status.role == Role::Leading && status.phase == Phase::Broadcast {
@@ -558,6 +558,9 @@ impl World {
             MemberInput::Zab(Input::PeerMessage { peer, link, message: Message::Pong { epoch, seq, touched, .. } }) => {
                 let process = self.process_mut(at).expect("the caller found it");
                 let current = process.links.get(peer).is_some_and(|(l, _, _)| l == link);
+                // A learner that was given up for its silence is not heard any more until it asks anew.
+                let learner = |process: &Process| process.member.status().learners.iter().any(|(id, ..)| id == peer);
+                let current = current && !touched.is_empty() && learner(process);
                 if current && process.status.role == Role::Leading && process.status.epoch == *epoch {
                     self.checks.on_pong(at.process, *epoch, *peer, *seq);
                     for session in touched.clone() {
@@ -1047,7 +1050,11 @@ impl World {
 
     fn open_snapshot(&mut self, at: ProcessRef, snapshot: SnapshotMeta) -> Check {
         let server = self.servers.get_mut(&at.server).expect("servers are fixed");
-        let Some(store) = server.disk.open_installed(&snapshot) else {
+        let opened = server.disk.open_installed(&snapshot);
+        if opened.is_none() && (server.disk.is_off() || server.disk.struck().is_some()) {
+            return self.disk_failed(at, "the snapshot cannot be opened");
+        }
+        let Some(store) = opened else {
             return Err(Violation {
                 invariant: "I18 snapshot",
                 text: format!("{:?}: {snapshot:?} is not where it should be", at.server),
@@ -1249,6 +1256,7 @@ impl World {
             Err(StartError::PowerCut) => {
                 let (seed, delay) = (server.life.next(), server.life.below(restart_ms * MS));
                 server.disk.after_power_cut(seed);
+                self.put_back_if_outdated(id);
                 self.tell(|| format!("{id:?} loses power while it starts"));
                 self.trace.reached("power cut during recovery");
                 self.start_after(id, delay);
@@ -1256,6 +1264,7 @@ impl World {
             }
             Err(StartError::Failed(plan)) => {
                 let delay = server.life.below(restart_ms * MS);
+                self.put_back_if_outdated(id);
                 self.tell(|| format!("{id:?} cannot start: {plan:?}"));
                 self.trace.reached(match plan {
                     Plan::NoSpace => Fault::DiskFull.habit().struck,
@@ -1382,6 +1391,16 @@ impl World {
         self.end(id, why, power)
     }
 
+    /// Every start from an old copy is another first one: by its own count it would catch up with what its peers
+    /// remember.
+    fn put_back_if_outdated(&mut self, id: ServerId) {
+        let backup = self.servers[&id].backup.clone().filter(|_| self.checks.ghost.server(id).outdated);
+        if let Some(backup) = backup {
+            self.server_mut(id).disk.restore(&backup);
+            self.checks.on_restored(id, backup.ghost);
+        }
+    }
+
     fn end(&mut self, id: ServerId, why: &str, power: bool) -> Check {
         let server = self.servers.get_mut(&id).expect("servers are fixed");
         let seed = server.life.next();
@@ -1397,6 +1416,7 @@ impl World {
         if power {
             server.disk.after_power_cut(seed);
         }
+        self.put_back_if_outdated(id);
         let why = why.to_owned();
         self.tell(|| format!("{id:?} crashes ({}{why})", if power { "power: " } else { "" }));
         self.trace.reached(if power { "power lost" } else { "process killed" });

@@ -119,6 +119,7 @@ pub fn list_or_empty(device: &dyn LogDevice, dir: &str) -> DeviceResult<Vec<Stri
 pub const SECTOR: usize = 512;
 
 const PAGE: usize = 4096;
+const ZEROS: [u8; PAGE] = [0; PAGE];
 const SECTORS_PER_PAGE: u64 = (PAGE / SECTOR) as u64;
 
 /// What a power cut found half done.
@@ -381,7 +382,7 @@ impl Content {
             let part = (PAGE - within).min(bytes.len() - done);
             let piece = &bytes[done..done + part];
             let page = &mut self.pages[at / PAGE];
-            if page.is_some() || piece.iter().any(|b| *b != 0) {
+            if page.is_some() || *piece != ZEROS[..part] {
                 let page = page.get_or_insert_with(|| Arc::new([0; PAGE]));
                 Arc::make_mut(page)[within..within + part].copy_from_slice(piece);
             }
