@@ -80,15 +80,15 @@ switches! {
         "Committed entries are executed before they are on this server's disk.";
     17 TrimBeyondPersisted, "rule P27",
         "The log is dropped up to what is committed, not up to what the store has persisted.";
-    18 CutAtFirstBadChecksum, "many; Protocol-Aware Recovery, FAST'18",
+    18 CutAtFirstBadChecksum, "many: Protocol-Aware Recovery, FAST'18",
         "Recovery cuts the log at the first frame it cannot read, whatever follows it.";
-    19 FsyncTriedAgain, "PostgreSQL and others; fsyncgate",
+    19 FsyncTriedAgain, "PostgreSQL and others: fsync failures, ATC'20",
         "A failed fsync is tried again, and the second answer is believed.";
-    20 WatchArmedLate, "etcd #15271; ZooKeeper's own rule",
+    20 WatchArmedLate, "rule I25",
         "A read is answered from a state older than the moment at which its watch is armed.";
     21 ReplyBeforePublish, "rule P22",
         "A write is answered before the state with it is what reads see.";
-    22 ExpiryAfterPause, "ZooKeeper's docs on pauses; rule P23",
+    22 ExpiryAfterPause, "rules P23, P32",
         "A leader that was paused ends the sessions it has not heard meanwhile, without asking anybody.";
     23 LeaderCountsUnsynced, "etcd #14370",
         "A leader counts its own copy of an entry before it is on its disk.";
@@ -98,7 +98,7 @@ switches! {
         "Where a learner's part of an epoch ends is taken as common, also if it is longer than the leader's.";
     26 ClampByLogEnd, "rule P21",
         "A learner believes a commit as far as its log goes, proven or not.";
-    27 AttachIgnored, "ZOOKEEPER-22; rule P29",
+    27 AttachIgnored, "rule P29",
         "Writes of a former connection take effect after the session was taken up elsewhere.";
     28 TruncateToWatermark, "Kafka, KIP-101",
         "A server that follows another leader first drops what it does not know to be committed.";
@@ -118,15 +118,15 @@ switches! {
         "A new leader answers reads by the watermark of its former life, before anything of its epoch is committed.";
     36 ReadPointIgnored, "rule P24",
         "A server answers a linearizable read as soon as the leader named the read point, without reaching it.";
-    37 LeaderStaysAlone, "ZooKeeper before 3.3; rule P23",
+    37 LeaderStaysAlone, "rule P23",
         "A leader that no majority answers goes on leading.";
     38 AmnesiaForgotten, "ZOOKEEPER-2325",
         "A server that lost its folder votes at once.";
     39 WelcomedTooEarly, "Corral, by reasoning from seed 280",
-        "A server that lost its folder votes as soon as it follows a leader again.";
+        "A server that lost its folder votes when it holds the history again, whomever it may have promised what.";
     40 OverloadSkips, "rule P30",
         "A leader whose window is full drops a write and takes the next.";
-    41 DoneTwice, "ZOOKEEPER-22; rule P31",
+    41 DoneTwice, "rule P31",
         "A write that is sent again is executed again.";
     42 RepeatUnderNewZxid, "rule P31",
         "A write that is sent again is answered with the zxid of its second entry.";
@@ -138,7 +138,7 @@ switches! {
         "A session is ended without asking the server that holds its connection.";
     46 TouchesLost, "rule P32",
         "A leader does not note which sessions its followers have heard.";
-    47 ExpiryOfMovedSession, "ZOOKEEPER-1208 and kin; rule P32",
+    47 ExpiryOfMovedSession, "rule P32",
         "A session that was taken up elsewhere is ended by a decision made before.";
     48 LocalClock, "rule P34",
         "Execution depends on the server that executes.";
@@ -146,7 +146,7 @@ switches! {
         "The end of a session leaves one of its ephemerals behind.";
     50 HalfMulti, "ZOOKEEPER-3127",
         "A multi that fails keeps what its first operations did.";
-    51 InstallWithoutIntent, "ZOOKEEPER-3231; decisions on 4.8",
+    51 InstallWithoutIntent, "ZOOKEEPER-2872; rule I18",
         "A snapshot takes the store's place before it is noted that the log must follow.";
     52 FolderNotSynced, "ALICE, OSDI'14: LevelDB, ZooKeeper and others",
         "A new log segment is used before its name is on disk.";
@@ -154,13 +154,13 @@ switches! {
         "A new log segment does not repeat the promise, and the old ones are dropped.";
     54 TailNotRewritten, "fsync failures, ATC'20",
         "After a restart the end of the log is trusted as it was read, from the page cache or not.";
-    55 ReadsOvertake, "ZOOKEEPER-2024 and kin",
+    55 ReadsOvertake, "rule I23",
         "Reads overtake writes of the same session.";
-    56 EventAfterReply, "ZooKeeper's own rule",
+    56 EventAfterReply, "rule I25",
         "A reply that shows a change leaves before the watch event of that change.";
     57 WatchFiresTwice, "rule I25",
         "A one-shot watch stays armed when it fires.";
-    58 SetWatchesMisses, "ZOOKEEPER-4466 and kin",
+    58 SetWatchesMisses, "rule I25",
         "Watches that are set again after a reconnect do not tell of data that changed meanwhile.";
     59 SettledSilent, "ZOOKEEPER-1732, 1805, 1818",
         "Servers that have a leader do not answer one that is looking.";
@@ -174,6 +174,8 @@ switches! {
         "After a snapshot was installed, a server still goes by how far its old store was.";
     64 SnapshotTooOld, "rule P11",
         "A learner is sent a snapshot older than where its log parts from the leader's.";
+    65 MemberTooEarly, "rule P9",
+        "A server that lost its folder votes as soon as it has promised a leader something.";
 }
 
 /// Whether a rule is broken in this run.

@@ -213,7 +213,11 @@ impl World {
             return;
         }
         let now = self.schedule.now();
-        self.clients[index].silent_until = now + self.silence();
+        // Far beyond its end, or about as long as the session lasts.
+        let timeout = self.options.load.session_timeout_ms * MS;
+        let silence =
+            if self.fault_rng.chance(500) { 3 * timeout } else { timeout + self.fault_rng.below(timeout / 2) };
+        self.clients[index].silent_until = now + silence;
         // Half of the time the connection stays, and nothing comes over it.
         if self.fault_rng.chance(500) {
             self.client_cuts(index);
@@ -225,7 +229,9 @@ impl World {
 
     /// A duration, short as often as long.
     fn duration(&self, rng: &mut Rng) -> Micros {
-        rng.magnitude(5 * MS, self.options.sync_timeout_ms * MS * 4)
+        let noticed = self.options.sync_timeout_ms * MS;
+        // Only what lasts longer than a time-out makes others act while the one that is hit does not know.
+        if rng.chance(500) { rng.between(noticed, 4 * noticed) } else { rng.magnitude(5 * MS, 4 * noticed) }
     }
 
     fn any_running(&self, rng: &mut Rng) -> Option<ServerId> {

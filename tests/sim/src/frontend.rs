@@ -16,7 +16,7 @@ use corral_proto::{ErrorCode, ServerId, SessionId, WatchKind, Zxid};
 use crate::checks::{Check, Violation, ensure};
 use crate::client::{Call, ClientConnection, Pending, Sort, Unanswered};
 use crate::history::{Seen, client_ids};
-use crate::schedule::{MS, Micros};
+use crate::schedule::MS;
 use crate::server::Connection;
 use crate::world::{Event, ProcessRef, Stage, World};
 
@@ -528,10 +528,5 @@ impl World {
         }
         self.history.on_seen(id, Seen::Reply(zxid));
         Ok(())
-    }
-
-    /// How long a client keeps silent to outlast its session.
-    pub(crate) fn silence(&self) -> Micros {
-        self.options.load.session_timeout_ms * MS * 3
     }
 }

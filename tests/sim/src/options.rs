@@ -180,7 +180,7 @@ impl SimOptions {
                 cut_ms: if rng.chance(600) { sync_timeout_ms * rng.between(1, 10) } else { 0 },
                 wire_per_mille: *rng.pick(&[0, 300, 1000]),
                 linearizable_per_mille: *rng.pick(&[50, 150, 800]),
-                silence_ms: if rng.chance(300) { sync_timeout_ms * rng.between(5, 20) } else { 0 },
+                silence_ms: if rng.chance(300) { sync_timeout_ms * rng.between(2, 12) } else { 0 },
             },
             reduction: Reduction::default(),
         };

@@ -740,6 +740,9 @@ impl Zab {
             let opening = Entry::after(self.log.end().hash, Zxid::new(epoch, 0), stamp, Bytes::new());
             leading.outstanding.push_back((opening.zxid, opening.weight()));
             leading.outstanding_bytes += opening.weight();
+            if zoo::broken(Switch::ReadBeforeOpening) {
+                std::mem::take(&mut self.reads).into_iter().for_each(|tag| leading.ask(None, tag));
+            }
             if zoo::broken(Switch::OpeningTakenAsCommitted) {
                 self.committed = opening.zxid;
             }

@@ -415,10 +415,9 @@ impl Zab {
             return;
         }
         let State::Learning(learning) = &self.state else { return };
-        if let Some(target) = learning.member_at
-            && self.durable.zxid >= target
-            && self.committed >= Zxid::new(learning.epoch, 0)
-        {
+        let opened = self.committed >= Zxid::new(learning.epoch, 0);
+        let holds = learning.member_at.is_some_and(|target| self.durable.zxid >= target && opened);
+        if holds || zoo::broken(Switch::MemberTooEarly) && learning.epoch > 0 {
             let identity = Identity { membership: Membership::Member, ..self.identity };
             self.set_identity(identity, out);
         }
