@@ -558,11 +558,14 @@ impl World {
             MemberInput::Zab(Input::PeerMessage { peer, link, message: Message::Pong { epoch, seq, touched, .. } }) => {
                 let process = self.process_mut(at).expect("the caller found it");
                 let current = process.links.get(peer).is_some_and(|(l, _, _)| l == link);
+                let leads = process.status.role == Role::Leading && process.status.epoch == *epoch;
                 // A learner that was given up for its silence is not heard any more until it asks anew.
                 let learner = |process: &Process| process.member.status().learners.iter().any(|(id, ..)| id == peer);
-                let current = current && !touched.is_empty() && learner(process);
-                if current && process.status.role == Role::Leading && process.status.epoch == *epoch {
+                let heard = current && leads && !touched.is_empty() && learner(process);
+                if current && leads {
                     self.checks.on_pong(at.process, *epoch, *peer, *seq);
+                }
+                if heard {
                     for session in touched.clone() {
                         self.history.on_touch(at.process, session, now);
                     }
@@ -593,7 +596,8 @@ impl World {
                     read::session(&view.view, session).filter(|row| row.attach == attach).map(|row| row.server);
                 let heard = self.history.touched(at.process, session);
                 let timeout = self.options.load.session_timeout_ms * MS;
-                self.checks.on_expiry(at.process, status, session, holder, heard, timeout)?;
+                let status = process.member.status();
+                self.checks.on_expiry(at.process, &status, session, holder, heard, timeout)?;
             }
         }
         Ok(())
