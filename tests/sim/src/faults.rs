@@ -203,7 +203,9 @@ impl World {
         if self.stage != Stage::Safety {
             return;
         }
-        self.client_cuts(index);
+        for index in self.struck_clients(index, "load: all clients reconnect at once") {
+            self.client_cuts(index);
+        }
         let delay = self.fault_rng.below(2 * self.options.load.cut_ms * MS);
         self.schedule.after(delay, Event::ClientCut(index));
     }
@@ -213,18 +215,25 @@ impl World {
             return;
         }
         let now = self.schedule.now();
-        // Far beyond its end, or about as long as the session lasts.
-        let timeout = self.options.load.session_timeout_ms * MS;
-        let silence =
-            if self.fault_rng.chance(500) { 3 * timeout } else { timeout + self.fault_rng.below(timeout / 2) };
-        self.clients[index].silent_until = now + silence;
-        // Half of the time the connection stays, and nothing comes over it.
-        if self.fault_rng.chance(500) {
-            self.client_cuts(index);
+        for index in self.struck_clients(index, "load: all sessions run out at once") {
+            self.clients[index].silent_until = now + self.silence();
+            // Half of the time the connection stays, and nothing comes over it.
+            if self.fault_rng.chance(500) {
+                self.client_cuts(index);
+            }
+            self.trace.reached("client silent beyond its timeout");
         }
-        self.trace.reached("client silent beyond its timeout");
         let delay = self.fault_rng.below(2 * self.options.load.silence_ms * MS);
         self.schedule.after(delay, Event::ClientSilence(index));
+    }
+
+    /// Whom a fault of clients strikes: one, or all of them in a storm.
+    fn struck_clients(&mut self, index: usize, storm: &'static str) -> Vec<usize> {
+        if !self.fault_rng.chance(self.options.load.storm_per_mille) {
+            return vec![index];
+        }
+        self.trace.reached(storm);
+        (0..self.clients.len()).collect()
     }
 
     /// A duration, short as often as long.
@@ -565,9 +574,12 @@ impl World {
             .filter(|s| self.options.is_voter(*s))
             .filter(|s| *s == id || self.servers[s].spoiled || self.membership(*s) != Some(Membership::Member))
             .count();
-        let may = !self.options.is_voter(id)
-            || !self.begun()
-            || lost <= self.options.voters as usize - self.options.majority();
+        let (voters, spare) = (self.options.voters as usize, self.options.voters as usize - self.options.majority());
+        let overdraws = self.options.faults.overdraw && lost < voters;
+        let may = !self.options.is_voter(id) || !self.begun() || lost <= spare || overdraws;
+        if may && self.options.is_voter(id) && self.begun() && lost > spare {
+            self.trace.reached("more copies lost than the model allows");
+        }
         if !may {
             self.trace.reached("copy kept: the budget is spent");
         }
@@ -738,6 +750,7 @@ impl World {
         }
         for id in ids.clone() {
             let server = self.servers.get_mut(&id).expect("servers are fixed");
+            // A pause goes on to its end: what waits for that keeps its order.
             server.slow_disk_until = now;
             server.store_stalled_until = now;
             server.disk_full_until = now;
@@ -768,6 +781,9 @@ impl World {
     /// Is it as it should be by now?
     pub(crate) fn probe(&mut self) -> Check {
         let head = self.checks.ghost.head().zxid;
+        if self.stage != Stage::Safety && self.copies() < self.options.majority() {
+            return self.refused(head);
+        }
         let reason = match self.stage {
             Stage::Progress { since } => match self.lacks_progress(since, head) {
                 None => {
@@ -780,7 +796,7 @@ impl World {
                 }
                 reason => reason,
             },
-            Stage::Rest => match self.lacks_rest(head) {
+            Stage::Rest => match self.lacks_rest(head).or_else(|| self.lacks_last_words()) {
                 None => {
                     self.stage = Stage::Over;
                     return Ok(());
@@ -815,6 +831,37 @@ impl World {
                 invariant: "I28 liveness",
                 text: format!("{}; {}", reason.unwrap_or_default(), state.join("; ")),
             });
+        }
+        self.schedule.after(self.options.sync_timeout_ms * MS / 2, Event::Probe);
+        Ok(())
+    }
+
+    /// Voters that know that they know everything they ever promised and acknowledged.
+    fn copies(&self) -> usize {
+        let ids = self.server_ids();
+        let begun = self.begun();
+        let sound =
+            |s: &&ServerId| !self.servers[s].spoiled && !(begun && self.membership(**s) != Some(Membership::Member));
+        ids.iter().filter(|s| self.options.is_voter(**s)).filter(sound).count()
+    }
+
+    /// More copies were lost than the model allows. Nobody may go on by itself, however long it waits.
+    fn refused(&mut self, head: Zxid) -> Check {
+        if self.schedule.now() < self.calm_at + 3 * self.options.sync_timeout_ms * MS {
+            // An acknowledgement may still be on its way whose disk is gone.
+            self.stage = Stage::Progress { since: head };
+        } else if let Stage::Progress { since } = self.stage
+            && head > since
+        {
+            return Err(Violation {
+                invariant: "no progress from doubt",
+                text: format!("{head:?} was committed after {since:?}; a majority of the voters lost its memory"),
+            });
+        }
+        if self.schedule.now() > self.calm_at + 10 * self.options.sync_timeout_ms * MS {
+            self.trace.reached("refused to go on without a majority that remembers");
+            self.stage = Stage::Over;
+            return Ok(());
         }
         self.schedule.after(self.options.sync_timeout_ms * MS / 2, Event::Probe);
         Ok(())

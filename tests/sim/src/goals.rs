@@ -11,7 +11,7 @@ pub const ORDINARY: u64 = 500;
 pub const RARE: u64 = 5_000;
 
 /// Goals with the number of seeds within which they must be reached.
-const GOALS: [(&str, u64); 42] = [
+const GOALS: [(&str, u64); 67] = [
     ("leader established", ORDINARY),
     ("leader stepped down", ORDINARY),
     ("two servers believe to lead", ORDINARY),
@@ -51,9 +51,34 @@ const GOALS: [(&str, u64); 42] = [
     ("watch fired at re-registration", ORDINARY),
     ("read waited for its floor", ORDINARY),
     ("sync answered", ORDINARY),
+    ("multi-read answered", ORDINARY),
+    ("watches removed", ORDINARY),
+    ("persistent watches set again", ORDINARY),
+    ("history of registers explained", ORDINARY),
+    ("load: all clients reconnect at once", ORDINARY),
+    ("load: all sessions run out at once", ORDINARY),
+    ("load: client does not read", ORDINARY),
+    ("load: compare-and-set lost", ORDINARY),
+    ("load: compare-and-set won", ORDINARY),
+    ("load: deep pipeline", ORDINARY),
+    ("load: hot parent: created", ORDINARY),
+    ("load: hot parent: deleted", ORDINARY),
+    ("load: huge multi done", ORDINARY),
+    ("load: huge multi refused", ORDINARY),
+    ("load: lock taken", ORDINARY),
+    ("load: lock was taken", ORDINARY),
+    ("load: nearly the largest data", ORDINARY),
+    ("load: queue: put", ORDINARY),
+    ("load: queue: taken", ORDINARY),
+    ("load: queue: somebody else took it", ORDINARY),
+    ("load: watches on everything", ORDINARY),
+    ("connection closed: slow reader", RARE),
     ("a server stays dead", ORDINARY),
     ("partition: ring", ORDINARY),
     ("died around: snapshot received", RARE),
+    ("refused to go on without a majority that remembers", RARE),
+    ("damage: last frame taken for a torn write", RARE),
+    ("damage: folder refused", RARE),
 ];
 
 /// The goals that so many seeds should have reached and did not.

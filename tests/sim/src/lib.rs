@@ -4,8 +4,9 @@
 //! # Layout
 //! - [`options`]: what a seed draws. [`rng`], [`schedule`]: chance and time.
 //! - [`world`]: what happens next. [`server`], [`disk`], [`network`]: what it happens to. [`faults`]: what goes wrong.
-//! - [`client`], [`frontend`]: clients and their connections.
+//! - [`client`], [`workload`], [`frontend`]: clients, what they ask for, and their connections.
 //! - [`checks`]: the omniscient observer, one property a file. [`history`]: what clients were told, judged by replay.
+//! - [`linearizability`]: the same without the log, for histories of real processes too.
 //! - `zoo` (a feature): bugs planted on purpose, and the hunt for them.
 //! - [`trace`]: the record of a run, and its hash.
 //! - [`swarm`], [`journal`], [`goals`]: many runs, what was run so far, and what they must have reached. [`shrink`]: a
@@ -22,6 +23,7 @@ mod frontend;
 pub mod goals;
 pub mod history;
 pub mod journal;
+pub mod linearizability;
 mod network;
 pub mod options;
 pub mod rng;
@@ -30,6 +32,7 @@ mod server;
 pub mod shrink;
 pub mod swarm;
 pub mod trace;
+mod workload;
 mod world;
 #[cfg(feature = "zoo")]
 pub mod zoo;

@@ -89,6 +89,8 @@ pub struct FaultMix {
     pub slow_disk: Micros,
     /// Longest delay of a message on a slow link.
     pub slow_link: Micros,
+    /// More copies are lost than the fault model allows, though never all: then the ensemble must refuse to go on.
+    pub overdraw: bool,
     /// Speed of each server's monotonic clock, in thousandths of the true one; from and to.
     pub clock_rate: (u64, u64),
 }
@@ -131,6 +133,78 @@ pub struct Load {
     pub linearizable_per_mille: u64,
     /// Mean ms between two silences of a client that outlast its session; 0: never.
     pub silence_ms: u64,
+    /// Of a thousand cuts and silences, so many strike all clients at once.
+    pub storm_per_mille: u64,
+    /// Of a thousand times that a client asks, so many are bursts that may fill its pipeline.
+    pub burst_per_mille: u64,
+    /// Of a thousand writes, so many end the session.
+    pub close_per_mille: u64,
+    /// Of a thousand reads, so many arm a watch; of as many bursts, one arms a watch on every path.
+    pub watch_per_mille: u64,
+    /// Registers and locks: what happens to them is judged without zxids.
+    pub registers: u64,
+    /// Of a thousand requests, so many are for these.
+    pub register_per_mille: u64,
+    /// Of a thousand requests, so many create and delete under one znode.
+    pub hot_per_mille: u64,
+    /// Of a thousand requests, so many put into a queue, or take from it.
+    pub queue_per_mille: u64,
+    /// Most operations of a huge multi; 0: there is none.
+    pub huge_multi_ops: u64,
+    /// Of a thousand pieces of data, so many are nearly as large as they may be.
+    pub large_per_mille: u64,
+    /// Mean ms between two times in which a client does not read what it is sent; 0: never.
+    pub stall_ms: u64,
+    /// Bytes that may wait for a client that does not read, see [`corral_core::session::lane::OUTGOING_BYTES_MAX`].
+    pub unread_bytes: usize,
+}
+
+impl Load {
+    fn draw(rng: &mut Rng, sync_timeout_ms: u64, paths: u64) -> Load {
+        let mut load = Load {
+            clients: rng.between(1, 6),
+            think_ms: rng.magnitude(2, 60),
+            pipeline: rng.magnitude(1, 20),
+            paths,
+            data_bytes: rng.magnitude(1, 200),
+            session_timeout_ms: sync_timeout_ms * rng.between(3, 10),
+            cut_ms: if rng.chance(600) { sync_timeout_ms * rng.between(1, 10) } else { 0 },
+            wire_per_mille: *rng.pick(&[0, 300, 1000]),
+            linearizable_per_mille: *rng.pick(&[50, 150, 800]),
+            silence_ms: if rng.chance(300) { sync_timeout_ms * rng.between(2, 12) } else { 0 },
+            storm_per_mille: *rng.pick(&[0, 0, 100, 1000]),
+            burst_per_mille: *rng.pick(&[20, 100, 100, 500]),
+            close_per_mille: *rng.pick(&[5, 20, 100]),
+            watch_per_mille: *rng.pick(&[0, 300, 300, 900]),
+            registers: rng.between(1, 3),
+            register_per_mille: *rng.pick(&[0, 50, 50, 100, 900]),
+            hot_per_mille: *rng.pick(&[0, 0, 0, 300]),
+            queue_per_mille: *rng.pick(&[0, 0, 0, 300]),
+            huge_multi_ops: 0,
+            large_per_mille: 0,
+            stall_ms: if rng.chance(200) { sync_timeout_ms * rng.between(2, 10) } else { 0 },
+            unread_bytes: *rng.pick(&[1_000, 10_000, 4 << 20]),
+        };
+        if load.think_ms < 10 {
+            load.burst_per_mille = load.burst_per_mille.min(100);
+        }
+        // The rare and heavy ones; each by itself, so that no run takes long.
+        match rng.below(20) {
+            0 => {
+                load.pipeline = rng.between(50, 300);
+                load.clients = load.clients.min(3);
+                load.think_ms = load.think_ms.max(40);
+            }
+            1 => load.huge_multi_ops = rng.between(60, 400),
+            2 => {
+                load.large_per_mille = 20;
+                load.clients = load.clients.min(3);
+                load.think_ms = load.think_ms.max(20);
+            }
+            _ => {}
+        }
+        load
+    }
 }
 
 impl SimOptions {
@@ -170,18 +244,7 @@ impl SimOptions {
             write_time: rng.magnitude(50, 20 * MS),
             codec_per_mille: 100,
             faults: FaultMix::default(),
-            load: Load {
-                clients: rng.between(1, 6),
-                think_ms: rng.magnitude(2, 60),
-                pipeline: rng.magnitude(1, 20),
-                paths,
-                data_bytes: rng.magnitude(1, 200),
-                session_timeout_ms: sync_timeout_ms * rng.between(3, 10),
-                cut_ms: if rng.chance(600) { sync_timeout_ms * rng.between(1, 10) } else { 0 },
-                wire_per_mille: *rng.pick(&[0, 300, 1000]),
-                linearizable_per_mille: *rng.pick(&[50, 150, 800]),
-                silence_ms: if rng.chance(300) { sync_timeout_ms * rng.between(2, 12) } else { 0 },
-            },
+            load: Load::draw(rng, sync_timeout_ms, paths),
             reduction: Reduction::default(),
         };
         // Small steps of a slow network would need more than the time there is.
@@ -217,6 +280,7 @@ impl SimOptions {
             restart_ms: t * rng.between(0, 6) + 50,
             slow_disk: rng.magnitude(10 * MS, 10_000 * MS),
             slow_link: rng.magnitude(t * MS / 4, 10_000 * MS),
+            overdraw: rng.chance(50),
             clock_rate: *rng.pick(&[(1000, 1000), (970, 1030), (970, 1030), (500, 2000)]),
         };
     }

@@ -257,6 +257,8 @@ pub struct Connection {
     pub next_n: Option<u64>,
     /// The handshake was answered.
     pub answered: bool,
+    /// The client takes what it is sent.
+    pub reads: bool,
     /// When the last thing sent to the client arrives.
     pub arrives: Micros,
 }

@@ -156,17 +156,16 @@ pub fn found_by(switch: Switch) -> &'static [&'static str] {
         FsyncTriedAgain | FolderNotSynced | PromiseNotCarried | TailNotRewritten => &["recovery is exact"],
         WatchArmedLate | EventAfterReply | WatchFiresTwice | SetWatchesMisses => &["I25 watches"],
         ReplyBeforePublish | ReadsOvertake | OverloadSkips | OfferedBackwards => &["I23 session order"],
-        ExpiryAfterPause | HolderNotAsked | TouchesLost | ExpiryOfMovedSession | AttachIgnored => {
-            &["I19 session safety"]
-        }
+        ExpiryAfterPause | HolderNotAsked | TouchesLost => &["I19 session safety"],
+        AttachIgnored | ExpiryOfMovedSession | HalfMulti => &["execution does what the rules say"],
         ClampByLogEnd => &["I7 total order"],
         CounterWraps => &["I1 integrity"],
         LeaderStaysAlone | SettledSilent | WinnerForgotten | CountsOnceOnly => &["I28 liveness"],
         AmnesiaForgotten | WelcomedTooEarly | MemberTooEarly => &["I9 committed never lost", "I2 unique establishment"],
-        DoneTwice | RepeatUnderNewZxid | ResultsDropped => &["exactly once"],
+        DoneTwice => &["execution does what the rules say", "exactly once"],
+        RepeatUnderNewZxid | ResultsDropped => &["exactly once"],
         LocalClock => &["I17 state determinism", "I22 writes are linearizable"],
-        EphemeralsStay => &["I20, I21 tree shape"],
-        HalfMulti => &["I22 writes are linearizable"],
+        EphemeralsStay => &["I20 ephemerals", "I20, I21 tree shape", "execution does what the rules say"],
         InstallWithoutIntent => &["recovery is exact", "I18 snapshot"],
         StaleStreams => &["I23 session order"],
         OldMetaAfterInstall | SnapshotTooOld => &["I18 snapshot"],
