@@ -20,3 +20,6 @@ mod report;
 mod states;
 pub mod storage;
 pub mod tls;
+
+/// With bugs planted in it (the feature `zoo` of `corral-core`), a server does not compile.
+const _: () = assert!(!corral_core::zoo::broken(corral_core::zoo::Switch::AckBeforeFsync));

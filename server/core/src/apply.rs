@@ -24,6 +24,7 @@ use crate::tree::record::Meta;
 use crate::tree::{TreeStore, TreeView, execute, read};
 use crate::watch::{WatchTable, WatcherId};
 use crate::zab::io::{Entry, Position};
+use crate::zoo::{self, Switch};
 
 /// A digest is recorded at every entry whose counter is a multiple of this (P35).
 pub const DIGEST_INTERVAL: u32 = 1024;
@@ -283,7 +284,9 @@ impl<S: TreeStore> Apply<S> {
         assert!(meta.applied >= self.meta.applied, "a snapshot never takes the state back");
         self.store = store;
         self.persisted = self.persisted.max(self.persisted());
-        self.meta = meta.clone();
+        if !zoo::broken(Switch::OldMetaAfterInstall) {
+            self.meta = meta.clone();
+        }
         self.publish(view, meta);
     }
 
@@ -295,6 +298,9 @@ impl<S: TreeStore> Apply<S> {
         let shared = self.shared.clone();
         let mut applied = Applied::default();
         let mut woken: BTreeMap<WatcherId, Arc<Lane>> = BTreeMap::new();
+        if zoo::broken(Switch::ReplyBeforePublish) {
+            self.publish(self.store.view(), self.meta.clone());
+        }
         let base = shared.published();
         let mut overlay = Overlay::new(&base.view);
         let mut watches = shared.watches.lock();
@@ -306,6 +312,9 @@ impl<S: TreeStore> Apply<S> {
                 && lane.has_reads_before(txn.attach, txn.n)
             {
                 watches.lanes.entry(lane.id).or_insert_with(|| lane.clone());
+                if zoo::broken(Switch::WatchArmedLate) {
+                    lane.advance(|| base.clone(), Some(&mut watches.table));
+                }
                 lane.flush(&overlay, self.meta.applied, &mut watches.table);
                 woken.insert(lane.id, lane.clone());
             }
@@ -313,10 +322,16 @@ impl<S: TreeStore> Apply<S> {
             overlay.push(outcome.changes.iter().cloned());
             self.meta = meta_of(&overlay);
             assert_eq!(self.meta.applied, entry.zxid, "every entry advances the meta row");
-            self.fire(&outcome, entry.zxid, &overlay, &mut watches, &mut woken);
+            let late = zoo::broken(Switch::EventAfterReply);
+            if !late {
+                self.fire(&outcome, entry.zxid, &overlay, &mut watches, &mut woken);
+            }
             if let Some(txn) = &txn {
                 self.answer(txn, &outcome, entry.zxid, &overlay, &mut watches, &mut woken);
                 applied.resolved.extend(Key::of(txn));
+            }
+            if late {
+                self.fire(&outcome, entry.zxid, &overlay, &mut watches, &mut woken);
             }
             if entry.zxid.counter() % DIGEST_INTERVAL == 0 {
                 applied.digests.push((entry.zxid, self.meta.digest));
@@ -325,8 +340,9 @@ impl<S: TreeStore> Apply<S> {
         }
         let mut changes = overlay.take().into_iter();
         self.store.write(&mut changes);
-        let view = self.store.view();
-        self.publish(view, self.meta.clone());
+        if !zoo::broken(Switch::ReplyBeforePublish) {
+            self.publish(self.store.view(), self.meta.clone());
+        }
         drop(watches);
         for lane in woken.into_values() {
             lane.end_batch();
@@ -350,7 +366,10 @@ impl<S: TreeStore> Apply<S> {
             return execute::execute_skipped(view, entry.zxid, entry.stamp_ms, entry.hash, &entry.payload);
         }
         match txn {
-            Some(txn) => execute::execute_txn(view, entry.zxid, entry.stamp_ms, entry.hash, txn),
+            Some(txn) => {
+                let clock = if zoo::broken(Switch::LocalClock) { self.server.0 as i64 } else { 0 };
+                execute::execute_txn(view, entry.zxid, entry.stamp_ms + clock, entry.hash, txn)
+            }
             None => execute::execute(view, entry.zxid, entry.stamp_ms, entry.hash, &entry.payload),
         }
     }
@@ -436,7 +455,10 @@ impl<S: TreeStore> Apply<S> {
                 if let Some(lane) = lanes.of(txn.session).filter(|lane| txn.n != 0 && lane.attach() == txn.attach) {
                     match &outcome.verdict {
                         Verdict::Executed(result) => lane.resolve(txn.n, zxid, result.clone()),
-                        Verdict::Repeated { zxid, result: Some(result) } => lane.resolve(txn.n, *zxid, result.clone()),
+                        Verdict::Repeated { zxid: first, result: Some(result) } => {
+                            let zxid = if zoo::broken(Switch::RepeatUnderNewZxid) { zxid } else { *first };
+                            lane.resolve(txn.n, zxid, result.clone());
+                        }
                         // Done, and nobody knows with which result; or a double of something this connection was
                         // answered long ago, which is in front of nothing.
                         Verdict::Repeated { result: None, .. } => {

@@ -16,6 +16,7 @@ use crate::session::tracker::{Tracker, Wish};
 use crate::tree::entry::{Command, SessionEvent, Settings, Txn};
 use crate::zab::Zab;
 use crate::zab::io::{Input, Now, Options, Output, Outputs, Recovered, Relation, Status};
+use crate::zoo::{self, Switch};
 
 /// Containers and TTL znodes proposed for reaping at once.
 pub const REAP_BATCH_MAX: usize = 1_000;
@@ -265,6 +266,7 @@ impl Member {
                     out.push(MemberOutput::LoadSessions);
                 }
             }
+            Output::Touches { .. } if zoo::broken(Switch::TouchesLost) => {}
             Output::Touches { sessions, .. } => {
                 for session in sessions {
                     self.tracker.touch(now.mono_ms, session);

@@ -171,7 +171,7 @@ impl Load {
             cut_ms: if rng.chance(600) { sync_timeout_ms * rng.between(1, 10) } else { 0 },
             wire_per_mille: *rng.pick(&[0, 300, 1000]),
             linearizable_per_mille: *rng.pick(&[50, 150, 800]),
-            silence_ms: if rng.chance(300) { sync_timeout_ms * rng.between(5, 20) } else { 0 },
+            silence_ms: if rng.chance(300) { sync_timeout_ms * rng.between(2, 12) } else { 0 },
             storm_per_mille: *rng.pick(&[0, 0, 100, 1000]),
             burst_per_mille: *rng.pick(&[20, 100, 100, 500]),
             close_per_mille: *rng.pick(&[5, 20, 100]),

@@ -27,6 +27,7 @@ use crate::tree::TreeView;
 use crate::tree::op::{Answer, ReadOp};
 use crate::tree::read;
 use crate::watch::{WatchTable, WatcherId};
+use crate::zoo::{self, Switch};
 
 /// Bytes that may wait for a client that does not read. Beyond it no request is answered until it reads.
 pub const OUTGOING_BYTES_MAX: usize = 4 * 1024 * 1024;
@@ -274,7 +275,12 @@ impl Lane {
             (Consistency::AtLeast(zxid), None) => Need::Zxid(zxid),
             (_, None) => Need::Nothing,
         };
-        self.state.lock().queue.push_back(Waiting { cookie, step, need });
+        let waiting = Waiting { cookie, step, need };
+        let queue = &mut self.state.lock().queue;
+        match &waiting.step {
+            Step::Read { .. } if zoo::broken(Switch::ReadsOvertake) => queue.push_front(waiting),
+            _ => queue.push_back(waiting),
+        }
     }
 
     /// The leader named a read point that a request here waits for.
@@ -398,7 +404,9 @@ impl State {
         if self.closed {
             return;
         }
-        self.floor = self.floor.max(zxid);
+        if !zoo::broken(Switch::ReplyBeforePublish) {
+            self.floor = self.floor.max(zxid);
+        }
         self.out_bytes += OUTGOING_ITEM_BYTES + result.as_ref().map_or(0, weight);
         self.out.push(Outgoing::Reply { cookie, zxid, result });
     }
@@ -422,7 +430,7 @@ impl State {
             if !before_write {
                 match front.need {
                     Need::ReadPoint(_) => return Stuck::OnReadPoint,
-                    Need::Zxid(need) if need > zxid => return Stuck::OnState,
+                    Need::Zxid(need) if need > zxid && !zoo::broken(Switch::ReadPointIgnored) => return Stuck::OnState,
                     Need::Nothing | Need::Zxid(_) => {}
                 }
             }
@@ -498,7 +506,9 @@ impl State {
         for path in watches.data {
             match read::stat(view, &path) {
                 None => self.missed(EventKind::NodeDeleted, path),
-                Some(stat) if stat.mzxid > since => self.missed(EventKind::NodeDataChanged, path),
+                Some(stat) if stat.mzxid > since && !zoo::broken(Switch::SetWatchesMisses) => {
+                    self.missed(EventKind::NodeDataChanged, path)
+                }
                 Some(_) => table.add(lane.id, &path, WatchKind::Data),
             }
         }

@@ -14,6 +14,7 @@ use bytes::Bytes;
 use corral_proto::{SessionId, Zxid};
 
 use crate::tree::entry::{Command, Txn};
+use crate::zoo::{self, Switch};
 
 /// What makes a transaction of a session the same when it is seen again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -142,6 +143,9 @@ impl Outbox {
                 payloads.push(payload.clone());
             }
             self.offered += 1;
+        }
+        if zoo::broken(Switch::OfferedBackwards) {
+            payloads.reverse();
         }
         payloads
     }

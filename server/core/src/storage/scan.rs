@@ -15,6 +15,7 @@ use super::folder::LOG_DIR;
 use super::frame::{BLOCK, FrameHead, HeaderError, SegmentHeader, blocks, entries_of};
 use super::log_device::{DeviceError, DeviceFile, DeviceResult, LogDevice, list_or_empty};
 use crate::zab::io::{Entry, Position, Promise};
+use crate::zoo::{self, Switch};
 
 /// Suffix of segments in use.
 const SEGMENT_SUFFIX: &str = ".seg";
@@ -421,7 +422,9 @@ fn analyse(candidates: &[Candidate], owner: Owner) -> Result<Scanned, (usize, Sc
             })?;
             offset += blocks(head.len());
         }
-        if let Some(later) = valid_frame(owner.instance, candidate.number, &bytes, offset) {
+        if let Some(later) = valid_frame(owner.instance, candidate.number, &bytes, offset)
+            && !zoo::broken(Switch::CutAtFirstBadChecksum)
+        {
             let what = format!("unreadable, though a later frame at byte {later} is whole");
             return Err(damaged(at, offset as u64, &what));
         }

@@ -17,6 +17,7 @@ use super::overlay::Overlay;
 use super::read::{self, Reapable};
 use super::record::{self, CarrierRow, Meta, NodeRec, Owner, SessionRow, Stored};
 use super::{Cf, Change, TreeView, acl, key, quota};
+use crate::zoo::{self, Switch};
 
 /// Results kept for one gRPC session (P31).
 pub const RESULTS_MAX: u64 = 1024;
@@ -208,7 +209,7 @@ impl<'v, V: TreeView> Exec<'v, V> {
     pub(super) fn all_or_nothing<T, E>(&mut self, run: impl FnOnce(&mut Self) -> Result<T, E>) -> Result<T, E> {
         let meta = self.meta.clone();
         let result = run(self);
-        if result.is_err() {
+        if result.is_err() && !zoo::broken(Switch::HalfMulti) {
             self.view.clear();
             self.meta = meta;
             self.events.clear();
@@ -285,10 +286,10 @@ impl<V: TreeView> Exec<'_, V> {
 
     /// Why a request must not run; `None` if it is the next one.
     fn not_next(&self, row: &SessionRow, place: Place) -> Option<Verdict> {
-        if row.attach != place.attach {
+        if row.attach != place.attach && !zoo::broken(Switch::AttachIgnored) {
             return Some(Verdict::Moved);
         }
-        if place.n <= row.last_n {
+        if place.n <= row.last_n && !zoo::broken(Switch::DoneTwice) {
             let kept = match row.keeps_results {
                 true => self.view.get(Cf::Aux, &key::result(place.session, place.n)),
                 false => None,
@@ -298,7 +299,7 @@ impl<V: TreeView> Exec<'_, V> {
                 None => Verdict::Repeated { zxid: Zxid::ZERO, result: None },
             });
         }
-        (place.n - row.last_n > 1).then_some(Verdict::OutOfOrder)
+        (place.n.saturating_sub(row.last_n) > 1).then_some(Verdict::OutOfOrder)
     }
 
     /// Drops results the client has seen, then keeps this one, then drops the oldest ones past the bounds.
@@ -306,7 +307,8 @@ impl<V: TreeView> Exec<'_, V> {
         let n = place.n;
         // A guard against rows that are not ours; at most RESULTS_MAX are there.
         row.results_from = row.results_from.max(n.saturating_sub(RESULTS_MAX));
-        while row.results_from <= place.answered_through.min(n - 1) {
+        let seen = if zoo::broken(Switch::ResultsDropped) { n } else { place.answered_through };
+        while row.results_from <= seen.min(n - 1) {
             self.drop_oldest_result(row, place.session);
         }
         let Some(value) = record::encode_result(self.zxid, result) else { return };
@@ -428,7 +430,10 @@ impl<V: TreeView> Exec<'_, V> {
 
     /// The leader's clock closes the session, unless it has been attached again since (P32).
     fn expire(&mut self, session: SessionId, attach: Zxid) -> Verdict {
-        if self.session_row(&key::session(session)).is_some_and(|row| row.attach == attach) {
+        if self
+            .session_row(&key::session(session))
+            .is_some_and(|row| row.attach == attach || zoo::broken(Switch::ExpiryOfMovedSession))
+        {
             self.end_session(session, true);
         }
         Verdict::Internal
@@ -436,7 +441,8 @@ impl<V: TreeView> Exec<'_, V> {
 
     /// Deletes a session's ephemerals in ascending order of paths, then its rows.
     fn end_session(&mut self, session: SessionId, expired: bool) {
-        for path in read::ephemerals(&self.view, session, "") {
+        let spared = usize::from(zoo::broken(Switch::EphemeralsStay));
+        for path in read::ephemerals(&self.view, session, "").into_iter().skip(spared) {
             let Some(node) = self.node(&path).filter(|node| node.rec.owner == Owner::Ephemeral(session)) else {
                 continue;
             };

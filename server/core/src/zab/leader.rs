@@ -12,6 +12,7 @@ use super::io::{Entry, Membership, Output, Outputs, Phase, Position, Promise, Re
 use super::message::{Message, SyncPlan};
 use super::sync::{self, Choice, Table};
 use super::{State, Zab, votes};
+use crate::zoo::{self, Switch};
 
 /// After so many rejections an established leader looks for an epoch that the rejecting server can promise (P8).
 const REJECTIONS_MAX: u32 = 3;
@@ -155,7 +156,7 @@ impl Leading {
     }
 
     pub(super) fn is_activated(&self) -> bool {
-        self.activated
+        self.activated || self.established && zoo::broken(Switch::ReadBeforeOpening)
     }
 
     pub(super) fn ask(&mut self, reader: Reader, tag: u64) {
@@ -320,7 +321,8 @@ impl Zab {
         learner.promise = epoch;
         learner.heard_ms = now;
         learner.promise_counts = holds.counts && votes;
-        if learner.promise_counts && !leading.established && holds.last.zxid > own {
+        let better = holds.last.zxid > own && !zoo::broken(Switch::LogsNotCompared);
+        if learner.promise_counts && !leading.established && better {
             // A member of the majority-to-be knows more: he should lead (P7).
             self.look("a follower has a more recent log", out);
             return;
@@ -366,11 +368,13 @@ impl Zab {
     }
 
     pub(super) fn on_ack(&mut self, peer: ServerId, epoch: u32, zxid: Zxid, _applied: Zxid) {
+        let early = zoo::broken(Switch::OpeningBeforeHistory);
+        let before_opening = self.log.epochs().iter().rev().copied().find(|p| early && p.zxid.epoch() < epoch);
         let Some(learner) = self.learner_in(peer, epoch) else { return };
         match &mut learner.progress {
             Progress::Installing(meta) if zxid == meta.position.zxid => {
                 learner.acked = zxid;
-                learner.progress = Progress::streaming(meta.position);
+                learner.progress = Progress::streaming(before_opening.unwrap_or(meta.position));
             }
             Progress::Streaming { next, in_flight, in_flight_bytes, .. } => {
                 // An ack of what was never sent on this stream is a protocol error (P21): it counts for nothing.
@@ -453,6 +457,9 @@ impl Zab {
     pub(super) fn on_propose(&mut self, payloads: Vec<Bytes>, out: &mut Outputs) {
         match &mut self.state {
             State::Leading(leading) if leading.activated && !leading.draining => {
+                if zoo::broken(Switch::OverloadSkips) && leading.outstanding_bytes >= self.options.window_bytes {
+                    return;
+                }
                 leading.waiting.extend(payloads);
                 self.propose_waiting(out);
             }
@@ -476,14 +483,17 @@ impl Zab {
             if leading.outstanding_bytes > 0 && leading.outstanding_bytes >= window {
                 break;
             }
-            if end.zxid.counter() + 1 >= limit {
+            if end.zxid.counter() + 1 >= limit && !zoo::broken(Switch::CounterWraps) {
                 // What waits is dropped with the epoch; the outboxes offer it again in the next.
                 leading.draining = true;
                 break;
             }
             let payload = leading.waiting.pop_front().expect("looked at above");
             stamp = stamp.max(wall);
-            let zxid = Zxid::new(leading.epoch, end.zxid.counter() + 1);
+            let zxid = match zoo::broken(Switch::CounterWraps) && end.zxid.counter() + 1 >= limit {
+                false => Zxid::new(end.zxid.epoch(), end.zxid.counter() + 1),
+                true => Zxid::new(end.zxid.epoch() + 1, 0),
+            };
             let entry = Entry::after(end.hash, zxid, stamp, payload);
             end = Position { zxid, hash: entry.hash };
             leading.outstanding.push_back((zxid, entry.weight()));
@@ -562,7 +572,7 @@ impl Zab {
         let heard =
             |s: ServerId| s == id || counts(s) && leading.learners.get(&s).is_some_and(|l| now <= l.heard_ms + sync);
         let quorum = self.options.quorum.has_quorum(heard);
-        if !quorum && now > leading.since_ms + sync {
+        if !quorum && now > leading.since_ms + sync && !zoo::broken(Switch::LeaderStaysAlone) {
             self.look("no majority was heard for syncTimeout", out);
             return;
         }
@@ -663,7 +673,7 @@ impl Zab {
             };
             let welcome = match leading.learners.get(&peer).map(|l| l.welcome) {
                 Some(Welcome::No) => Welcome::Since(next_ping),
-                Some(Welcome::Since(seq)) if answered(seq) => Welcome::Done,
+                Some(Welcome::Since(seq)) if answered(seq) || zoo::broken(Switch::WelcomedTooEarly) => Welcome::Done,
                 _ => continue,
             };
             if let Some(learner) = leading.learners.get_mut(&peer) {
@@ -693,7 +703,7 @@ impl Zab {
             return;
         }
         if !leading.promise_done {
-            if done < leading.promise_seq {
+            if done < leading.promise_seq && !zoo::broken(Switch::LeaderInfoBeforePromise) {
                 return;
             }
             leading.promise_done = true;
@@ -730,6 +740,12 @@ impl Zab {
             let opening = Entry::after(self.log.end().hash, Zxid::new(epoch, 0), stamp, Bytes::new());
             leading.outstanding.push_back((opening.zxid, opening.weight()));
             leading.outstanding_bytes += opening.weight();
+            if zoo::broken(Switch::ReadBeforeOpening) {
+                std::mem::take(&mut self.reads).into_iter().for_each(|tag| leading.ask(None, tag));
+            }
+            if zoo::broken(Switch::OpeningTakenAsCommitted) {
+                self.committed = opening.zxid;
+            }
             self.append(vec![opening], out);
         }
     }
@@ -742,6 +758,7 @@ impl Zab {
             return;
         }
         let epoch = leading.epoch;
+        let end = self.log.end();
         let ready: Vec<ServerId> = leading
             .learners
             .iter()
@@ -759,7 +776,8 @@ impl Zab {
                     let too_far = |at: Zxid| self.log.bytes_after(at) > threshold;
                     match sync::choose(ours, theirs, holds.last, holds.applied, self.applied, too_far) {
                         Choice::Diff(point) => {
-                            learner.progress = Progress::streaming(point);
+                            let next = if zoo::broken(Switch::CursorSkipsHistory) { end } else { point };
+                            learner.progress = Progress::streaming(next);
                             self.send(peer, Message::SyncPlan { epoch, point, plan: SyncPlan::Diff }, out);
                         }
                         Choice::Trunc(point) => {
@@ -810,7 +828,7 @@ impl Zab {
             leading.snapshot = None;
         }
         let Progress::NeedsSnapshot(wanted) = &learner.progress else { return };
-        let at_least = (*wanted).max(base);
+        let at_least = if zoo::broken(Switch::SnapshotTooOld) { Zxid::ZERO } else { (*wanted).max(base) };
         match leading.snapshot {
             Some(Snapshot::Ready(meta)) if meta.position.zxid >= at_least => {
                 learner.progress = Progress::Installing(meta);
@@ -830,7 +848,8 @@ impl Zab {
 
     /// P20: the largest zxid of this epoch that a majority holds, each by its own disk.
     fn advance_commit(&mut self, out: &mut Outputs) {
-        let (id, durable) = (self.options.id, self.durable.zxid);
+        let id = self.options.id;
+        let durable = if zoo::broken(Switch::LeaderCountsUnsynced) { self.log.end().zxid } else { self.durable.zxid };
         let counts = |s: ServerId| votes(&self.options, &self.identity, &self.peers, s);
         let State::Leading(leading) = &mut self.state else { return };
         if !leading.established {
@@ -842,11 +861,14 @@ impl Zab {
             if s == id {
                 durable
             } else {
-                leading.learners.get(&s).filter(|_| counts(s)).map_or(Zxid::ZERO, |l| l.acked)
+                let once = zoo::broken(Switch::CountsOnceOnly);
+                let learner = leading.learners.get(&s).filter(|l| counts(s) && (l.promise_counts || !once));
+                learner.map_or(Zxid::ZERO, |l| l.acked)
             }
         };
         let watermark = self.options.quorum.watermark(held);
-        if watermark >= opening && watermark > self.committed {
+        let own = watermark >= opening || zoo::broken(Switch::OlderEpochsCommit);
+        if own && watermark > self.committed {
             self.committed = watermark;
             while leading.outstanding.front().is_some_and(|(zxid, _)| *zxid <= watermark) {
                 let (_, bytes) = leading.outstanding.pop_front().expect("looked at above");
@@ -939,6 +961,9 @@ impl Zab {
                 out.push(Output::ReadLog { request: next_request, after: next.zxid, max_bytes: size });
                 return false;
             }
+            if zoo::broken(Switch::HoleInCache) && entries.len() > 1 {
+                entries.remove(0);
+            }
             let Some(last) = entries.last() else { return false };
             let prev = *next;
             *next = Position { zxid: last.zxid, hash: last.hash };
@@ -960,7 +985,7 @@ impl Zab {
     /// Read points and confirmations: one round of pings, sent after they were asked for, serves all that wait (P24).
     fn advance_rounds(&mut self, out: &mut Outputs) {
         let State::Leading(leading) = &mut self.state else { return };
-        if !leading.activated {
+        if !leading.is_activated() {
             return;
         }
         if !leading.asked.is_empty() || !leading.confirms.is_empty() {
@@ -970,6 +995,7 @@ impl Zab {
             let seq = self.ping(out);
             let State::Leading(leading) = &mut self.state else { return };
             if !asked.is_empty() {
+                let seq = seq - u64::from(zoo::broken(Switch::OldPongConfirms));
                 leading.rounds.push_back(Round { seq, commit, reads: asked, confirm: None });
             }
             for confirm in confirms {
@@ -985,9 +1011,11 @@ impl Zab {
         leading.rounds.retain(|round| {
             let pong = |s: ServerId| s == id || counts(s) && learners.get(&s).is_some_and(|l| l.pong >= round.seq);
             let included = round.confirm.as_ref().is_none_or(|(_, include)| {
-                include.iter().all(|s| learners.get(s).is_none_or(|l| !l.up_to_date || l.pong >= round.seq))
+                let answered = |s| learners.get(s).is_none_or(|l: &Learner| !l.up_to_date || l.pong >= round.seq);
+                include.iter().all(answered) || zoo::broken(Switch::HolderNotAsked)
             });
-            let done = included && self.options.quorum.has_quorum(pong);
+            let unasked = round.confirm.is_none() && zoo::broken(Switch::SyncWithoutRound);
+            let done = included && (self.options.quorum.has_quorum(pong) || unasked);
             if done {
                 answered.push(round.clone());
             }
