@@ -983,7 +983,7 @@ impl Generator<'_> {
             let request = self.request();
             // A damaged quota kills (see `kills-quota`).
             let quota = request.text.contains("zookeeper_");
-            let spared = request.is_write() && self.spares_writes();
+            let spared = (request.is_write() || request.opcode == op::RECONFIG) && self.spares_writes();
             let harmless = !quota
                 && !spared
                 && !matches!(request.opcode, op::PING | op::WHO_AM_I | op::AUTH | op::SASL | op::CLOSE);
