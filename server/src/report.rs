@@ -91,7 +91,8 @@ fn report(
         version: VERSION.to_owned(),
         mode,
         zxid: meta.applied,
-        node_count: meta.znodes,
+        // ZooKeeper keeps its root under two names, and counts both (wire 5.2).
+        node_count: meta.znodes + 1,
         ephemerals: meta.ephemerals,
         data_bytes: meta.data_bytes,
         sessions: meta.sessions,

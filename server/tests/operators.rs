@@ -5,13 +5,11 @@ mod common;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
-use common::{Client, PATIENCE, alone, ensemble, eventually, get, start, word};
+use common::{Client, alone, ensemble, eventually, get, start, word};
 use corral_client::CreateMode;
 use corral_proto::jute::{Request, Response};
 use corral_server::config::{Config, HostPort};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::time::timeout;
 
 /// Gauges, counters and summaries that dashboards of ZooKeeper ask for and every server has (wire 9.3, 9.4).
 const GAUGES: [&str; 22] = [

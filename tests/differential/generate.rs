@@ -562,7 +562,8 @@ impl Generator<'_> {
             opcode,
             op::CREATE | op::DELETE | op::EXISTS | op::GET_DATA | op::GET_CHILDREN | op::GET_CHILDREN2 | op::GET_ACL
         );
-        match refused && self.rng.below(150) == 0 {
+        let spared = self.spares_writes() && matches!(opcode, op::CREATE | op::DELETE);
+        match refused && !spared && self.rng.below(150) == 0 {
             true => (Out::default().buffer(None), "(null)".into()),
             false => (Out::default().string(path), format!("{path:?}")),
         }
@@ -596,7 +597,9 @@ impl Generator<'_> {
         let mut list = match self.rng.below(100) {
             0..=74 => open.to_vec(),
             75..=91 => self.rng.of(&LISTS).to_vec(),
-            92 if !(in_multi && self.known.has("multi-flags")) => return (out.int(-1), "null acl".into()),
+            92 if !(in_multi && (self.known.has("multi-flags") || self.spares_writes())) => {
+                return (out.int(-1), "null acl".into());
+            }
             _ => self.rng.of(&BAD_LISTS).to_vec(),
         };
         if self.known.has("read-permission") && !list.is_empty() {
@@ -627,7 +630,7 @@ impl Generator<'_> {
             op::CREATE_CONTAINER => 4,
             // See `flags-agree`.
             op::CREATE_TTL if in_multi || self.rng.percent(85) => *self.rng.of(&[5, 6]),
-            _ if self.rng.percent(4) && !(in_multi && self.known.has("multi-flags")) => {
+            _ if self.rng.percent(4) && !(in_multi && (self.known.has("multi-flags") || self.spares_writes())) => {
                 *self.rng.of(&[5, 6, 7, -1, 100, i32::MAX])
             }
             _ => *self.rng.of(&[0, 0, 0, 0, 1, 2, 3, if self.settings.reaps { 0 } else { 4 }]),
@@ -907,7 +910,7 @@ impl Generator<'_> {
             if opcode == op::CREATE2 {
                 opcode = self.create2_inside();
             }
-            if self.rng.below(80) == 0 {
+            if self.rng.below(80) == 0 && !self.spares_writes() {
                 // Not allowed inside.
                 opcode =
                     *self.rng.of(&[op::GET_DATA, op::EXISTS, op::SET_ACL, op::SYNC, op::MULTI, op::CLOSE, 99, 0, 23]);
@@ -960,9 +963,14 @@ impl Generator<'_> {
         self.made(op::MULTI_READ, out, format!("[{}]{end}", texts.join(", ")))
     }
 
+    /// Whether writes are never damaged; see `ensemble-damaged`.
+    fn spares_writes(&self) -> bool {
+        self.settings.local.is_some() && self.known.has("ensemble-damaged")
+    }
+
     fn terminated(&mut self, out: Out) -> (Out, &'static str) {
         match self.rng.below(50) {
-            0 => (out, " no terminator"),
+            0 if !self.spares_writes() => (out, " no terminator"),
             1 => (out.int(0).byte(1).int(0), " odd terminator"),
             2 => (out.int(-1).byte(1).int(-1).raw(b"junk"), " and junk"),
             _ => (out.int(-1).byte(1).int(-1), ""),
@@ -975,8 +983,10 @@ impl Generator<'_> {
             let request = self.request();
             // A damaged quota kills (see `kills-quota`).
             let quota = request.text.contains("zookeeper_");
-            let harmless =
-                !quota && !matches!(request.opcode, op::PING | op::WHO_AM_I | op::AUTH | op::SASL | op::CLOSE);
+            let spared = (request.is_write() || request.opcode == op::RECONFIG) && self.spares_writes();
+            let harmless = !quota
+                && !spared
+                && !matches!(request.opcode, op::PING | op::WHO_AM_I | op::AUTH | op::SASL | op::CLOSE);
             if harmless && !request.body.is_empty() && request.since.is_none() {
                 break request;
             }

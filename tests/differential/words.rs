@@ -125,7 +125,8 @@ fn form(line: &str) -> String {
     while let Some(first) = rest.chars().next() {
         if let Some(after) = rest.strip_prefix("lop=") {
             out += "lop=OP";
-            rest = after.trim_start_matches(|c: char| c.is_ascii_uppercase());
+            // See `last-operation`.
+            rest = after.trim_start_matches(|c: char| c.is_ascii_alphabetic());
         } else if let Some(after) = rest.strip_prefix("0x") {
             out += "0xN";
             rest = after.trim_start_matches(|c: char| c.is_ascii_hexdigit());

@@ -80,7 +80,7 @@ pub struct Model {
     pub nodes: BTreeMap<String, Node>,
     /// By id.
     pub sessions: BTreeMap<i64, Session>,
-    /// Of the servers: nonce, attach, last number.
+    /// Of the servers' carriers: nonce, attach, last number.
     pub carriers: BTreeMap<u64, (u64, u64, u64)>,
     /// The replicated settings.
     pub settings: Settings,
@@ -258,7 +258,7 @@ impl Model {
                 }
                 Some(_) => {
                     let result = self.write(op, if session == 0 { 0 } else { LOCAL }, &txn.ids);
-                    self.carriers.get_mut(&carrier.server.0).unwrap().2 += 1;
+                    self.carriers.entry(carrier.server.0).or_default().2 += 1;
                     Verdict::Executed(result)
                 }
             },
