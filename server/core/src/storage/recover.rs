@@ -211,6 +211,9 @@ fn start_identity(
         record.condemned = Condemned::All;
         notes.push("the store was found damaged while the server ran".into());
     }
+    if record.identity.membership == Membership::Amnesiac {
+        record.whole_since = record.identity.start_count;
+    }
     record.write(device)?;
     Ok(record)
 }
@@ -230,8 +233,10 @@ fn condemn(
 ) -> Result<(), RecoverError> {
     let remains = remains(device, record.identity.instance)?;
     record.condemned = record.condemned.max(what);
+    record.begun = 0;
     record.promise = record.promise.max(remains.promise);
     record.identity.membership = Membership::Amnesiac;
+    record.whole_since = record.identity.start_count;
     if record.identity.cluster == 0 {
         record.identity.cluster = remains.cluster;
     }
@@ -318,6 +323,7 @@ fn finish_install(
         Ok(scanned) => {
             let mut log = TxnLog::open(device.clone(), options.log, *record, scanned)?;
             log.reset_to(&intent.snapshot)?;
+            record.begun = log.record().begun;
         }
         // It was set aside just before; it is made anew after what the snapshot contains.
         Err(ScanError::Missing) if record.condemned != Condemned::Nothing => {}
@@ -333,7 +339,7 @@ fn finish_install(
 }
 
 fn owner(record: &IdentityRecord) -> Owner {
-    Owner { server: record.identity.server, instance: record.identity.instance }
+    Owner { server: record.identity.server, instance: record.identity.instance, begun: record.begun }
 }
 
 fn scan_stop(error: ScanError) -> Stop {
@@ -361,6 +367,7 @@ fn open_log(
             let skipped: Vec<String> = scanned.skipped.iter().map(|(path, _)| path.clone()).collect();
             set_segments_aside(device.as_ref(), &skipped)?;
             let epochs = scanned.epochs.clone();
+            note_begun(device.as_ref(), record, &scanned)?;
             let log = TxnLog::open(device.clone(), options.log, *record, scanned)?;
             confirm_membership(device.as_ref(), record, &log, notes)?;
             Ok((log.with_record(*record), epochs))
@@ -375,6 +382,16 @@ fn open_log(
         }
         Err(error) => Err(scan_stop(error)),
     }
+}
+
+/// A crash may have come between the beginning of a segment and the note of it.
+fn note_begun(device: &dyn LogDevice, record: &mut IdentityRecord, scanned: &Scanned) -> DeviceResult<()> {
+    let last = scanned.index.segments.back().map_or(0, |segment| segment.number);
+    if scanned.index.segments.len() > 1 && record.begun < last {
+        record.begun = last;
+        record.write(device)?;
+    }
+    Ok(())
 }
 
 /// The store must be a point of the log's history: it holds nothing that the log lacks, and nothing lies between.
@@ -437,6 +454,7 @@ fn confirm_membership(
     let took_part = log.end() != Position::default() || log.promise() != Default::default();
     if record.identity.membership == Membership::Empty && took_part {
         record.identity.membership = Membership::Amnesiac;
+        record.whole_since = record.identity.start_count;
         record.write(device)?;
         notes.push("the identity says that this server never took part, the log that it did: it is amnesiac".into());
     }

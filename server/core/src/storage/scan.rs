@@ -25,7 +25,7 @@ pub fn segment_path(number: u64, base: Zxid) -> String {
 }
 
 /// The number in a segment's name.
-fn segment_number(name: &str) -> Option<u64> {
+pub(super) fn segment_number(name: &str) -> Option<u64> {
     u64::from_str_radix(name.strip_suffix(SEGMENT_SUFFIX)?.split_once('-')?.0, 16).ok()
 }
 
@@ -145,6 +145,11 @@ impl Index {
         let entries = read_frame(instance, segment, &frame)?;
         let found = entries.iter().find(|entry| entry.zxid == zxid);
         Ok(found.map(|entry| Position { zxid, hash: entry.hash }))
+    }
+
+    /// Bytes of the last segment up to the end of its last frame.
+    fn used(&self) -> u64 {
+        self.segments.back().map_or(0, |segment| segment.used)
     }
 
     /// Bytes of all segments in use.
@@ -269,6 +274,8 @@ pub struct Owner {
     pub server: ServerId,
     /// Its folder.
     pub instance: u64,
+    /// [`super::folder::IdentityRecord::begun`].
+    pub begun: u64,
 }
 
 struct Candidate {
@@ -314,6 +321,12 @@ pub fn scan(device: &dyn LogDevice, owner: Owner, applied: Position) -> Result<S
                     && scanned.index.base.zxid > applied.zxid
                 {
                     return Err(error);
+                }
+                let last = candidates.last().expect("looked at above");
+                if last.number < owner.begun {
+                    let what = format!("the segments after this one are gone, up to number {:#x}", owner.begun);
+                    let path = last.path.clone();
+                    return Err(ScanError::Damaged(Damage { path, offset: scanned.index.used(), what }));
                 }
                 scanned.void = void;
                 scanned.skipped = skipped;
@@ -418,6 +431,10 @@ fn analyse(candidates: &[Candidate], owner: Owner) -> Result<Scanned, (usize, Sc
             return Err(damaged(at, offset as u64, &what));
         }
         if at + 1 == candidates.len() {
+            if (bytes.len() as u64) < header.bytes {
+                let what = format!("the file was made with {} bytes and has {}", header.bytes, bytes.len());
+                return Err(damaged(at, bytes.len() as u64, &what));
+            }
             let rest = bytes.get(offset..).unwrap_or_default();
             reading.torn_at = rest.iter().any(|b| *b != 0).then_some(offset as u64);
         }

@@ -480,6 +480,10 @@ impl TxnLog {
     fn change_segment(&mut self, base: Position, stamp_ms: i64, reset: bool) -> Result<(), LogError> {
         let number = self.active.number + 1;
         let (active, segment) = begin_segment(&self.shared, &self.record, number, base, stamp_ms, self.promise, reset)?;
+        // Before anything in it is acknowledged: its loss must not look like a log that ended earlier.
+        let record = IdentityRecord { begun: number, ..self.record };
+        record.write(self.shared.device.as_ref())?;
+        self.record = record;
         self.active = active;
         let mut index = self.shared.index.write();
         if reset {
@@ -628,6 +632,7 @@ fn begin_segment(
         base_stamp_ms,
         promise,
         reset,
+        bytes: prepared.bytes,
     };
     prepared.file.write(0, &header.encode())?;
     prepared.file.sync()?;
@@ -684,6 +689,9 @@ fn rewrite_tail(
     }
     let capacity = segment_bytes(options).min(last.used + REWRITE_SPARE_BYTES).max(last.used);
     write_zeros(file.as_ref(), last.used, capacity)?;
+    if let Ok(header) = SegmentHeader::decode(&file.read(0, BLOCK)?) {
+        file.write(0, &SegmentHeader { bytes: capacity, ..header }.encode())?;
+    }
     file.sync()?;
     device.rename(&temporary, &last.path)?;
     device.sync_dir(LOG_DIR)?;

@@ -118,6 +118,9 @@ pub struct Zab {
     touched: BTreeSet<SessionId>,
     /// Digests of the own tree, newest few.
     digests: BTreeMap<Zxid, u64>,
+    /// Entries at which this server, as leader, saw trees differ; the latest of them.
+    mismatches: u64,
+    mismatch: Zxid,
     now: Now,
     stepped: bool,
     trimmed_upto: Zxid,
@@ -163,6 +166,8 @@ impl Zab {
             reads: BTreeSet::new(),
             touched: BTreeSet::new(),
             digests: BTreeMap::new(),
+            mismatches: 0,
+            mismatch: Zxid::ZERO,
             now: Now::default(),
             stepped: false,
             trimmed_upto: Zxid::ZERO,
@@ -562,6 +567,8 @@ impl Zab {
             },
             waiting_for: self.waiting_for(),
             elections: self.elections,
+            mismatches: self.mismatches,
+            divergence: self.divergence(),
         }
     }
 
