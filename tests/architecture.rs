@@ -149,6 +149,7 @@ const PURE: &[&str] = &[
     "client/src/hosts.rs",
     "client/src/session.rs",
     "client/src/watches.rs",
+    "recipes/src/decide",
     "recipes/src/sequence.rs",
     "tests/sim/src",
 ];

@@ -111,9 +111,6 @@ pub struct IdentityRecord {
     pub promise: Promise,
     /// Number of the next state folder that is made from nothing: above all that were set aside.
     pub generation: u64,
-    /// Number of the newest segment that was begun behind others: a log that ends with an earlier one has lost it, though
-    /// all that is left looks whole. 0: not told.
-    pub begun: u64,
     /// The last start in which the server was amnesiac when it began: what was seen of it before says nothing about what
     /// it remembers now. 0: never.
     pub whole_since: u64,
@@ -144,9 +141,9 @@ impl IdentityRecord {
                 2 => Condemned::All,
                 _ => return None,
             };
-            // Older programs did not write the last numbers: they read as 0.
+            // Older programs did not write the last number: it reads as 0.
             let (promise, generation) = (r.promise(), r.u64());
-            Some(IdentityRecord { identity, condemned, promise, generation, begun: r.u64(), whole_since: r.u64() })
+            Some(IdentityRecord { identity, condemned, promise, generation, whole_since: r.u64() })
         })
     }
 
@@ -172,7 +169,6 @@ impl IdentityRecord {
         });
         put_promise(&mut out, &self.promise);
         put_u64(&mut out, self.generation);
-        put_u64(&mut out, self.begun);
         put_u64(&mut out, self.whole_since);
         write_checked(device, IDENTITY, TAG_IDENTITY, &out)
     }
@@ -568,7 +564,6 @@ mod tests {
             condemned: Condemned::Log,
             promise: Promise { epoch: 3, leader: ServerId(1), instance: 4, start_count: 6 },
             generation: 2,
-            begun: 3,
             whole_since: 1,
         }
     }

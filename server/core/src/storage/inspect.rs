@@ -412,7 +412,7 @@ impl Check<'_> {
             },
         };
         let applied = self.folder.meta.as_ref().map(|m| Position { zxid: m.applied, hash: m.hash }).unwrap_or_default();
-        let owner = Owner { server: record.identity.server, instance: record.identity.instance, begun: record.begun };
+        let owner = Owner { server: record.identity.server, instance: record.identity.instance };
         let scanned = match scan(self.device, owner, applied) {
             Ok(scanned) => scanned,
             Err(error) => return self.log_error(error, &record, applied, install.is_some()),

@@ -551,7 +551,7 @@ fn segments(device: &MemoryDevice) -> Vec<String> {
     device.files().into_iter().filter(|path| path.ends_with(".seg")).collect()
 }
 
-const OWNER: Owner = Owner { server: ServerId(1), instance: INSTANCE, begun: 0 };
+const OWNER: Owner = Owner { server: ServerId(1), instance: INSTANCE };
 
 /// Frames of a segment file: where each begins and ends, without padding.
 fn frames(device: &MemoryDevice, path: &str) -> Vec<(usize, usize, FrameHead)> {
@@ -669,6 +669,28 @@ fn sealed_last_frame_that_rots_is_damage_not_a_torn_write() {
     let path = segments(&device).pop().unwrap();
     device.rot(&path, BLOCK as u64 + 110, |b| b[0] ^= 1, 1);
     assert!(matches!(scan(&device, OWNER, Position::default()), Err(ScanError::Damaged(_))));
+}
+
+#[test]
+fn last_segment_that_is_lost_is_damage_though_the_one_before_it_is_whole() {
+    let (device, _, recovery) = fresh();
+    let mut log = recovery.log;
+    for seq in 1.. {
+        let begins = if seq == 1 { 0 } else { log.end().zxid.counter() + 1 };
+        let entry = Entry::after(log.end().hash, Zxid::new(1, begins), 0, vec![7; BLOCK].into());
+        log.write(&[(seq, LogOp::Append(vec![entry]))]).unwrap();
+        if segments(&device).len() == 3 {
+            break;
+        }
+    }
+    drop(log);
+    let sound = device.fork();
+    let last = segments(&device).pop().unwrap();
+    device.remove(&last).unwrap();
+    assert!(matches!(scan(&device, OWNER, Position::default()), Err(ScanError::Damaged(_))));
+    // So is one whose header is unreadable and that holds no frame yet.
+    sound.rot(&last, 0, |bytes| bytes.fill(0), 3 * BLOCK);
+    assert!(matches!(scan(&sound, OWNER, Position::default()), Err(ScanError::Damaged(_))));
 }
 
 #[test]

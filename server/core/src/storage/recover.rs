@@ -233,7 +233,6 @@ fn condemn(
 ) -> Result<(), RecoverError> {
     let remains = remains(device, record.identity.instance)?;
     record.condemned = record.condemned.max(what);
-    record.begun = 0;
     record.promise = record.promise.max(remains.promise);
     record.identity.membership = Membership::Amnesiac;
     record.whole_since = record.identity.start_count;
@@ -323,7 +322,6 @@ fn finish_install(
         Ok(scanned) => {
             let mut log = TxnLog::open(device.clone(), options.log, *record, scanned)?;
             log.reset_to(&intent.snapshot)?;
-            record.begun = log.record().begun;
         }
         // It was set aside just before; it is made anew after what the snapshot contains.
         Err(ScanError::Missing) if record.condemned != Condemned::Nothing => {}
@@ -339,7 +337,7 @@ fn finish_install(
 }
 
 fn owner(record: &IdentityRecord) -> Owner {
-    Owner { server: record.identity.server, instance: record.identity.instance, begun: record.begun }
+    Owner { server: record.identity.server, instance: record.identity.instance }
 }
 
 fn scan_stop(error: ScanError) -> Stop {
@@ -367,7 +365,6 @@ fn open_log(
             let skipped: Vec<String> = scanned.skipped.iter().map(|(path, _)| path.clone()).collect();
             set_segments_aside(device.as_ref(), &skipped)?;
             let epochs = scanned.epochs.clone();
-            note_begun(device.as_ref(), record, &scanned)?;
             let log = TxnLog::open(device.clone(), options.log, *record, scanned)?;
             confirm_membership(device.as_ref(), record, &log, notes)?;
             Ok((log.with_record(*record), epochs))
@@ -382,16 +379,6 @@ fn open_log(
         }
         Err(error) => Err(scan_stop(error)),
     }
-}
-
-/// A crash may have come between the beginning of a segment and the note of it.
-fn note_begun(device: &dyn LogDevice, record: &mut IdentityRecord, scanned: &Scanned) -> DeviceResult<()> {
-    let last = scanned.index.segments.back().map_or(0, |segment| segment.number);
-    if scanned.index.segments.len() > 1 && record.begun < last {
-        record.begun = last;
-        record.write(device)?;
-    }
-    Ok(())
 }
 
 /// The store must be a point of the log's history: it holds nothing that the log lacks, and nothing lies between.

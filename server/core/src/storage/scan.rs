@@ -51,6 +51,8 @@ pub struct Segment {
     pub path: String,
     /// The open file.
     pub file: Arc<dyn DeviceFile>,
+    /// Where the log ended when it was begun.
+    pub base: Position,
     /// The lowest position at which it says the log ended: its base, or a cut below it.
     pub low: Position,
     /// Largest promise in it.
@@ -59,6 +61,10 @@ pub struct Segment {
     pub used: u64,
     /// Frames with living entries, ascending.
     pub frames: Vec<FrameRef>,
+    /// Frames of every kind.
+    pub count: u64,
+    /// It ends with the seal that says that the next segment was begun.
+    pub followed: bool,
 }
 
 /// Which entries are where.
@@ -109,6 +115,8 @@ impl Index {
         self.end = head.last;
         let segment = self.segments.back_mut().expect("a frame is written into a segment");
         segment.used = offset + blocks(head.len()) as u64;
+        segment.count = head.number;
+        segment.followed = head.followed;
         if let Some(promise) = head.promise {
             segment.promise = segment.promise.max(promise);
         }
@@ -145,11 +153,6 @@ impl Index {
         let entries = read_frame(instance, segment, &frame)?;
         let found = entries.iter().find(|entry| entry.zxid == zxid);
         Ok(found.map(|entry| Position { zxid, hash: entry.hash }))
-    }
-
-    /// Bytes of the last segment up to the end of its last frame.
-    fn used(&self) -> u64 {
-        self.segments.back().map_or(0, |segment| segment.used)
     }
 
     /// Bytes of all segments in use.
@@ -274,8 +277,6 @@ pub struct Owner {
     pub server: ServerId,
     /// Its folder.
     pub instance: u64,
-    /// [`super::folder::IdentityRecord::begun`].
-    pub begun: u64,
 }
 
 struct Candidate {
@@ -321,12 +322,6 @@ pub fn scan(device: &dyn LogDevice, owner: Owner, applied: Position) -> Result<S
                     && scanned.index.base.zxid > applied.zxid
                 {
                     return Err(error);
-                }
-                let last = candidates.last().expect("looked at above");
-                if last.number < owner.begun {
-                    let what = format!("the segments after this one are gone, up to number {:#x}", owner.begun);
-                    let path = last.path.clone();
-                    return Err(ScanError::Damaged(Damage { path, offset: scanned.index.used(), what }));
                 }
                 scanned.void = void;
                 scanned.skipped = skipped;
@@ -435,6 +430,9 @@ fn analyse(candidates: &[Candidate], owner: Owner) -> Result<Scanned, (usize, Sc
                 let what = format!("the file was made with {} bytes and has {}", header.bytes, bytes.len());
                 return Err(damaged(at, bytes.len() as u64, &what));
             }
+            if reading.index.segments.back().is_some_and(|segment| segment.followed) {
+                return Err(damaged(at, offset as u64, "the segment after this one is missing"));
+            }
             let rest = bytes.get(offset..).unwrap_or_default();
             reading.torn_at = rest.iter().any(|b| *b != 0).then_some(offset as u64);
         }
@@ -472,10 +470,13 @@ impl Reading {
             number: candidate.number,
             path: candidate.path.clone(),
             file: candidate.file.clone(),
+            base: header.base,
             low: header.base,
             promise: header.promise,
             used: BLOCK as u64,
             frames: Vec::new(),
+            count: 0,
+            followed: false,
         });
     }
 

@@ -1,6 +1,5 @@
 //! Scripts that read as stories (`testscripts/`), and random transactions against a naive model.
 
 mod check;
-mod model;
 mod random;
 mod script;
