@@ -15,7 +15,7 @@ use rustix::process::Signal;
 
 const SESSION: Duration = Duration::from_secs(20);
 /// Small files: they are copied.
-const CONFIG: &str = "segmentSize=1M\n";
+const CONFIG: &str = "segmentSize=4M\n";
 
 /// What a server has noted, on disk, that another one holds.
 fn noted(data: &Path, peer: u64) -> Option<u64> {
