@@ -55,6 +55,10 @@ const ROOMS: &[(&str, &[&str])] = &[
         "server/src/recover.rs",
         &["server/core/src/storage", "server/src/config.rs", "server/src/node.rs", "server/src/storage"],
     ),
+    (
+        "server/src/inspect",
+        &["server/core/src/storage", "server/core/src/tree", "server/core/src/zab", "server/src/storage"],
+    ),
     // Counters in the form in which the front ends show them.
     ("server/src/figures.rs", &["server/src/frontend"]),
     // Loops carry what the pure rooms decide.
@@ -114,7 +118,13 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("server/src/lib.rs", &["server/src"]),
     (
         "server/src/main.rs",
-        &["server/src/ensemble.rs", "server/src/config.rs", "server/src/node.rs", "server/src/recover.rs"],
+        &[
+            "server/src/ensemble.rs",
+            "server/src/config.rs",
+            "server/src/inspect",
+            "server/src/node.rs",
+            "server/src/recover.rs",
+        ],
     ),
     ("server/src/ensemble.rs", &["server/src/main.rs", "server/src/config.rs"]),
     // Client side: never the server.

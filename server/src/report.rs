@@ -163,6 +163,8 @@ fn figures(node: &NodeShared, config: &Config, status: &Status, mode: ServerMode
         Metric::gauge("unresolved_writes", node.unresolved.load(Relaxed)),
         Metric::counter("looking_count", status.elections),
         Metric::counter("election_count", status.elections),
+        Metric::counter("digest_mismatches_count", status.mismatches),
+        Metric::gauge("digest_alarm", i64::from(status.divergence.is_some())),
         Metric::gauge("epoch", status.epoch),
         Metric::text("committed_zxid", status.committed.to_string()),
         Metric::text("log_end_zxid", status.last.zxid.to_string()),

@@ -26,7 +26,7 @@ pub fn segment_path(number: u64, base: Zxid) -> String {
 }
 
 /// The number in a segment's name.
-fn segment_number(name: &str) -> Option<u64> {
+pub(super) fn segment_number(name: &str) -> Option<u64> {
     u64::from_str_radix(name.strip_suffix(SEGMENT_SUFFIX)?.split_once('-')?.0, 16).ok()
 }
 
@@ -429,6 +429,10 @@ fn analyse(candidates: &[Candidate], owner: Owner) -> Result<Scanned, (usize, Sc
             return Err(damaged(at, offset as u64, &what));
         }
         if at + 1 == candidates.len() {
+            if (bytes.len() as u64) < header.bytes {
+                let what = format!("the file was made with {} bytes and has {}", header.bytes, bytes.len());
+                return Err(damaged(at, bytes.len() as u64, &what));
+            }
             if reading.index.segments.back().is_some_and(|segment| segment.followed) {
                 return Err(damaged(at, offset as u64, "the segment after this one is missing"));
             }

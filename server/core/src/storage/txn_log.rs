@@ -648,6 +648,7 @@ fn begin_segment(
         base_stamp_ms,
         promise: if zoo::broken(Switch::PromiseNotCarried) { Promise::default() } else { promise },
         reset,
+        bytes: prepared.bytes,
     };
     prepared.file.write(0, &header.encode())?;
     prepared.file.sync()?;
@@ -731,6 +732,9 @@ fn rewrite_tail(
     }
     let capacity = segment_bytes(options).min(last.used + REWRITE_SPARE_BYTES).max(last.used);
     write_zeros(file.as_ref(), last.used, capacity)?;
+    if let Ok(header) = SegmentHeader::decode(&file.read(0, BLOCK)?) {
+        file.write(0, &SegmentHeader { bytes: capacity, ..header }.encode())?;
+    }
     if !zoo::broken(Switch::TailNotRewritten) {
         file.sync()?;
     }

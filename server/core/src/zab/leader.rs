@@ -110,6 +110,16 @@ enum Snapshot {
     },
 }
 
+/// Trees that differ while no majority of equal ones is known (P35). It may be that some digests are still on their way:
+/// no snapshot is given from the first moment on, and people are told when it lasts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Divergence {
+    /// The latest entry at which they were seen to differ.
+    zxid: Zxid,
+    since_ms: u64,
+    told: bool,
+}
+
 /// Leading, or trying to.
 pub(crate) struct Leading {
     /// 0 until a majority has greeted.
@@ -142,6 +152,8 @@ pub(crate) struct Leading {
     snapshot: Option<Snapshot>,
     /// Digests told by servers, by entry.
     digests: BTreeMap<Zxid, BTreeMap<ServerId, u64>>,
+    /// Trees differ, and no majority agrees on one.
+    divergence: Option<Divergence>,
     /// What was read from disk for a learner's cursor and is not sent yet; empty: the place is gone from the log.
     from_disk: BTreeMap<ServerId, Vec<Entry>>,
 }
@@ -243,6 +255,7 @@ impl Zab {
             rounds: VecDeque::new(),
             snapshot: None,
             digests: BTreeMap::new(),
+            divergence: None,
             from_disk: BTreeMap::new(),
         }));
         let known: Vec<ServerId> = self.peers.keys().copied().collect();
@@ -417,34 +430,93 @@ impl Zab {
         }
     }
 
-    /// P35: whoever differs from a majority stops; without a majority nobody does.
+    /// P35: whoever differs from a majority stops; without a majority nobody does. Only servers that vote make a majority:
+    /// else those who are told to stop and those who do not vote yet could be too many together, and nobody could lead.
     pub(super) fn compare_digests(&mut self, zxid: Zxid, out: &mut Outputs) {
         let Some(own) = self.digests.get(&zxid).copied() else { return };
-        let id = self.options.id;
+        let (id, now) = (self.options.id, self.now.mono_ms);
+        let votes = |s: ServerId| {
+            if s == id { self.is_voting_member() } else { votes(&self.options, &self.identity, &self.peers, s) }
+        };
         let State::Leading(leading) = &self.state else { return };
         let Some(told) = leading.digests.get(&zxid) else { return };
-        if told.values().all(|digest| *digest == own) {
-            return;
-        }
         let of = |s: ServerId| if s == id { Some(own) } else { told.get(&s).copied() };
         let values: BTreeSet<u64> = told.values().copied().chain([own]).collect();
-        let Some(right) = values.into_iter().find(|v| self.options.quorum.has_quorum(|s| of(s) == Some(*v))) else {
-            out.push(Output::Note(format!(
-                "the trees differ at {zxid}, and no majority agrees on one: look at all servers"
-            )));
-            return;
+        let differ = values.len() > 1;
+        let agreed = values.into_iter().find(|v| self.options.quorum.has_quorum(|s| votes(s) && of(s) == Some(*v)));
+        let wrong: Vec<ServerId> = match agreed {
+            Some(right) => told.iter().filter(|(_, d)| **d != right).map(|(s, _)| *s).collect(),
+            None => Vec::new(),
         };
+        if differ && zxid > self.mismatch {
+            self.mismatch = zxid;
+            self.mismatches += 1;
+        }
+        let State::Leading(leading) = &mut self.state else { return };
         let epoch = leading.epoch;
-        let wrong: Vec<ServerId> = told.iter().filter(|(_, d)| **d != right).map(|(s, _)| *s).collect();
+        match (agreed, &mut leading.divergence) {
+            (None, _) if !differ => return,
+            (None, Some(divergence)) => {
+                divergence.zxid = divergence.zxid.max(zxid);
+                return;
+            }
+            (None, none) => {
+                *none = Some(Divergence { zxid, since_ms: now, told: false });
+                // What would be fetched from now on could be the wrong one.
+                if let Some(Snapshot::Ready(meta)) = leading.snapshot {
+                    leading.snapshot = None;
+                    out.push(Output::DropSnapshot { id: meta.id });
+                }
+                return;
+            }
+            (Some(_), divergence) => {
+                if let Some(over) = divergence.take_if(|d| d.zxid <= zxid)
+                    && over.told
+                {
+                    out.push(Output::Note(format!("a majority of the trees is equal at {zxid}")));
+                }
+            }
+        }
         for peer in wrong {
             self.send(peer, Message::DigestMismatch { epoch, zxid }, out);
         }
-        if own != right {
+        if agreed != Some(own) {
             self.look("the tree of this leader differs from a majority's", out);
-            out.push(Output::Fatal(format!(
-                "the tree of this server differs from the trees of a majority at {zxid}: its data cannot be trusted"
-            )));
+            out.push(Output::Fatal(differs_from_a_majority(zxid)));
         }
+    }
+
+    /// The entry at which the trees were seen to differ, if that has lasted and no majority agrees on one.
+    pub(super) fn divergence(&self) -> Option<Zxid> {
+        match &self.state {
+            State::Leading(leading) => leading.divergence.filter(|d| d.told).map(|d| d.zxid),
+            _ => None,
+        }
+    }
+
+    /// Tells people of trees that have differed for so long that every server with a stream has said what it has.
+    fn tell_divergence(&mut self, out: &mut Outputs) {
+        let (now, sync) = (self.now.mono_ms, self.options.sync_timeout_ms);
+        let State::Leading(leading) = &mut self.state else { return };
+        let Some(divergence) = &mut leading.divergence else { return };
+        if divergence.told || now < divergence.since_ms + sync {
+            return;
+        }
+        divergence.told = true;
+        let told = leading.digests.get(&divergence.zxid);
+        let own = self.digests.get(&divergence.zxid).map(|digest| (self.options.id, *digest));
+        let all = told.into_iter().flatten().map(|(s, d)| (*s, *d)).chain(own);
+        let mut trees: BTreeMap<u64, Vec<String>> = BTreeMap::new();
+        for (server, digest) in all {
+            trees.entry(digest).or_default().push(server.to_string());
+        }
+        let trees: Vec<String> = trees.into_values().map(|servers| servers.join(" and ")).collect();
+        out.push(Output::Note(format!(
+            "the trees of the servers differ at {} ({}), and no majority of those that vote agrees on one: nobody can tell \
+             which is right, so nobody stops, and no snapshot is given",
+            divergence.zxid,
+            trees.join(" against ")
+        )));
     }
 
     pub(super) fn on_forward(&mut self, peer: ServerId, epoch: u32, payloads: Vec<Bytes>, out: &mut Outputs) {
@@ -549,7 +621,9 @@ impl Zab {
         {
             leading.snapshot = None;
             match snapshot {
-                Some(meta) if meta.position.zxid >= at_least => leading.snapshot = Some(Snapshot::Ready(meta)),
+                Some(meta) if meta.position.zxid >= at_least && leading.divergence.is_none() => {
+                    leading.snapshot = Some(Snapshot::Ready(meta));
+                }
                 Some(meta) => out.push(Output::DropSnapshot { id: meta.id }),
                 None => {
                     let again_ms = self.now.mono_ms + self.options.sync_timeout_ms;
@@ -593,6 +667,7 @@ impl Zab {
             self.ping(out);
         }
         self.ask_rejecting_again(out);
+        self.tell_divergence(out);
     }
 
     /// A server that rejected this epoch is asked again now and then; after some times the leader goes to a higher
@@ -828,6 +903,10 @@ impl Zab {
             leading.snapshot = None;
         }
         let Progress::NeedsSnapshot(wanted) = &learner.progress else { return };
+        if leading.divergence.is_some() {
+            // P35: it might be a copy of the wrong tree, and make that one the majority's.
+            return;
+        }
         let at_least = if zoo::broken(Switch::SnapshotTooOld) { Zxid::ZERO } else { (*wanted).max(base) };
         match leading.snapshot {
             Some(Snapshot::Ready(meta)) if meta.position.zxid >= at_least => {
@@ -1059,6 +1138,11 @@ impl Zab {
             }
         }
     }
+}
+
+/// Why a server stops that P35 found wrong.
+pub(super) fn differs_from_a_majority(zxid: Zxid) -> String {
+    format!("the tree of this server differs from the trees of a majority at {zxid}: its data cannot be trusted")
 }
 
 impl Learner {

@@ -6,6 +6,7 @@ use super::history::follows;
 use super::io::{
     Entry, Identity, LogOp, Membership, Output, Outputs, Phase, Position, Promise, Relation, SnapshotMeta,
 };
+use super::leader::differs_from_a_majority;
 use super::message::{Message, SyncPlan};
 use super::{State, Zab};
 use crate::zoo::{self, Switch};
@@ -306,9 +307,7 @@ impl Zab {
 
     pub(super) fn on_digest_mismatch(&mut self, peer: ServerId, epoch: u32, zxid: Zxid, out: &mut Outputs) {
         if self.learning_in(peer, epoch).is_some() {
-            out.push(Output::Fatal(format!(
-                "the tree of this server differs from the trees of a majority at {zxid}: its data cannot be trusted"
-            )));
+            out.push(Output::Fatal(differs_from_a_majority(zxid)));
         }
     }
 

@@ -119,6 +119,9 @@ pub struct Zab {
     touched: BTreeSet<SessionId>,
     /// Digests of the own tree, newest few.
     digests: BTreeMap<Zxid, u64>,
+    /// Entries at which this server, as leader, saw trees differ; the latest of them.
+    mismatches: u64,
+    mismatch: Zxid,
     now: Now,
     stepped: bool,
     trimmed_upto: Zxid,
@@ -167,6 +170,8 @@ impl Zab {
             reads: BTreeSet::new(),
             touched: BTreeSet::new(),
             digests: BTreeMap::new(),
+            mismatches: 0,
+            mismatch: Zxid::ZERO,
             now: Now::default(),
             stepped: false,
             trimmed_upto: Zxid::ZERO,
@@ -595,6 +600,8 @@ impl Zab {
             learners: Vec::new(),
             waiting_for: String::new(),
             elections: self.elections,
+            mismatches: self.mismatches,
+            divergence: self.divergence(),
         }
     }
 

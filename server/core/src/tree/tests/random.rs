@@ -14,7 +14,7 @@ use crate::tree::model::{Kind, Model};
 use crate::tree::op::{Answer, Create, MultiOp, ReadOp, WriteOp};
 use crate::tree::overlay::Overlay;
 use crate::tree::record::Meta;
-use crate::tree::{TreeStore, TreeView, acl, audit, read};
+use crate::tree::{TreeStore, TreeView, acl, audit, check, read};
 
 /// A transaction whose place in its session is chosen when it runs, so that most are in order.
 #[derive(Clone, Debug)]
@@ -406,6 +406,7 @@ proptest! {
             let outcome = execute(&store.view(), at(index), 0, 0, &txn.encode());
             store.write(&mut outcome.changes.into_iter());
             prop_assert_eq!(audit::audit(&store.view()), Ok(()), "{:?}", txn);
+            prop_assert_eq!(check::misfits(&store.view()), [], "{:?}", txn);
         }
     }
 
