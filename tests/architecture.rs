@@ -132,6 +132,8 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("recipes/src", &["client/src"]),
     ("bench/src", &["client/src"]),
     ("tests/sim/src", &["server/core"]),
+    // It looks at servers from outside only.
+    ("tests/chaos/src", &["client/src", "recipes/src", "tests/sim/src"]),
 ];
 
 /// What every room may import beside `proto`: constants, in programs.
@@ -214,7 +216,7 @@ fn root() -> PathBuf {
 /// Every source file of the workspace that is no test, as a path from the root with its text.
 fn sources() -> BTreeMap<String, String> {
     let mut files = BTreeMap::new();
-    for folder in ["proto", "server", "client", "recipes", "bench", "tests/sim"] {
+    for folder in ["proto", "server", "client", "recipes", "bench", "tests/sim", "tests/chaos"] {
         collect(&root().join(folder), &mut files);
     }
     assert!(files.len() > 60, "the sources were not found");
@@ -296,6 +298,7 @@ const CRATES: &[(&str, &str)] = &[
     ("recipes/src", "corral_recipes"),
     ("bench/src", "corral_bench"),
     ("tests/sim/src", "corral_sim"),
+    ("tests/chaos/src", "corral_chaos"),
     ("proto", "corral_proto"),
 ];
 
