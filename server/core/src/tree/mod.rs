@@ -15,6 +15,7 @@ pub mod entry;
 pub mod execute;
 pub mod keeper;
 pub mod key;
+pub mod model;
 pub mod multi;
 pub mod op;
 pub mod overlay;
