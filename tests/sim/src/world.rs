@@ -564,13 +564,17 @@ impl World {
                     self.history.on_touch(at.process, *session, now);
                 }
             }
-            MemberInput::Zab(Input::PeerMessage { peer, link, message: Message::Pong { epoch, touched, .. } }) => {
+            MemberInput::Zab(Input::PeerMessage { peer, link, message: Message::Pong { epoch, seq, touched, .. } }) => {
                 let process = self.process_mut(at).expect("the caller found it");
                 let current = process.links.get(peer).is_some_and(|(l, _, _)| l == link);
+                let leads = process.status.role == Role::Leading && process.status.epoch == *epoch;
                 // A learner that was given up for its silence is not heard any more until it asks anew.
                 let learner = |process: &Process| process.member.status().learners.iter().any(|(id, ..)| id == peer);
-                let current = current && !touched.is_empty() && learner(process);
-                if current && process.status.role == Role::Leading && process.status.epoch == *epoch {
+                let heard = current && leads && !touched.is_empty() && learner(process);
+                if current && leads {
+                    self.checks.on_pong(at.process, *epoch, *peer, *seq);
+                }
+                if heard {
                     for session in touched.clone() {
                         self.history.on_touch(at.process, session, now);
                     }
@@ -582,7 +586,8 @@ impl World {
 
     fn note_expiries(&mut self, at: ProcessRef, op: &LogOp) -> Check {
         let now = self.servers[&at.server].clock.mono(self.schedule.now());
-        let status = &self.servers[&at.server].process.as_ref().expect("the caller found it").status;
+        let process = self.servers[&at.server].process.as_ref().expect("the caller found it");
+        let (status, view) = (&process.status, process.apply.shared().published());
         let LogOp::Append(entries) = op else { return Ok(()) };
         if status.role != Role::Leading {
             return Ok(());
@@ -590,11 +595,18 @@ impl World {
         for entry in entries {
             if self.checks.ghost.is_proposal(status, entry)
                 && !entry.payload.is_empty()
-                && let Ok(Txn { session, command: Command::CloseSession { expired: true }, .. }) =
+                && let Ok(Txn { session, attach, command: Command::CloseSession { expired: true }, .. }) =
                     Txn::decode(&entry.payload)
             {
                 self.trace.reached("expiry proposed");
                 self.history.on_expiry(at.process, session, now)?;
+                // What is executed here may be ahead of what the tracker knew.
+                let holder =
+                    read::session(&view.view, session).filter(|row| row.attach == attach).map(|row| row.server);
+                let heard = self.history.touched(at.process, session);
+                let timeout = self.options.load.session_timeout_ms * MS;
+                let status = process.member.status();
+                self.checks.on_expiry(at.process, &status, session, holder, heard, timeout)?;
             }
         }
         Ok(())
@@ -641,6 +653,7 @@ impl World {
             Output::Send { peer, link, message } => {
                 self.say(|| format!("{:?} -> {peer:?} [{link}] {}", at.server, brief(&message)));
                 self.checks.on_send(at.server, peer, &message, before, status)?;
+                self.checks.on_ping(at.process, &message, self.servers[&at.server].clock.mono(self.schedule.now()));
                 self.note_message(&message, status);
                 self.send(at, peer, link, message)
             }
@@ -834,7 +847,7 @@ impl World {
             }
         };
         self.trace.reached(kind.habit().struck);
-        self.crash(at.server, kind.habit().struck)
+        self.crash(at.server, error)
     }
 
     /// The log's thread notes durably which start of a peer it has seen (P9).
@@ -1306,6 +1319,7 @@ impl World {
             self.trace.reached("amnesiac started");
         }
         if started.torn {
+            self.tell(|| format!("{id:?} found its last write unfinished"));
             self.trace.reached("hole or tear in the tail of a log");
         }
         self.checks.on_recovered(id, &recovered, spoiled)?;
