@@ -1311,6 +1311,9 @@ impl World {
         }
         self.checks.on_recovered(id, &recovered, spoiled)?;
         let identity = recovered.identity;
+        // Peers compare starts of one disk; a copy of a former disk they would not recognise.
+        let server = self.server_mut(id);
+        server.backup = server.backup.take().filter(|backup| backup.is_of(identity.instance));
         let member = Member::new(
             self.options.zab(id, machine_seed),
             recovered,
