@@ -238,7 +238,9 @@ impl World {
 
     /// A duration, short as often as long.
     fn duration(&self, rng: &mut Rng) -> Micros {
-        rng.magnitude(5 * MS, self.options.sync_timeout_ms * MS * 4)
+        let noticed = self.options.sync_timeout_ms * MS;
+        // Only what lasts longer than a time-out makes others act while the one that is hit does not know.
+        if rng.chance(500) { rng.between(noticed, 4 * noticed) } else { rng.magnitude(5 * MS, 4 * noticed) }
     }
 
     fn any_running(&self, rng: &mut Rng) -> Option<ServerId> {

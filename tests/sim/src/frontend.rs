@@ -712,9 +712,10 @@ impl World {
         Ok(())
     }
 
-    /// How long a client keeps silent to outlast its session.
-    pub(crate) fn silence(&self) -> Micros {
-        self.options.load.session_timeout_ms * MS * 3
+    /// How long a client keeps silent to outlast its session: far beyond its end, or about as long as it lasts.
+    pub(crate) fn silence(&mut self) -> Micros {
+        let timeout = self.options.load.session_timeout_ms * MS;
+        if self.fault_rng.chance(500) { 3 * timeout } else { timeout + self.fault_rng.below(timeout / 2) }
     }
 }
 

@@ -171,7 +171,7 @@ impl Load {
             cut_ms: if rng.chance(600) { sync_timeout_ms * rng.between(1, 10) } else { 0 },
             wire_per_mille: *rng.pick(&[0, 300, 1000]),
             linearizable_per_mille: *rng.pick(&[50, 150, 800]),
-            silence_ms: if rng.chance(300) { sync_timeout_ms * rng.between(5, 20) } else { 0 },
+            silence_ms: if rng.chance(300) { sync_timeout_ms * rng.between(2, 12) } else { 0 },
             storm_per_mille: *rng.pick(&[0, 0, 100, 1000]),
             burst_per_mille: *rng.pick(&[20, 100, 100, 500]),
             close_per_mille: *rng.pick(&[5, 20, 100]),
@@ -254,8 +254,20 @@ impl SimOptions {
             options.window_bytes = options.window_bytes.max(2_000);
             options.learner_window_bytes = options.learner_window_bytes.max(2_000);
         }
+        options.fit_pipeline();
         options.draw_faults(rng);
         options
+    }
+
+    /// With windows of an entry or two, writes go one after the other. What clients have in flight must be answered before
+    /// they give up, or they send it all again for ever.
+    fn fit_pipeline(&mut self) {
+        if self.window_bytes.min(self.learner_window_bytes).min(self.message_bytes) > 1_000 {
+            return;
+        }
+        let write = 4 * self.delay.1 + 2 * self.write_time + 4 * self.thread_delay;
+        let in_flight = self.load.session_timeout_ms * MS / 3 / write;
+        self.load.pipeline = self.load.pipeline.min(in_flight / self.load.clients).max(1);
     }
 
     fn draw_faults(&mut self, rng: &mut Rng) {

@@ -1,7 +1,9 @@
 //! Sessions: one session's order ([`lane`]), writes that wait for a leader ([`outbox`]), expiry on the leader
-//! ([`tracker`]).
+//! ([`tracker`]); sessions of one server alone ([`local`]) and the order of their writes ([`carrier`]).
 
+pub mod carrier;
 pub mod lane;
+pub mod local;
 pub mod outbox;
 pub mod tracker;
 
