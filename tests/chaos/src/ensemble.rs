@@ -31,6 +31,8 @@ const FILLER: &str = "filler";
 /// Starts of a server with a damaged folder before the folder is emptied, as an operator would.
 const DAMAGED_STARTS_MAX: u32 = 2;
 
+/// Who waits for whole servers is told after so long, and again, what is missing.
+const WHY_NOT_AFTER: Duration = Duration::from_secs(5);
 /// Attempts to take what is free on a small disk.
 const FILL_ATTEMPTS: u32 = 10;
 /// A server that ended without a reason so many times is not started again: the run is over.
@@ -543,6 +545,15 @@ impl Ensemble {
         None
     }
 
+    /// What each server says of itself: `srvr`, and whether it is a full member.
+    pub async fn states(&self) -> Vec<(u64, Option<Srvr>, Option<String>)> {
+        let mut states = Vec::new();
+        for id in self.ids() {
+            states.push((id, self.srvr(id).await, self.mntr(id, "zk_membership").await));
+        }
+        states
+    }
+
     /// Whether every server serves, is a full member, and has executed what the others had when this was asked.
     pub async fn is_whole(&self) -> bool {
         let mut newest = 0;
@@ -567,8 +578,14 @@ impl Ensemble {
     /// If the system refuses.
     pub async fn wait_whole(&mut self, limit: Duration) -> Result<bool> {
         let deadline = Instant::now() + limit;
+        let mut say_why = Instant::now() + WHY_NOT_AFTER;
         loop {
             self.look_after()?;
+            if Instant::now() >= say_why {
+                say_why += WHY_NOT_AFTER;
+                let states = self.states().await;
+                self.journal.say(format_args!("not whole yet: {states:?}"));
+            }
             if self.is_whole().await {
                 for id in self.ids() {
                     self.member(id).excused = false;

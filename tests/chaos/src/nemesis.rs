@@ -23,8 +23,8 @@ use crate::space;
 const QUIET_MS: (u64, u64) = (400, 1_800);
 /// How long a fault lasts, ms; from and to.
 const HOLD_MS: (u64, u64) = (700, 2_500);
-/// How long a pause lasts: beyond every session timeout of the clients.
-const PAUSE_MS: (u64, u64) = (4_200, 5_500);
+/// How long a pause or a silence lasts: beyond every session timeout of the clients.
+const PAUSE_MS: (u64, u64) = (4_500, 6_500);
 /// Of a thousand steps, so many bring a second fault while the first lasts.
 const SECOND_PER_MILLE: u64 = 200;
 /// Before a folder is damaged all servers must be whole: never a majority without its memory. Waited for so long; then
@@ -74,6 +74,8 @@ pub enum Fault {
     CutLinks,
     /// The same kinds of trouble between clients and servers.
     ClientLinks,
+    /// Nothing passes between clients and servers, until sessions have expired; the servers are well.
+    SilenceClients,
     /// The disk of one server is full.
     FullDisk,
     /// A file of one server is damaged or lost while it is down.
@@ -104,6 +106,7 @@ impl Fault {
             Fault::ResetLinks => "reset-links",
             Fault::CutLinks => "cut-links",
             Fault::ClientLinks => "client-links",
+            Fault::SilenceClients => "silence-clients",
             Fault::FullDisk => "full-disk",
             Fault::CorruptFile => "corrupt-file",
             Fault::LostFolder => "lost-folder",
@@ -174,7 +177,7 @@ impl Iterator for Schedule {
             rng.chance(SECOND_PER_MILLE) && !fault.is_whole() && !candidate.is_whole() && candidate != fault;
         let quiet_ms = rng.between(QUIET_MS.0, QUIET_MS.1);
         let (low, high) = match fault {
-            Fault::PauseLeader | Fault::PauseFollower => PAUSE_MS,
+            Fault::PauseLeader | Fault::PauseFollower | Fault::SilenceClients => PAUSE_MS,
             _ => HOLD_MS,
         };
         let hold_ms = rng.between(low, high);
@@ -363,6 +366,12 @@ async fn inject(ensemble: &mut Ensemble, fault: Fault, rng: &mut Rng, journal: &
             on_some_links(ensemble, rng, Rules { cut_after, ..Rules::default() });
         }
         Fault::ClientLinks => client_links(ensemble, rng, journal),
+        Fault::SilenceClients => {
+            journal.fault(name, "all clients");
+            for id in ids {
+                ensemble.door(id).set(Rules { there: stalled(), back: stalled(), cut_after: None });
+            }
+        }
         Fault::FullDisk => {
             let disks = ensemble.small_disks();
             if disks.is_empty() {

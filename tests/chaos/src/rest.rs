@@ -25,10 +25,7 @@ type Tree = BTreeMap<String, (Vec<u8>, Stat)>;
 /// If the system refuses.
 pub async fn check(ensemble: &mut Ensemble, kept: &[String], journal: &Arc<Journal>) -> Result<()> {
     if !ensemble.wait_whole(PATIENCE).await? {
-        let mut states = Vec::new();
-        for id in ensemble.ids() {
-            states.push((id, ensemble.srvr(id).await, ensemble.mntr(id, "zk_membership").await));
-        }
+        let states = ensemble.states().await;
         journal.violation("rest", format_args!("the servers never come to rest: {states:?}"), &ensemble.tails(300));
         return Ok(());
     }
