@@ -232,7 +232,8 @@ mod switched {
     }
 }
 
-#[cfg(all(test, feature = "zoo"))]
+#[cfg(test)]
+#[cfg(feature = "zoo")]
 mod tests {
     use super::*;
 

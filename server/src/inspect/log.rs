@@ -285,6 +285,19 @@ impl Described {
 fn describe(txn: &Txn) -> Described {
     match &txn.command {
         Command::Write(op) => describe_write(op),
+        Command::LocalWrite { op, carrier } => {
+            let mut described = describe_write(op)
+                .with("carrier_server", carrier.server.0)
+                .with("carrier_attach", carrier.attach.to_string())
+                .with("carrier_n", carrier.n);
+            let _ =
+                write!(described.text, ", of a local session of server {}, number {} there", carrier.server, carrier.n);
+            described
+        }
+        Command::OpenCarrier { server, .. } => {
+            let text = format!("openCarrier: server {server} numbers the writes of its local sessions from here");
+            Described::new("openCarrier", text).with("server", server.0)
+        }
         Command::CreateSession { timeout_ms, server, keeps_results, .. } => {
             let text = format!("createSession on server {server}, timeout {timeout_ms} ms");
             attached(Described::new("createSession", text), *timeout_ms, server.0, *keeps_results)

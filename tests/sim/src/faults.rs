@@ -101,7 +101,7 @@ pub const CATALOGUE: [Habit; 28] = [
     habit(Fault::Crash, "crash", 25, (1, 10), "process died between two events"),
     habit(Fault::StepCrash, "step-crash", 20, (1, 10), "process died around a step"),
     habit(Fault::OutputCrash, "output-crash", 20, (1, 10), "process died between two outputs"),
-    habit(Fault::DiskCrash, "disk-crash", 20, (1, 10), "power cut in a disk operation"),
+    habit(Fault::DiskCrash, "disk-crash", 25, (1, 8), "power cut in a disk operation"),
     habit(Fault::InstallCrash, "install-crash", 10, (1, 6), "power cut in a snapshot install"),
     habit(Fault::PowerLoss, "power-loss", 12, (3, 12), "whole ensemble lost power"),
     habit(Fault::Pause, "pause", 15, (1, 12), "server stood still"),

@@ -316,7 +316,7 @@ impl World {
                 let protocol = if wire { Protocol::Wire } else { Protocol::Grpc };
                 let lane = Lane::new(WatcherId(id), session, protocol, client_ids(), seen, wake);
                 let unread = self.options.load.unread_bytes;
-                let lane = Arc::new(lane.bounded(unread, 4 * unread));
+                let lane = Arc::new(lane.bounded(unread, unread));
                 let lanes = &process.apply.shared();
                 if !lanes.lanes.join(session, nonce, lane.clone()) {
                     self.schedule.after(MS, Event::ToClient { client, connection: id, message: ToClient::Broken });

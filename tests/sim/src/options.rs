@@ -233,7 +233,7 @@ impl SimOptions {
             message_bytes: *rng.pick(&[1, 200, 1_000, 256 << 10]),
             snapshot_threshold_bytes: *rng.pick(&[100, 2_000, 1 << 30, 1 << 30]),
             counter_limit: if rng.chance(150) { rng.between(5, 100) as u32 } else { u32::MAX - (1 << 24) },
-            segment_bytes: *rng.pick(&[8 << 10, 16 << 10, 64 << 10]),
+            segment_bytes: *rng.pick(&[8 << 10, 16 << 10, 64 << 10, 256 << 10]),
             retention_bytes: *rng.pick(&[0, 0, 1_000, 1 << 30]),
             flush_entries: rng.magnitude(1, 100),
             delay: (delay_high / 20, delay_high),

@@ -1138,31 +1138,33 @@ impl World {
             self.schedule.after(delay, Event::Dial(low, high));
             return Ok(());
         }
-        if let Some(outdated) = self.outdated(first, second) {
-            return self.condemn(outdated);
+        if let Some((id, seen_start)) = self.outdated(first, second) {
+            return self.condemn(id, seen_start);
         }
         self.connect(low, high);
         Ok(())
     }
 
     /// Of two servers that greet each other, the one whose disk the other has seen in a later start (P9).
-    fn outdated(&self, first: ProcessRef, second: ProcessRef) -> Option<ServerId> {
+    fn outdated(&self, first: ProcessRef, second: ProcessRef) -> Option<(ServerId, u64)> {
         let outdated = |it: ProcessRef, other: ProcessRef| {
             let process = |at: ProcessRef| self.servers[&at.server].process.as_ref();
             let (me, memory) = (process(it)?.identity, &process(other)?.memory);
             let (instance, start_count) = *memory.get(&it.server)?;
-            (instance == me.instance && start_count > me.start_count).then_some(it.server)
+            (instance == me.instance && start_count > me.start_count).then_some((it.server, start_count))
         };
         outdated(first, second).or_else(|| outdated(second, first))
     }
 
-    /// A server was told that its folder is an old copy: it marks itself, and ends.
-    fn condemn(&mut self, id: ServerId) -> Check {
+    /// A server was told that its folder is an old copy: it marks itself, counts its starts on from what was seen, and
+    /// ends.
+    fn condemn(&mut self, id: ServerId, seen_start: u64) -> Check {
         self.tell(|| format!("{id:?} is told that its folder is an old copy"));
         self.trace.reached("old folder recognised");
         let server = self.servers.get_mut(&id).expect("servers are fixed");
         server.disk.withdraw();
         let mut record = server.process.as_ref().expect("it greeted").log.record();
+        record.identity.start_count = record.identity.start_count.max(seen_start);
         record.identity.membership = Membership::Amnesiac;
         if let Err(error) = record.write(server.disk.device()) {
             return Err(Violation { invariant: "the log does not fail by itself", text: format!("{id:?}: {error}") });
@@ -1324,6 +1326,9 @@ impl World {
         }
         self.checks.on_recovered(id, &recovered, spoiled)?;
         let identity = recovered.identity;
+        // Peers compare starts of one disk; a copy of a former disk they would not recognise.
+        let server = self.server_mut(id);
+        server.backup = server.backup.take().filter(|backup| backup.is_of(identity.instance));
         let member = Member::new(
             self.options.zab(id, machine_seed),
             recovered,
@@ -1346,7 +1351,7 @@ impl World {
             turn: false,
             crash_after: None,
             crash_at: None,
-            memory: started.peers.latest(),
+            memory: started.peers.latest().into_iter().map(|(id, d)| (id, (d.instance, d.start_count))).collect(),
             peers: started.peers,
             log_written: now,
             log: started.log,
