@@ -1332,7 +1332,12 @@ impl World {
             turn: false,
             crash_after: None,
             crash_at: None,
-            memory: started.peers.latest(),
+            memory: started
+                .peers
+                .latest()
+                .into_iter()
+                .map(|(peer, seen)| (peer, (seen.instance, seen.start_count)))
+                .collect(),
             peers: started.peers,
             log_written: now,
             log: started.log,

@@ -478,6 +478,7 @@ mod tests {
             promise: Some(header().promise),
             truncate: true,
             seal: false,
+            followed: false,
         };
         head.seal_into(7, &mut frame);
         assert_eq!(frame.len(), BLOCK);
