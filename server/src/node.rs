@@ -863,6 +863,7 @@ fn link_options(
         secret: config.peer_secret.as_ref().map(|secret| secret.reveal().to_owned()).unwrap_or_default(),
         peers: others().map(|(id, spec)| (*id, spec.peer_addr().to_string())).collect(),
         connect_timeout: Duration::from_millis(config.peer_connect_timeout_ms),
+        keep_alive: Duration::from_millis(config.sync_timeout_ms),
         queue_bytes: peer_link::QUEUE_BYTES_MAX,
         seed,
         remembered: peers

@@ -52,7 +52,8 @@ const BACKOFF_MAX_MS: u64 = 1000;
 /// A stream that was up for so long was sound: the next attempt begins with the shortest pause again. One that ends right
 /// after it began, as with a server that is going down, counts as a failure.
 const SOUND_AFTER: Duration = Duration::from_millis(BACKOFF_MAX_MS);
-/// Backstop for connections that died without a word; liveness proper is the core's.
+/// Backstop for connections that died without a word; liveness proper is the core's. Who dialled a stream looks closer
+/// ([`LinkOptions::keep_alive`]): nobody else can begin it again.
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(10);
 const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(20);
 /// Bytes of a file in one chunk of a snapshot.
@@ -87,6 +88,9 @@ pub struct LinkOptions {
     pub peers: BTreeMap<ServerId, String>,
     /// Limit of one attempt to connect.
     pub connect_timeout: Duration,
+    /// A stream that this server dialled and that is silent for so long is asked whether it lives; without an answer for
+    /// twice as long it is ended, and dialled again.
+    pub keep_alive: Duration,
     /// See [`QUEUE_BYTES_MAX`].
     pub queue_bytes: usize,
     /// Of the jitter between attempts.
@@ -849,7 +853,8 @@ fn mix(value: u64) -> u64 {
 /// One stream to `peer`, from its connection to its end. `Ok` if it was up: for how long.
 async fn dial(shared: Arc<Shared>, peer: ServerId) -> Result<Duration, LinkError> {
     let state = shared.peers.get(&peer).expect("started for each peer");
-    let channel = connect(&state.addr, shared.options.connect_timeout).await?;
+    let keep_alive = (shared.options.keep_alive, shared.options.keep_alive * 2);
+    let channel = connect(&state.addr, shared.options.connect_timeout, keep_alive).await?;
     let client = PeerClient::new(channel).max_decoding_message_size(FRAME_BYTES_MAX);
     let link = shared.next_link();
     let (queue, frames) = shared.queue();
@@ -904,7 +909,7 @@ fn ended(status: Status) -> LinkError {
     LinkError::Ended(status.message().to_string())
 }
 
-async fn connect(addr: &str, timeout: Duration) -> Result<Channel, LinkError> {
+async fn connect(addr: &str, timeout: Duration, keep_alive: (Duration, Duration)) -> Result<Channel, LinkError> {
     let refuse = |e: tonic::transport::Error| {
         // tonic's own text says only "transport error"; the cause is what helps.
         let mut reason = e.to_string();
@@ -921,8 +926,8 @@ async fn connect(addr: &str, timeout: Duration) -> Result<Channel, LinkError> {
         .tcp_nodelay(true)
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
-        .http2_keep_alive_interval(KEEP_ALIVE_INTERVAL)
-        .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
+        .http2_keep_alive_interval(keep_alive.0)
+        .keep_alive_timeout(keep_alive.1)
         .connect()
         .await;
     connecting.map_err(refuse)
@@ -1080,7 +1085,7 @@ pub async fn fetch_snapshot(
     connect_timeout: Duration,
     mut into: impl FnMut(Fetched<'_>) -> std::io::Result<()>,
 ) -> Result<SnapshotManifest, LinkError> {
-    let channel = connect(addr, connect_timeout).await?;
+    let channel = connect(addr, connect_timeout, (KEEP_ALIVE_INTERVAL, KEEP_ALIVE_TIMEOUT)).await?;
     let mut client = PeerClient::new(channel).max_decoding_message_size(FRAME_BYTES_MAX.max(4 * CHUNK_BYTES));
     let request = FetchRequest { snapshot: id, secret: secret.to_string(), cluster };
     let mut chunks = client.fetch_snapshot(request).await.map_err(ended)?.into_inner();

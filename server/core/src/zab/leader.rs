@@ -188,6 +188,10 @@ impl Leading {
     pub(super) fn forget(&mut self, peer: ServerId) {
         self.learners.remove(&peer);
         self.from_disk.remove(&peer);
+        // What it told in a former life says nothing about the tree that it has learned since.
+        for told in self.digests.values_mut() {
+            told.remove(&peer);
+        }
     }
 
     pub(super) fn end(&self, out: &mut Outputs) {

@@ -31,6 +31,7 @@ fn options(me: u64, peers: &[(u64, String)]) -> LinkOptions {
         secret: "s".into(),
         peers: peers.iter().map(|(id, addr)| (ServerId(*id), addr.clone())).collect(),
         connect_timeout: Duration::from_secs(2),
+        keep_alive: Duration::from_secs(10),
         queue_bytes: QUEUE_BYTES_MAX,
         seed: me,
         remembered: BTreeMap::new(),
@@ -97,6 +98,39 @@ async fn pair(one: impl FnOnce(&mut LinkOptions), two: impl FnOnce(&mut LinkOpti
     one(&mut options1);
     two(&mut options2);
     (start(options1, listener1), start(options2, listener2))
+}
+
+#[tokio::test]
+async fn a_stream_that_fell_silent_is_begun_again_by_who_dialled_it() {
+    let (listener1, addr1) = listener().await;
+    let (listener2, addr2) = listener().await;
+    let (relay, relayed) = listener().await;
+    let silence = CancellationToken::new();
+    let is_silent = silence.clone();
+    tokio::spawn(async move {
+        // Of the first connection both ends stay, and nothing passes any more: neither side hears of an end.
+        let mut held = Vec::new();
+        while let Ok((mut near, _)) = relay.accept().await {
+            let mut far = tokio::net::TcpStream::connect(&addr1).await.unwrap();
+            if held.is_empty() {
+                tokio::select! {
+                    _ = tokio::io::copy_bidirectional(&mut near, &mut far) => {}
+                    () = is_silent.cancelled() => {}
+                }
+                held.push((near, far));
+            } else {
+                tokio::spawn(async move { tokio::io::copy_bidirectional(&mut near, &mut far).await });
+            }
+        }
+    });
+    let mut options2 = options(2, &[(1, relayed)]);
+    options2.keep_alive = Duration::from_millis(100);
+    let mut one = start(options(1, &[(2, addr2)]), listener1);
+    let mut two = start(options2, listener2);
+    let (link1, link2) = (one.up().await, two.up().await);
+    silence.cancel();
+    assert!(two.up().await > link2);
+    assert!(one.up().await > link1, "the new stream replaces the old one");
 }
 
 #[tokio::test]
