@@ -564,6 +564,10 @@ impl World {
                     self.history.on_touch(at.process, *session, now);
                 }
             }
+            MemberInput::SessionTable { .. } => {
+                let epoch = self.process_mut(at).expect("the caller found it").status.epoch;
+                self.checks.on_sessions(at.process, epoch, now);
+            }
             MemberInput::Zab(Input::PeerMessage { peer, link, message: Message::Pong { epoch, seq, touched, .. } }) => {
                 let process = self.process_mut(at).expect("the caller found it");
                 let current = process.links.get(peer).is_some_and(|(l, _, _)| l == link);

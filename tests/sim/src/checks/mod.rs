@@ -173,6 +173,11 @@ impl Checks {
         self.rounds.on_send(process, message, now);
     }
 
+    /// A leader's process takes in the table of sessions.
+    pub fn on_sessions(&mut self, process: u64, epoch: u32, now: Micros) {
+        self.rounds.on_sessions(process, epoch, now);
+    }
+
     /// A leader's process takes in a pong.
     pub fn on_pong(&mut self, process: u64, epoch: u32, peer: ServerId, seq: u64) {
         self.rounds.on_pong(process, epoch, peer, seq);

@@ -19,6 +19,8 @@ type Leadership = (u64, u32);
 pub(super) struct Rounds {
     /// When each ping of a leadership left.
     pings: BTreeMap<Leadership, BTreeMap<u64, Micros>>,
+    /// When each leadership knew all sessions, and gave each its time from then on (P30).
+    begun: BTreeMap<Leadership, Micros>,
     /// The latest ping that each server has answered, as the leader knows.
     pongs: BTreeMap<(Leadership, ServerId), u64>,
 }
@@ -29,6 +31,11 @@ impl Rounds {
         if let Message::Ping { epoch, seq, .. } = message {
             self.pings.entry((process, *epoch)).or_default().entry(*seq).or_insert(now);
         }
+    }
+
+    /// A leader is about to learn of all sessions.
+    pub(super) fn on_sessions(&mut self, process: u64, epoch: u32, now: Micros) {
+        self.begun.insert((process, epoch), now);
     }
 
     /// A pong is about to be taken in by a leader.
@@ -57,8 +64,8 @@ impl Rounds {
     ) -> Check {
         const NAME: &str = "I19 session safety";
         let leadership = (process, status.epoch);
-        // Whoever was never heard of has a full timeout from the beginning of the leadership.
-        let begun = self.pings.get(&leadership).and_then(|pings| pings.values().next()).copied();
+        // Whoever was never heard of has a full timeout from when the leader learned of it, at the latest.
+        let begun = self.begun.get(&leadership).copied();
         // Servers count whole milliseconds.
         let deadline = heard.max(begun).unwrap_or_default() / MS * MS + timeout;
         let answered = |server: ServerId| self.asked(leadership, server).is_some_and(|asked| asked >= deadline);
@@ -67,8 +74,9 @@ impl Rounds {
         ensure!(
             own + others >= ghost.majority(),
             NAME,
-            "process {process} ends {session:?}, which was due at {} ms; {others} others were asked since",
-            deadline / MS
+            "process {process} ends {session:?}, heard of at {heard:?} us, due at {deadline} us, {others} others were asked since; \
+             each was asked last at {:?}",
+            ghost.servers().map(|(id, _)| (id, self.asked(leadership, id))).collect::<Vec<_>>()
         );
         let holder = status.learners.iter().find(|(id, _, up_to_date)| *up_to_date && Some(*id) == holder);
         ensure!(
