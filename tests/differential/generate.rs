@@ -300,7 +300,7 @@ impl Generator<'_> {
                 let body = vec![0; usize::try_from(length).unwrap_or(0).min(7)];
                 Step::Raw { slot, bytes: Out::default().int(length).raw(&body).0 }
             }
-            10 => Step::Word { word: *self.rng.of(&WORDS) },
+            10 => Step::Word { word: self.rng.of::<&str>(&WORDS) },
             11 => self.reap(slot),
             _ => {
                 let (request, ends) = self.sasl();

@@ -6,7 +6,7 @@
 //! room may ask.
 //!
 //! Without the feature `zoo`, which only the simulator's own test turns on, [`broken`] is the constant `false` and
-//! nothing of this is in a program. With it, a switch is on for what [`with`] runs, on that thread.
+//! nothing of this is in a program. With it, a switch is on for what `with` runs, on that thread.
 
 macro_rules! switches {
     ($($number:literal $name:ident, $from:literal, $what:literal;)*) => {

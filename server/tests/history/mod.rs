@@ -87,7 +87,7 @@ fn write(index: u64) -> WriteOp {
         ]),
         7 => WriteOp::Create(create(format!("/t{}", index % 40), CreateMode::PersistentWithTtl)),
         _ => {
-            let acl = vec![Acl { perms: 31, id: Id::new("ip", &format!("10.0.0.{}", index % 4)) }];
+            let acl = vec![Acl { perms: 31, id: Id::new("ip", format!("10.0.0.{}", index % 4)) }];
             WriteOp::SetAcl { path: some(5), acl: Some(acl), version: -1 }
         }
     }

@@ -361,9 +361,9 @@ async fn inject(ensemble: &mut Ensemble, fault: Fault, rng: &mut Rng, journal: &
             }
         }
         Fault::CutLinks => {
-            let cut_after = Some(rng.magnitude(1, 50_000));
-            journal.fault(name, format_args!("after {} bytes", cut_after.unwrap_or_default()));
-            on_some_links(ensemble, rng, Rules { cut_after, ..Rules::default() });
+            let bytes = rng.magnitude(1, 50_000);
+            journal.fault(name, format_args!("after {bytes} bytes"));
+            on_some_links(ensemble, rng, Rules { cut_after: Some(bytes), ..Rules::default() });
         }
         Fault::ClientLinks => client_links(ensemble, rng, journal),
         Fault::SilenceClients => {
@@ -448,9 +448,9 @@ fn client_links(ensemble: &Ensemble, rng: &mut Rng, journal: &Journal) {
             chosen.iter().for_each(|id| ensemble.door(*id).half_open());
         }
         2 => {
-            let cut_after = Some(rng.magnitude(1, 20_000));
-            say(&format!("cut after {} bytes", cut_after.unwrap_or_default()));
-            set(Rules { cut_after, ..Rules::default() });
+            let bytes = rng.magnitude(1, 20_000);
+            say(&format!("cut after {bytes} bytes"));
+            set(Rules { cut_after: Some(bytes), ..Rules::default() });
         }
         3 => {
             say("answers are held back");

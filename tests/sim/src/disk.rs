@@ -342,8 +342,7 @@ impl Disk {
 
     /// Where the last frame of the log begins, if it is in this file.
     fn last_frame(&self, path: &str) -> Option<u64> {
-        let last =
-            self.device.files().into_iter().filter(|p| p.starts_with(LOG_DIR) && p.ends_with(".seg")).next_back()?;
+        let last = self.device.files().into_iter().rfind(|p| p.starts_with(LOG_DIR) && p.ends_with(".seg"))?;
         if last != path {
             return None;
         }

@@ -841,7 +841,7 @@ impl World {
         let ids = self.server_ids();
         let begun = self.begun();
         let sound =
-            |s: &&ServerId| !self.servers[s].spoiled && !(begun && self.membership(**s) != Some(Membership::Member));
+            |s: &&ServerId| !(self.servers[s].spoiled || begun && self.membership(**s) != Some(Membership::Member));
         ids.iter().filter(|s| self.options.is_voter(**s)).filter(sound).count()
     }
 

@@ -17,6 +17,9 @@ use super::{Cf, TreeView, acl, key, quota};
 /// After every key: they begin with a slash, NUL, or a letter.
 const END: &[u8] = &[0xff];
 
+/// What is done with a row.
+type Visit<'a, C, E> = dyn FnMut(&mut C, &[u8], &[u8]) -> Result<(), E> + 'a;
+
 /// A store that can be read and may fail at it.
 pub trait Rows {
     /// Why a row cannot be read.
@@ -124,13 +127,7 @@ impl<R: Rows> Check<'_, R> {
     }
 
     /// Visits rows; `visit` may look up others, and its error ends the scan.
-    fn each(
-        &mut self,
-        cf: Cf,
-        from: &[u8],
-        to: &[u8],
-        visit: &mut dyn FnMut(&mut Self, &[u8], &[u8]) -> Result<(), R::Error>,
-    ) -> Result<(), R::Error> {
+    fn each(&mut self, cf: Cf, from: &[u8], to: &[u8], visit: &mut Visit<'_, Self, R::Error>) -> Result<(), R::Error> {
         let rows = self.rows;
         rows.scan(cf, from, to, &mut |key, value| {
             self.seen += 1;

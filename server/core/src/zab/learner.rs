@@ -234,7 +234,7 @@ impl Zab {
                 at = Position { zxid: entry.zxid, hash };
                 follows
             });
-        if !follow && !(zoo::unchecked_history() && !entries.is_empty()) {
+        if !(follow || zoo::unchecked_history() && !entries.is_empty()) {
             self.look("the leader's entries do not follow this log", out);
             return;
         }

@@ -167,12 +167,11 @@ pub(super) fn check_connection(connection: u64, seen: &[Seen], changes: &Changes
     Ok(())
 }
 
-/// A re-registration (wire 7.8): what must be told at once, in order, and what is armed.
-fn set_again(
-    changes: &Changes,
-    watches: &SetWatches,
-    zxid: Zxid,
-) -> (Vec<(EventKind, String)>, Vec<(String, WatchKind)>) {
+/// What a re-registration tells at once, in order, and what it arms.
+type SetAgain = (Vec<(EventKind, String)>, Vec<(String, WatchKind)>);
+
+/// A re-registration (wire 7.8).
+fn set_again(changes: &Changes, watches: &SetWatches, zxid: Zxid) -> SetAgain {
     let (mut missed, mut armed) = (Vec::new(), Vec::new());
     let mut set = |path: &String, kind: WatchKind, told: Option<EventKind>| match told {
         Some(event) => missed.push((event, path.clone())),

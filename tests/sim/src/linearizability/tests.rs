@@ -146,7 +146,7 @@ fn a_session_takes_effect_in_its_order() {
     let begin = call(0, 1, create("a"), done());
     // Both were sent at once; the first one was done last.
     let later = [call_of(1, 10, 20, set("b"), version(2)), call_of(1, 10, 20, set("c"), version(1))];
-    assert_eq!(refuted(&[&[begin.clone()], &later[..]].concat()), 1);
+    assert_eq!(refuted(&[std::slice::from_ref(&begin), &later[..]].concat()), 1);
     let mut apart = later;
     apart[1].session = 2;
     explained(&[&[begin], &apart[..]].concat());
