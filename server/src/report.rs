@@ -87,6 +87,8 @@ fn report(
         Role::Observing => ServerMode::Observer,
         Role::Bootstrapping | Role::Looking => ServerMode::NotServing,
     };
+    // Not in the literal below: a lock that is taken there is held to its end, while others are taken.
+    let local_sessions = node.shared.local.lock().len() as u64;
     let mut report = ServerReport {
         version: VERSION.to_owned(),
         mode,
@@ -96,7 +98,7 @@ fn report(
         ephemerals: meta.ephemerals,
         data_bytes: meta.data_bytes,
         sessions: meta.sessions,
-        local_sessions: node.shared.local.lock().len() as u64,
+        local_sessions,
         watch_count: node.shared.watch_count() as u64,
         proposal_sizes: (mode == ServerMode::Leader).then(|| node.stats.proposal_sizes()),
         unix_ms: wall_ms,

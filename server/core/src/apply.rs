@@ -489,9 +489,8 @@ impl<S: TreeStore> Apply<S> {
                 }
                 SessionEvent::Attached { session, .. } => {
                     // Known to all from here on. Its connection is the one that asked for it, or none that is here.
-                    if self.shared.local.lock().remove(*session)
-                        && let Some(lane) = lanes.of(*session).filter(|lane| lane.attach() == Zxid::ZERO)
-                    {
+                    let was_local = self.shared.local.lock().remove(*session);
+                    if was_local && let Some(lane) = lanes.of(*session).filter(|lane| lane.attach() == Zxid::ZERO) {
                         lanes.detach(&lane);
                         close(&lane, CloseReason::Moved, watches);
                     }
