@@ -31,6 +31,7 @@ use corral_core::storage::log_device::DeviceError;
 use corral_core::storage::recover::{RecoverError, RecoverOptions, recover};
 use corral_core::storage::txn_log::{LogOptions, TxnLog};
 use corral_core::tree::entry::Settings;
+use corral_core::tree::feed::FeedBounds;
 use corral_core::tree::{TreeStore, read};
 use corral_core::zab::io::{Admin, Entry, Identity, MemberKind, Options, Position, Recovered, SnapshotMeta, Status};
 use corral_core::zab::quorum::QuorumSet;
@@ -147,6 +148,8 @@ pub(crate) struct NodeOptions {
     pub(crate) sync_timeout_ms: u64,
     /// Serve reads without a quorum to clients that allow it.
     pub(crate) read_only_mode: bool,
+    /// ZooKeeper protocol: what persistent watches missed is told after a reconnect.
+    pub(crate) replay_persistent_watches: bool,
     /// Unresolved writes beyond which connections are not read.
     pub(crate) outstanding_max: usize,
     /// Largest transaction, bytes.
@@ -515,7 +518,8 @@ impl Node {
             start = recovered.identity.start_count, "recovered"
         );
 
-        let apply = Apply::new(config.my_id, store, config.skip_entries.iter().copied().collect());
+        let mut apply = Apply::new(config.my_id, store, config.skip_entries.iter().copied().collect());
+        apply.bound_feed(FeedBounds { bytes: config.change_feed_bytes, age_ms: config.change_feed_age_ms });
         let node = Arc::new(NodeShared::new(node_options(&config), clock, apply.shared(), nonces));
         node.stats.recovered(node.clock.now().mono_ms.saturating_sub(opening_ms), recovered.persisted);
         let identity = recovered.identity;
@@ -773,6 +777,7 @@ fn node_options(config: &Config) -> NodeOptions {
         // A client that is heard often is reported a few times in its shortest timeout.
         touch_interval_ms: (config.min_session_timeout_ms / 10).clamp(1, TOUCH_INTERVAL_MAX_MS),
         read_only_mode: config.read_only_mode,
+        replay_persistent_watches: config.replay_persistent_watches,
         sync_timeout_ms: config.sync_timeout_ms,
         outstanding_max: config.global_outstanding_limit,
         txn_bytes_max: TXN_BYTES_MAX,

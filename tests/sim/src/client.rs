@@ -8,6 +8,7 @@ use corral_core::session::{ClientRequest, Consistency, SetWatches};
 use corral_core::tree::op::{Create, MultiOp, ReadOp, WriteOp};
 use corral_proto::{Acl, CreateMode, EventKind, ServerId, SessionId, Zxid};
 
+use crate::follower::Follower;
 use crate::options::Load;
 use crate::rng::Rng;
 use crate::schedule::Micros;
@@ -60,6 +61,10 @@ pub enum Call {
     SetWatches(SetWatches),
     /// A ping.
     Ping,
+    /// The change feed, from a position.
+    Subscribe,
+    /// All znodes, after a gap.
+    ReadAll,
 }
 
 /// Which list of [`SetWatches`] a one-shot watch belongs to.
@@ -112,6 +117,8 @@ pub struct Client {
     pub silent_until: Micros,
     /// Asks for nothing new.
     pub stopped: bool,
+    /// It does nothing but to follow the change feed.
+    pub follower: Option<Box<Follower>>,
     /// Its own chance.
     pub rng: Rng,
 }
@@ -134,8 +141,15 @@ impl Client {
             missed: Vec::new(),
             silent_until: 0,
             stopped: false,
+            follower: None,
             rng,
         }
+    }
+
+    /// A client that follows the change feed.
+    pub fn follower(seed: u64, index: u64, load: &Load) -> Client {
+        let follower = Some(Box::default());
+        Client { wire: false, follower, ..Client::new(seed, index, load) }
     }
 
     /// Whether every call has ended.

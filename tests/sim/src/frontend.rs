@@ -90,7 +90,7 @@ impl World {
             self.client_sends(index, ClientRequest::Ping, Call::Ping, Zxid::ZERO);
             return Ok(());
         }
-        if client.stopped || client.pending.len() as u64 >= load.pipeline {
+        if client.follower.is_some() || client.stopped || client.pending.len() as u64 >= load.pipeline {
             return Ok(());
         }
         let floor = self.history.floor();
@@ -156,7 +156,7 @@ impl World {
         }
     }
 
-    fn client_sends(&mut self, index: usize, request: ClientRequest, call: Call, floor: Zxid) {
+    pub(crate) fn client_sends(&mut self, index: usize, request: ClientRequest, call: Call, floor: Zxid) {
         let client = &mut self.clients[index];
         let cookie = client.next_cookie;
         client.next_cookie += 1;
@@ -273,6 +273,13 @@ impl World {
                 lane.push(cookie, Step::AddWatch { path, kind }, Consistency::Local, None);
                 return;
             }
+            ClientRequest::Subscribe { watch, subscription, after } => {
+                let is_ahead = after > Some(process.apply.position().zxid);
+                let tag = is_ahead.then(|| self.read_point(to, id));
+                let consistency = if is_ahead { Consistency::Linearizable } else { Consistency::Local };
+                lane.push(cookie, Step::Subscribe { watch, subscription, after }, consistency, tag);
+                return;
+            }
             ClientRequest::SetWatches(watches) => {
                 lane.push(cookie, Step::SetWatches(watches), Consistency::Local, None);
                 return;
@@ -386,7 +393,9 @@ impl World {
                     self.client_sends(index, ClientRequest::SetWatches(watches), call, Zxid::ZERO);
                 }
                 let client = &self.clients[index];
-                for write in client.unanswered.clone() {
+                let unanswered = client.unanswered.clone();
+                self.follower_connected(index);
+                for write in unanswered {
                     self.trace.reached("write sent again");
                     let request = self.clients[index].write_request(&write);
                     self.client_sends(index, request, Call::Write(write.n), write.floor);
@@ -419,6 +428,7 @@ impl World {
                 self.trace.reached("watch fired");
                 self.history.on_seen(id, Seen::Event { kind: event.kind, path: event.path.clone(), zxid });
             }
+            ToClient::Out(Outgoing::Feed(notice)) => return self.on_feed(index, notice),
             ToClient::Out(Outgoing::Close(reason)) => {
                 self.trace.reached(match reason {
                     CloseReason::Expired => "connection closed: expired",
@@ -525,6 +535,13 @@ impl World {
                 return Ok(());
             }
             Call::Ping => {}
+            Call::Subscribe => {
+                ensure!(result.is_ok(), "the change feed", "follower {index} may not subscribe: {result:?}");
+            }
+            Call::ReadAll => match result {
+                Ok(answer) => return self.follower_has_read(index, zxid, answer),
+                Err(error) => ensure!(false, "the change feed", "follower {index} may not read: {error:?}"),
+            },
         }
         self.history.on_seen(id, Seen::Reply(zxid));
         Ok(())

@@ -9,12 +9,13 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use corral_core::session::{Consistency, SetWatches};
 use corral_core::storage::memory::MemoryStore;
 use corral_core::tree::entry::{Command, SessionEvent, Txn, Verdict};
-use corral_core::tree::op::{Answer, ReadOp};
+use corral_core::tree::op::{Answer, Depth, ReadOp};
 use corral_core::tree::record::Meta;
 use corral_core::tree::{TreeStore, TreeView, audit, execute, read};
 use corral_proto::{ErrorCode, EventKind, Id, SessionId, Zxid};
 
 use crate::checks::{Check, Ghost, ensure};
+use crate::follower::{Held, Stretch, is_kept};
 use crate::schedule::Micros;
 
 /// A result as clients see it.
@@ -85,6 +86,10 @@ pub struct History {
     pub timeouts: BTreeMap<SessionId, u64>,
     /// When a server's process last heard of a session, for I19.
     touched: BTreeMap<(u64, SessionId), Micros>,
+    /// What followers of the feed were told, between gaps.
+    stretches: BTreeMap<usize, Vec<Stretch>>,
+    /// What they held at bookmarks.
+    followed: BTreeMap<Zxid, Vec<BTreeMap<String, Held>>>,
     /// Answered calls.
     pub answered: u64,
 }
@@ -182,6 +187,37 @@ impl History {
         Ok(())
     }
 
+    /// A follower was told of everything after `after`, up to `through`.
+    pub fn on_feed(
+        &mut self,
+        follower: usize,
+        after: Zxid,
+        through: Zxid,
+        events: impl Iterator<Item = (Zxid, EventKind, String)>,
+    ) {
+        let stretches = self.stretches.entry(follower).or_default();
+        if stretches.last().is_none_or(|last| last.through != after) {
+            stretches.push(Stretch { after, ..Stretch::default() });
+        }
+        let last = stretches.last_mut().expect("one was pushed when there was none");
+        last.through = through;
+        last.events.extend(events);
+    }
+
+    /// A follower was told that it goes on at `resync`.
+    pub fn on_feed_gap(&mut self, follower: usize, resync: Zxid) {
+        let stretch = Stretch { after: resync, through: resync, events: Vec::new() };
+        self.stretches.entry(follower).or_default().push(stretch);
+    }
+
+    /// A follower holds this at a bookmark.
+    pub fn on_followed(&mut self, zxid: Zxid, map: &BTreeMap<String, Held>) {
+        let maps = self.followed.entry(zxid).or_default();
+        if !maps.contains(map) {
+            maps.push(map.clone());
+        }
+    }
+
     /// A process heard of a session.
     pub fn on_touch(&mut self, process: u64, session: SessionId, now: Micros) {
         self.touched.insert((process, session), now);
@@ -257,6 +293,11 @@ impl History {
         for (connection, seen) in &self.connections {
             check_watches(*connection, seen, &changes)?;
         }
+        for (follower, stretches) in &self.stretches {
+            for stretch in stretches {
+                check_stretch(*follower, stretch, &changes)?;
+            }
+        }
         Ok(())
     }
 
@@ -316,6 +357,10 @@ impl History {
                 "at {zxid:?} a server's rows differ from the model's"
             );
         }
+        for map in self.followed.get(&zxid).into_iter().flatten() {
+            let tree = held_by(&view);
+            ensure!(*map == tree, "the change feed", "at {zxid:?} a follower holds {map:?}; the tree is {tree:?}");
+        }
         for (watches, missed) in self.set_watches.get(&zxid).into_iter().flatten() {
             let (mut expected, mut told) = (missed_events(&view, watches), missed.clone());
             expected.sort();
@@ -336,6 +381,33 @@ impl History {
         }
         Ok(())
     }
+}
+
+/// The znodes that a follower keeps.
+fn held_by(view: &impl TreeView) -> BTreeMap<String, Held> {
+    let op = ReadOp::Subtree { path: "/".to_owned(), depth: Depth::Subtree, after: String::new(), newer_than: None };
+    let Ok(Answer::Subtree { nodes, .. }) = read::read(view, &op, SessionId::NONE, &client_ids()) else {
+        return BTreeMap::new();
+    };
+    let kept = nodes.into_iter().filter(|node| is_kept(&node.path));
+    kept.map(|node| (node.path, Held::new(node.data, &node.stat))).collect()
+}
+
+/// Between two gaps a follower is told of everything, once and in order.
+fn check_stretch(follower: usize, stretch: &Stretch, changes: &Changes) -> Check {
+    let (from, to) = (stretch.after, stretch.through);
+    let happened = changes.all.iter().filter(|(zxid, kind, _)| {
+        *kind != EventKind::NodeChildrenChanged && *zxid > from && *zxid <= to
+    });
+    let differs = happened.clone().zip(&stretch.events).find(|(happened, told)| happened != told);
+    ensure!(
+        differs.is_none() && happened.clone().count() == stretch.events.len(),
+        "the change feed",
+        "follower {follower} was told of {} events between {from:?} and {to:?}, there were {}; the first that differ: {differs:?}",
+        stretch.events.len(),
+        happened.count()
+    );
+    Ok(())
 }
 
 /// What happened to the tree, in order.

@@ -4,7 +4,7 @@
 //! # Layout
 //! - [`options`]: what a seed draws. [`rng`], [`schedule`]: chance and time.
 //! - [`world`]: what happens next. [`server`], [`disk`], [`network`]: what it happens to. [`faults`]: what goes wrong.
-//! - [`client`], [`frontend`]: clients and their connections.
+//! - [`client`], [`follower`], [`frontend`]: clients and their connections.
 //! - [`checks`]: the omniscient observer, one property a file. [`history`]: what clients were told, judged by replay.
 //! - [`trace`]: the record of a run, and its hash.
 //!
@@ -15,6 +15,7 @@ pub mod checks;
 mod client;
 mod disk;
 mod faults;
+mod follower;
 mod frontend;
 pub mod history;
 mod network;

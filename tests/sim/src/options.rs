@@ -67,6 +67,10 @@ pub struct SimOptions {
     pub faults: FaultMix,
     /// What clients do.
     pub load: Load,
+    /// Clients that follow the change feed.
+    pub followers: u64,
+    /// What a server remembers of it: bytes, and ms.
+    pub feed: (u64, u64),
 }
 
 /// Mean virtual ms between two faults of a kind; 0: never.
@@ -170,12 +174,16 @@ impl SimOptions {
                 linearizable_per_mille: *rng.pick(&[50, 150, 800]),
                 silence_ms: if rng.chance(300) { sync_timeout_ms * rng.between(5, 20) } else { 0 },
             },
+            followers: 0,
+            feed: (0, 0),
         };
         // Small steps of a slow network would need more than the time there is.
         if slow_network {
             options.safety_ms *= 2;
         }
         options.draw_faults(rng);
+        options.followers = *rng.pick(&[0, 1, 1, 2]);
+        options.feed = (*rng.pick(&[0, 300, 3_000, 1 << 30, 1 << 30]), *rng.pick(&[500, 3_600_000, 3_600_000]));
         options
     }
 

@@ -14,7 +14,7 @@ use super::op::{Answer, Create, WriteOp};
 use super::overlay::Overlay;
 use super::read::{self, Reapable};
 use super::record::{self, Meta, NodeRec, Owner, SessionRow, Stored};
-use super::{Cf, Change, TreeView, acl, key, quota};
+use super::{Cf, Change, TreeView, acl, feed, key, quota};
 
 /// Results kept for one gRPC session (P31).
 pub const RESULTS_MAX: u64 = 1024;
@@ -61,7 +61,9 @@ pub fn genesis() -> Vec<Change> {
             exec.count(path, &rec, 1);
         }
     }
-    exec.finish(Verdict::Internal).changes
+    let mut changes = exec.finish(Verdict::Internal).changes;
+    changes.push(feed::fresh());
+    changes
 }
 
 /// A view of nothing, below the fresh tree.

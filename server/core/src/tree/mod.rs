@@ -4,7 +4,7 @@
 //! [`read::read`] answers a read. Both are functions of a [`TreeView`] and their arguments: every server computes
 //! the same, byte for byte. Nothing here knows who leads, or what time it is except by the entry's stamp.
 //!
-//! A view is a small ordered key-value store of three column families (keys in [`key`], values in
+//! A view is a small ordered key-value store of four column families (keys in [`key`], values in
 //! [`record`]). So there is one tree over RocksDB, over memory, and over the overlay of a batch or a multi.
 //! Views do not fail: a store whose disk fails ends the process (P28).
 
@@ -13,6 +13,7 @@ pub mod audit;
 mod distinguished_name;
 pub mod entry;
 pub mod execute;
+pub mod feed;
 pub mod keeper;
 pub mod key;
 pub mod multi;
@@ -21,6 +22,7 @@ pub mod overlay;
 pub mod quota;
 pub mod read;
 pub mod record;
+pub mod subtree;
 
 #[cfg(test)]
 mod tests;
@@ -36,11 +38,13 @@ pub enum Cf {
     Data,
     /// Sessions, their ephemerals and kept results, ACL lists, containers and TTL znodes, the meta row.
     Aux,
+    /// The change feed ([`feed`]); each server's own, and no part of what servers must agree on.
+    Feed,
 }
 
 impl Cf {
     /// All of them.
-    pub const ALL: [Cf; 3] = [Cf::Node, Cf::Data, Cf::Aux];
+    pub const ALL: [Cf; 4] = [Cf::Node, Cf::Data, Cf::Aux, Cf::Feed];
 
     /// Its name on disk.
     pub const fn name(self) -> &'static str {
@@ -48,6 +52,7 @@ impl Cf {
             Cf::Node => "node",
             Cf::Data => "data",
             Cf::Aux => "aux",
+            Cf::Feed => "feed",
         }
     }
 }
