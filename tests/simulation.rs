@@ -1,8 +1,8 @@
 //! The deterministic simulator on many seeds. `SEEDS=n` runs so many, `SEED=n` runs one again.
 
+use corral_sim::options::{FaultMix, SimOptions};
 use corral_sim::swarm::swarm;
 use corral_sim::trace::Verbosity;
-use corral_sim::options::{FaultMix, SimOptions};
 use corral_sim::{explain, simulate, simulate_with};
 
 /// Seeds of an ordinary test run.

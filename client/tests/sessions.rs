@@ -360,14 +360,6 @@ async fn next(watcher: &mut corral_client::Watcher) -> String {
     }
 }
 
-/// Ends every connection, and lets no client back until `meanwhile` has happened.
-fn while_away(server: &Server, meanwhile: impl FnOnce()) {
-    server.state.lock().refuse = Some(fake_reason());
-    server.cut_all();
-    meanwhile();
-    server.state.lock().refuse = None;
-}
-
 #[tokio::test]
 async fn a_lasting_watch_misses_nothing_over_a_reconnect() {
     let server = Server::start().await;
@@ -380,7 +372,7 @@ async fn a_lasting_watch_misses_nothing_over_a_reconnect() {
     assert_eq!(next(&mut subtree).await, "NodeCreated /top/a");
     assert_eq!(next(&mut node).await, "NodeChildrenChanged /top");
     assert_eq!(next(&mut children).await, "NodeCreated /top/a");
-    while_away(&server, || {
+    server.away(|| {
         server.set("/top/a", "again");
         server.set("/top/a/b", "");
         server.delete("/top/a/b");
@@ -427,7 +419,7 @@ async fn a_watch_whose_past_is_forgotten_says_so_with_where_to_read_again() {
     server.set("/a", "");
     let mut watcher = client.watch("/a", WatchMode::Node).await.unwrap();
     let after = watcher.position();
-    while_away(&server, || {
+    server.away(|| {
         server.set("/a", "1");
         server.forget_history();
     });
@@ -467,7 +459,7 @@ async fn changes_bring_what_znodes_hold_and_bookmarks_how_far_it_goes() {
     let node = changes.events[0].node.as_ref().unwrap();
     assert_eq!((node.data.as_deref(), node.stat.mzxid), (Some(&b"1"[..]), changes.zxid.as_i64()));
     assert_eq!(soon(feed.next()).await, Some(FeedItem::Bookmark(changes.zxid)));
-    while_away(&server, || {
+    server.away(|| {
         server.set("/a", "2");
         server.set("/a", "3");
     });

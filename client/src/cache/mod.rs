@@ -83,7 +83,9 @@ impl CacheOptions {
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum CacheEnd {
     /// There is more than it may hold.
-    #[error("the cache of {path} would hold {nodes} znodes and {bytes} bytes, more than it may: raise its bounds, or cache less")]
+    #[error(
+        "the cache of {path} would hold {nodes} znodes and {bytes} bytes, more than it may: raise its bounds, or cache less"
+    )]
     TooLarge {
         /// Of what.
         path: String,

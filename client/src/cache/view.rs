@@ -160,7 +160,8 @@ impl View {
                 // Without the znode, a later event tells.
                 (_, None) => {}
                 (_, Some(node)) => {
-                    let (old, new) = self.insert(CachedNode { path, data: node.data, stat: node.stat, as_of: node.as_of });
+                    let (old, new) =
+                        self.insert(CachedNode { path, data: node.data, stat: node.stat, as_of: node.as_of });
                     push_change(deltas, zxid, old, Some(new));
                 }
             }
@@ -390,11 +391,8 @@ mod tests {
             let events = events.iter().enumerate().map(|(at, (kind, path))| {
                 let found = self.states[&as_of].get(path).filter(|(_, stat)| stat.mzxid == *zxid as i64);
                 let found = found.filter(|_| *kind != EventKind::NodeDeleted && last(at, path));
-                let node = found.map(|(data, stat)| FeedNode {
-                    data: Some(data.clone()),
-                    stat: *stat,
-                    as_of: Zxid(as_of),
-                });
+                let node =
+                    found.map(|(data, stat)| FeedNode { data: Some(data.clone()), stat: *stat, as_of: Zxid(as_of) });
                 FeedEvent { kind: *kind, path: path.clone(), node }
             });
             Changes { zxid: Zxid(*zxid), events: events.collect() }
@@ -568,6 +566,9 @@ mod tests {
         for path in ["/", "/a", "/a-b", "/a/b", "/a/b/c", "/b"] {
             view.insert(CachedNode { path: path.into(), data: None, stat: Stat::default(), as_of: Zxid(1) });
         }
-        assert_eq!((view.children("/"), view.children("/a")), (vec!["a".into(), "a-b".into(), "b".into()], vec!["b".to_owned()]));
+        assert_eq!(
+            (view.children("/"), view.children("/a")),
+            (vec!["a".into(), "a-b".into(), "b".into()], vec!["b".to_owned()])
+        );
     }
 }

@@ -162,7 +162,9 @@ impl Script {
                 }
                 Output::Fired { watch, event } => format!("watch {}: {:?} {}", watch.0, event.kind, event.path),
                 Output::Feed { watch, item } => match item {
-                    FeedItem::Changes(changes) => format!("feed {}: {} at {:?}", watch.0, changes.events.len(), changes.zxid),
+                    FeedItem::Changes(changes) => {
+                        format!("feed {}: {} at {:?}", watch.0, changes.events.len(), changes.zxid)
+                    }
                     FeedItem::Bookmark(zxid) => format!("feed {}: bookmark {zxid:?}", watch.0),
                     FeedItem::Gap(gap) => format!("feed {}: {gap}", watch.0),
                 },

@@ -79,6 +79,8 @@ pub struct State {
     history: Vec<(u64, EventKind, String)>,
     /// Changes up to here are not remembered.
     floor: u64,
+    /// Znodes whose data was sent in pages of subtrees.
+    znodes_sent: u64,
     /// Of the history, so much was told to those who follow it.
     told: usize,
 }
@@ -127,6 +129,30 @@ impl Server {
         state.tell();
     }
 
+    /// Ends every connection, and lets no client back until `meanwhile` has happened.
+    #[allow(dead_code, reason = "not every test program that shares this server uses it")]
+    pub fn away(&self, meanwhile: impl FnOnce()) {
+        self.state.lock().refuse = Some(pb::closed::Reason::NoQuorum);
+        self.cut_all();
+        meanwhile();
+        self.state.lock().refuse = None;
+    }
+
+    #[allow(dead_code, reason = "not every test program that shares this server uses it")]
+    pub fn zxid(&self) -> u64 {
+        self.state.lock().zxid
+    }
+
+    #[allow(dead_code, reason = "not every test program that shares this server uses it")]
+    pub fn znodes_sent(&self) -> u64 {
+        self.state.lock().znodes_sent
+    }
+
+    #[allow(dead_code, reason = "not every test program that shares this server uses it")]
+    pub fn violations(&self) -> usize {
+        self.state.lock().violations.len()
+    }
+
     /// Forgets what happened up to now.
     #[allow(dead_code, reason = "not every test program that shares this server uses it")]
     pub fn forget_history(&self) {
@@ -166,9 +192,7 @@ impl Server {
 
     pub fn watches(&self) -> usize {
         let state = self.state.lock();
-        let of = |watches: &Watches| {
-            watches.data.len() + watches.child.len() + watches.feeds.len()
-        };
+        let of = |watches: &Watches| watches.data.len() + watches.child.len() + watches.feeds.len();
         state.connections.values().map(|connection| of(&connection.watches)).sum()
     }
 }
@@ -529,7 +553,14 @@ impl State {
                 Ok(Body::Paths(pb::Paths { paths }))
             }
             Op::WhoAmI(_) => Ok(Body::Ids(pb::Ids { ids: vec![] })),
-            Op::Ping(_) | Op::Sync(_) => done,
+            Op::Ping(_) | Op::Sync(_) => {
+                // Who asks for a sign of life is told how far it is.
+                if !self.watches(number).feeds.is_empty() {
+                    let bookmark = pb::FeedBookmark { watch: 0, zxid: self.zxid };
+                    send_feed(&self.connections[&number].out, [pb::reply::Kind::FeedBookmark(bookmark)]);
+                }
+                done
+            }
             Op::AddAuth(op) if op.scheme == "digest" => done,
             Op::AddAuth(_) => Err(ErrorCode::AuthFailed),
             Op::Subscribe(op) => {
@@ -553,7 +584,9 @@ impl State {
                     let data = node.data.clone().filter(|_| !is_known).map(|bytes| pb::Data { bytes });
                     pb::SubtreeNode { path: path.clone(), stat: Some(node.stat), data, is_known }
                 });
-                Ok(Body::Subtree(pb::SubtreeBody { nodes: nodes.collect(), next: String::new() }))
+                let nodes: Vec<_> = nodes.collect();
+                self.znodes_sent += nodes.iter().filter(|node| !node.is_known).count() as u64;
+                Ok(Body::Subtree(pb::SubtreeBody { nodes, next: String::new() }))
             }
             Op::RemoveWatch(op) => {
                 let watches = self.watches(number);

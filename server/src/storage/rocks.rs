@@ -299,7 +299,8 @@ impl RocksStore {
         database.create_missing_column_families(false);
         // A server of an earlier release sends no feed; opened to be written to, the copy gets an empty one.
         let present = DB::list_cf(&database, path).map_err(|error| judge(&error))?;
-        families.retain(|family| family.name() != Cf::Feed.name() || present.iter().any(|name| name == Cf::Feed.name()));
+        families
+            .retain(|family| family.name() != Cf::Feed.name() || present.iter().any(|name| name == Cf::Feed.name()));
         let db = DB::open_cf_descriptors_read_only(&database, path, families, false).map_err(|error| judge(&error))?;
         meta_of(&db, &ReadOptions::default())
     }

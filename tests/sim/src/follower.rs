@@ -96,12 +96,8 @@ impl World {
     }
 
     fn follower_reads(&mut self, index: usize, at_least: Zxid) {
-        let op = ReadOp::Subtree {
-            path: "/".to_owned(),
-            depth: Depth::Subtree,
-            after: String::new(),
-            newer_than: None,
-        };
+        let op =
+            ReadOp::Subtree { path: "/".to_owned(), depth: Depth::Subtree, after: String::new(), newer_than: None };
         let consistency = Consistency::AtLeast(at_least);
         let request = ClientRequest::Read { op, watch: false, consistency };
         self.client_sends(index, request, Call::ReadAll, Zxid::ZERO);

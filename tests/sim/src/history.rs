@@ -396,9 +396,10 @@ fn held_by(view: &impl TreeView) -> BTreeMap<String, Held> {
 /// Between two gaps a follower is told of everything, once and in order.
 fn check_stretch(follower: usize, stretch: &Stretch, changes: &Changes) -> Check {
     let (from, to) = (stretch.after, stretch.through);
-    let happened = changes.all.iter().filter(|(zxid, kind, _)| {
-        *kind != EventKind::NodeChildrenChanged && *zxid > from && *zxid <= to
-    });
+    let happened = changes
+        .all
+        .iter()
+        .filter(|(zxid, kind, _)| *kind != EventKind::NodeChildrenChanged && *zxid > from && *zxid <= to);
     let differs = happened.clone().zip(&stretch.events).find(|(happened, told)| happened != told);
     ensure!(
         differs.is_none() && happened.clone().count() == stretch.events.len(),

@@ -101,10 +101,7 @@ fn a_subscription_is_told_of_each_entry_whole_before_the_reply_that_shows_it() {
     ]);
     room.apply(&[watcher.write(1, multi), writer.write(4, create("/c", "")), writer.write(5, set("/a", "5"))]);
     // The last event of a znode in an entry brings it.
-    assert_eq!(
-        told(&room, &watcher),
-        ["9: /a /a=4 -/a/b of 6", "reply 1 at 6", "9: /a=5 of 8", "all: up to 8"],
-    );
+    assert_eq!(told(&room, &watcher), ["9: /a /a=4 -/a/b of 6", "reply 1 at 6", "9: /a=5 of 8", "all: up to 8"],);
     room.apply(&[writer.write(6, set("/c", ""))]);
     assert_eq!(told(&room, &watcher), [""; 0], "nothing of it");
     watcher.lane.push(1, Step::Answer(Ok(Answer::Done)), Consistency::Local, None);
@@ -117,10 +114,22 @@ fn kinds_of_subscriptions_are_told_what_they_are_about() {
     for (watch, path, kind) in [(1, "/a", FeedKind::Node), (2, "/a", FeedKind::Children), (3, "/", FeedKind::Subtree)] {
         subscribe(&room, &watcher, watch, path, kind, None);
     }
-    room.apply(&[writer.write(4, create("/a/b/c", "")), writer.write(5, set("/a/b", "x")), writer.write(6, create("/a/d", ""))]);
+    room.apply(&[
+        writer.write(4, create("/a/b/c", "")),
+        writer.write(5, set("/a/b", "x")),
+        writer.write(6, create("/a/d", "")),
+    ]);
     assert_eq!(
         told(&room, &watcher),
-        ["3: +/a/b/c= of 6", "2: /a/b=x of 7", "3: /a/b=x of 7", "1: */a of 8", "2: +/a/d= of 8", "3: +/a/d= of 8", "all: up to 8"]
+        [
+            "3: +/a/b/c= of 6",
+            "2: /a/b=x of 7",
+            "3: /a/b=x of 7",
+            "1: */a of 8",
+            "2: +/a/d= of 8",
+            "3: +/a/d= of 8",
+            "all: up to 8"
+        ]
     );
     watcher.lane.push(1, Step::Unsubscribe { watch: 3 }, Consistency::Local, None);
     watcher.lane.push(2, Step::Unsubscribe { watch: 3 }, Consistency::Local, None);
@@ -234,10 +243,13 @@ fn who_may_not_read_a_znode_is_told_nothing_of_it_now_or_later() {
     let (mut room, watcher, writer) = story();
     subscribe(&room, &watcher, 1, "/", FeedKind::Subtree, None);
     let acl = vec![Acl { perms: perms::ALL, id: Id::new("digest", "me:x") }];
-    let secret = Create { acl: Some(acl), ..match create("/s", "secret") {
-        WriteOp::Create(create) => create,
-        _ => unreachable!(),
-    } };
+    let secret = Create {
+        acl: Some(acl),
+        ..match create("/s", "secret") {
+            WriteOp::Create(create) => create,
+            _ => unreachable!(),
+        }
+    };
     room.apply(&[writer.write(4, WriteOp::Create(secret)), writer.write(5, create("/t", ""))]);
     assert_eq!(told(&room, &watcher), ["1: +/t= of 7", "all: up to 7"]);
     let sent = subscribe(&room, &watcher, 2, "/", FeedKind::Subtree, Some(at(5)));
@@ -379,7 +391,8 @@ fn every_kind_of_write_is_done_once_whichever_copy_comes_first() {
                 room.apply(&again);
             } else {
                 // Alternating, the new copy first; and everything twice.
-                let mixed: Vec<Txn> = again.iter().zip(&sent).flat_map(|(new, old)| [new.clone(), old.clone()]).collect();
+                let mixed: Vec<Txn> =
+                    again.iter().zip(&sent).flat_map(|(new, old)| [new.clone(), old.clone()]).collect();
                 room.apply(&mixed);
                 room.apply(&again);
             }

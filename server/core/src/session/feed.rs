@@ -101,12 +101,7 @@ impl Feeds {
         Ok(())
     }
 
-    pub(super) fn unsubscribe(
-        &mut self,
-        lane: WatcherId,
-        watch: u64,
-        table: &mut WatchTable,
-    ) -> Result<(), ErrorCode> {
+    pub(super) fn unsubscribe(&mut self, lane: WatcherId, watch: u64, table: &mut WatchTable) -> Result<(), ErrorCode> {
         table.feeds.remove((lane, watch));
         self.reach.remove(watch);
         match self.live.remove(&watch).is_some() | self.behind.remove(&watch).is_some() {

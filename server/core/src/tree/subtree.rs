@@ -116,15 +116,16 @@ mod tests {
     use super::*;
     use crate::storage::memory::MemoryStore;
     use crate::tree::TreeStore;
-    use crate::tree::execute::execute_txn;
     use crate::tree::entry::{Command, Txn};
+    use crate::tree::execute::execute_txn;
     use crate::tree::op::{Create, WriteOp};
     use corral_proto::{Acl, CreateMode, SessionId};
 
     fn tree(paths: &[(&str, usize, bool)]) -> MemoryStore {
         let mut store = MemoryStore::new();
         for (n, (path, bytes, hidden)) in paths.iter().enumerate() {
-            let acl = if *hidden { vec![Acl { perms: perms::ADMIN, id: Id::new("world", "anyone") }] } else { Acl::open() };
+            let acl =
+                if *hidden { vec![Acl { perms: perms::ADMIN, id: Id::new("world", "anyone") }] } else { Acl::open() };
             let create = Create {
                 path: (*path).to_owned(),
                 data: Some(vec![7; *bytes].into()),
