@@ -251,7 +251,7 @@ impl Client {
     /// # Errors
     /// `BadArguments` for a zxid that the ensemble has not reached (it may be of another one); else as `watch`.
     pub fn watch_from(&self, path: &str, mode: WatchMode, from: Zxid) -> Response<Watcher> {
-        self.subscribe(path, FeedOptions::from(mode).from(from), |mut call, op, zxid, answer| match answer {
+        self.subscribe(path, FeedOptions::from(mode).after(from), |mut call, op, zxid, answer| match answer {
             Answer::Done => Ok(Watcher::new(call.take_feed(op, zxid))),
             other => Err(call.unexpected(&other)),
         })
@@ -289,10 +289,10 @@ impl Client {
         if let Err(error) = check_path("watch", path) {
             return Response::failed(error);
         }
-        let FeedOptions { mode, from, with_nodes } = options;
+        let FeedOptions { mode, after, with_nodes } = options;
         let path = self.shared().hosts.full_path(path);
         // The session gives the name.
-        self.shared().submit_feed(Op::Subscribe { name: 0, path, mode, with_nodes, after: from }, map)
+        self.shared().submit_feed(Op::Subscribe { name: 0, path, mode, with_nodes, after }, map)
     }
 
     /// A page of a subtree. Paths are the user's.

@@ -174,10 +174,12 @@ impl Feed {
         let queue = self.queue.clone();
         loop {
             let arrived = queue.arrived.notified();
+            // Nothing is added behind the end: who sees it first sees everything.
+            let is_over = self.end_reason().is_some();
             if let Some(item) = self.try_next() {
                 return Some(item);
             }
-            if self.end_reason().is_some() {
+            if is_over {
                 return None;
             }
             arrived.await;
@@ -207,7 +209,7 @@ impl Feed {
     }
 
     /// Up to which zxid everything was given out: where another feed can go on, in this session or another
-    /// ([`FeedOptions::from`]).
+    /// ([`FeedOptions::after`]).
     pub fn position(&self) -> Zxid {
         self.position
     }
@@ -227,21 +229,21 @@ impl Feed {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FeedOptions {
     pub(crate) mode: WatchMode,
-    pub(crate) from: Option<Zxid>,
+    pub(crate) after: Option<Zxid>,
     pub(crate) with_nodes: bool,
 }
 
 impl From<WatchMode> for FeedOptions {
     fn from(mode: WatchMode) -> FeedOptions {
-        FeedOptions { mode, from: None, with_nodes: false }
+        FeedOptions { mode, after: None, with_nodes: false }
     }
 }
 
 impl FeedOptions {
     /// Begins behind a zxid, and not with what happens from now on: a [`position`](Feed::position) of before, or the zxid of
     /// a read.
-    pub fn from(mut self, zxid: Zxid) -> FeedOptions {
-        self.from = Some(zxid);
+    pub fn after(mut self, zxid: Zxid) -> FeedOptions {
+        self.after = Some(zxid);
         self
     }
 

@@ -113,7 +113,7 @@ async fn write(client: Client, stop: Arc<AtomicBool>, mut chance: Chance, first:
 
 /// Applies the feed to an empty map until it has told of everything up to `last`; gives what the map was at each bookmark.
 async fn follow(client: Client, from: Zxid, last: tokio::sync::watch::Receiver<Option<Zxid>>) -> Vec<(Zxid, u64)> {
-    let options = FeedOptions::from(WatchMode::Recursive).from(from).with_nodes();
+    let options = FeedOptions::from(WatchMode::Recursive).after(from).with_nodes();
     let mut feed = client.feed("/t", options).await.expect("it is followed");
     let (mut tree, mut seen, mut bookmarks) = (Tree::new(), from, Vec::new());
     loop {

@@ -31,6 +31,9 @@ impl Held {
     }
 }
 
+/// Events of an entry, with what the znodes hold.
+type Events = Vec<(EventKind, String, Option<Held>)>;
+
 /// Events between two gaps: all after `after`, up to `through`.
 #[derive(Clone, Debug, Default)]
 pub struct Stretch {
@@ -52,7 +55,7 @@ pub struct Follower {
     /// What it holds.
     map: BTreeMap<String, Held>,
     /// After a gap: the znodes are being read again, and what comes meanwhile waits.
-    reading: Option<Vec<(Zxid, Vec<(EventKind, String, Option<Held>)>)>>,
+    reading: Option<Vec<(Zxid, Events)>>,
     /// The map was read at this zxid: what is not newer is in it.
     read_at: Zxid,
 }
@@ -63,7 +66,7 @@ pub fn is_kept(path: &str) -> bool {
 }
 
 impl Follower {
-    fn apply(&mut self, zxid: Zxid, events: Vec<(EventKind, String, Option<Held>)>) {
+    fn apply(&mut self, zxid: Zxid, events: Events) {
         if zxid <= self.read_at {
             return;
         }

@@ -589,7 +589,8 @@ impl State {
             }
         }
         if watches.replay && !(watches.persistent.is_empty() && watches.persistent_recursive.is_empty()) {
-            self.replay(lane, view, &watches, recent);
+            let lists = [&watches.persistent, &watches.persistent_recursive];
+            self.replay(lane, view, watches.relative_zxid, lists, recent);
         }
         for path in watches.persistent {
             table.add(lane.id, &path, WatchKind::Persistent);
@@ -601,16 +602,22 @@ impl State {
 
     /// What persistent watches missed, each event once, as they would have been told of it; nothing if that is not known
     /// any more, or too much.
-    fn replay(&mut self, lane: &Lane, view: &impl TreeView, watches: &SetWatches, recent: &[FeedEntry]) {
-        let after = watches.relative_zxid;
+    fn replay(
+        &mut self,
+        lane: &Lane,
+        view: &impl TreeView,
+        after: Zxid,
+        [persistent, recursive]: [&Vec<String>; 2],
+        recent: &[FeedEntry],
+    ) {
         if after < feed::floor(view) {
             return;
         }
         let mut missing = WatchTable::default();
-        for path in &watches.persistent {
+        for path in persistent {
             missing.add(lane.id, path, WatchKind::Persistent);
         }
-        for path in &watches.persistent_recursive {
+        for path in recursive {
             missing.add(lane.id, path, WatchKind::PersistentRecursive);
         }
         let (mut events, mut entries) = (Vec::new(), 0);

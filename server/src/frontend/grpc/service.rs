@@ -540,7 +540,7 @@ mod tests {
                         ids.extend(batch.replies.into_iter().map(|reply| match reply.kind {
                             Some(pb::reply::Kind::Answer(answer)) => answer.id,
                             Some(pb::reply::Kind::Event(event)) => event.kind as u64,
-                            None => panic!("an empty reply"),
+                            other => panic!("{other:?}"),
                         }))
                     }
                     other => panic!("{other:?}"),
