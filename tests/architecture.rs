@@ -141,6 +141,7 @@ const PURE: &[&str] = &[
     "client/src/hosts.rs",
     "client/src/session.rs",
     "client/src/watches.rs",
+    "recipes/src/decide",
     "recipes/src/sequence.rs",
     "tests/sim/src",
 ];

@@ -8,18 +8,27 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::future::Future;
 use std::hash::{BuildHasher, Hasher};
+use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use corral_client::{
     Acl, Client, Consistency, CreateMode, CreateOptions, Created, Data, EndReason, ErrorCode, EventKind, Lease,
-    OneshotWatch, OpResult, ReadRequest, ReadResult, SessionState, Transaction, Zxid, path as paths,
+    MultiError, Node, OneshotWatch, OpResult, ReadRequest, ReadResult, SessionState, Stat, Transaction, WatchedEvent,
+    Zxid, path as paths,
 };
-use tokio::sync::{oneshot, watch};
+use futures::StreamExt;
+use futures::future::{BoxFuture, FutureExt};
+use futures::stream::FuturesUnordered;
+use parking_lot::Mutex;
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
+use crate::decide::delay::Marker;
+use crate::decide::revocation::Revocation;
 use crate::error::Error;
 use crate::guarded::{Fence, Guarded, Token};
-use crate::sequence::{self, ContenderId, Layout, Place};
+use crate::sequence::{self, ContenderId, Family, Naming, Place};
 
 /// First pause before a refused request is made again.
 const RETRY_FIRST: Duration = Duration::from_millis(50);
@@ -68,85 +77,180 @@ impl fmt::Display for Loss {
     }
 }
 
+/// How a contender's znode is called.
+#[derive(Clone, Debug)]
+pub(crate) enum Name {
+    /// By a random part, and a number that the server appends.
+    Numbered(Naming),
+    /// So. If it is there already, its end is waited for: it belongs to another, or to a session that is dying (R2).
+    Fixed(String),
+}
+
 /// How to contend.
 #[derive(Clone, Debug)]
 pub(crate) struct Spec {
     pub(crate) directory: String,
-    pub(crate) layout: Layout,
+    pub(crate) name: Name,
+    /// Whose turn it is decides the queue of this family. `None`: whoever is there holds.
+    pub(crate) queue: Option<Family>,
     pub(crate) data: Data,
     pub(crate) acl: Vec<Acl>,
     pub(crate) when_suspended: WhenSuspended,
+    /// It contends for as long as the session lives: after a loss it holds again when it can.
+    pub(crate) persists: bool,
+    /// How long the next holder waits if this one does not release.
+    pub(crate) lock_delay: Option<Duration>,
 }
 
 impl Spec {
-    pub(crate) fn new(directory: String, layout: Layout) -> Spec {
-        Spec { directory, layout, data: Data::default(), acl: Acl::open(), when_suspended: WhenSuspended::default() }
+    /// A place in a queue.
+    pub(crate) fn queued(directory: String, family: Family, naming: Naming) -> Spec {
+        Spec { queue: Some(family), ..Spec::present(directory, Name::Numbered(naming)) }
+    }
+
+    /// A presence that needs no turn.
+    pub(crate) fn present(directory: String, name: Name) -> Spec {
+        Spec {
+            directory,
+            name,
+            queue: None,
+            data: Data::default(),
+            acl: Acl::open(),
+            when_suspended: WhenSuspended::default(),
+            persists: false,
+            lock_delay: None,
+        }
     }
 }
 
 /// How far the task is.
 #[derive(Clone, Debug)]
-enum Phase {
+pub(crate) enum Phase {
     /// The znode is being created.
     Entering,
     /// It is there, and others are before it.
     Waiting,
-    /// It is the first.
-    Holding(Fence),
-    /// It was the first; whoever acts on it must stop. The znode may still be there.
+    /// It holds; terms count up, and each is another hold.
+    Holding { fence: Fence, term: u64 },
+    /// It held; whoever acts on it must stop. The znode may still be there.
     Lost(Loss),
     /// The znode is certainly gone, or its session is.
     Released,
     /// Deleting it was refused; tried again in the background.
-    ReleaseRefused(corral_client::Error),
+    ReleaseRefused(Error),
     /// It never came to a hold.
-    Failed(corral_client::Error),
+    Failed(Error),
+}
+
+/// What the task tells.
+#[derive(Clone, Debug)]
+pub(crate) struct Progress {
+    pub(crate) phase: Phase,
+    /// How the last hold ended, for those who look late.
+    last_loss: Option<Loss>,
+    /// The data of the znode, as last read.
+    data: Option<Bytes>,
+}
+
+impl Progress {
+    pub(crate) fn last_loss(&self) -> Loss {
+        self.last_loss.clone().unwrap_or(Loss::Released)
+    }
+}
+
+/// What a holder asks of its task.
+enum Command {
+    /// Stand as a contender of this naming, at the same place.
+    Become(Naming, oneshot::Sender<Result<(), Error>>),
+    /// Do this, which deletes the znode, and be done.
+    Finish(Transaction, oneshot::Sender<Result<Vec<OpResult>, Error>>),
 }
 
 /// A place in the queue. Dropping it gives the place up.
 #[derive(Debug)]
 pub(crate) struct Contender {
     client: Client,
-    phase: watch::Receiver<Phase>,
+    progress: watch::Receiver<Progress>,
     leave: Option<oneshot::Sender<()>>,
+    commands: mpsc::Sender<Command>,
+    /// What the znode says when it is created the next time.
+    data: Arc<Mutex<Data>>,
 }
 
 impl Contender {
     /// Starts to contend.
     pub(crate) fn enter(client: &Client, spec: Spec) -> Contender {
-        let (phase_tx, phase) = watch::channel(Phase::Entering);
-        let (leave_tx, leave) = oneshot::channel();
-        let task = Task { client: client.clone(), spec, phase: phase_tx, leave };
-        tokio::spawn(task.run());
-        Contender { client: client.clone(), phase, leave: Some(leave_tx) }
+        Contender::start(client, spec, Task::run)
     }
 
-    /// Waits until it is the first.
+    /// Starts a task that contends in its own way.
+    pub(crate) fn start<F>(client: &Client, spec: Spec, run: impl FnOnce(Task) -> F) -> Contender
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let begin = Progress { phase: Phase::Entering, last_loss: None, data: None };
+        let (progress_tx, progress) = watch::channel(begin);
+        let (leave_tx, leave) = oneshot::channel();
+        let (commands_tx, commands) = mpsc::channel(1);
+        let data = Arc::new(Mutex::new(spec.data.clone()));
+        let task = Task {
+            client: client.clone(),
+            spec,
+            data: data.clone(),
+            progress: progress_tx,
+            leave,
+            commands,
+            term: 0,
+            is_marked: false,
+            delay_until: None,
+            fence: None,
+        };
+        tokio::spawn(run(task));
+        Contender { client: client.clone(), progress, leave: Some(leave_tx), commands: commands_tx, data }
+    }
+
+    /// Waits until it holds.
     pub(crate) async fn first(&mut self) -> Result<Hold, Error> {
         loop {
-            let phase = self.phase.borrow_and_update().clone();
+            let phase = self.progress.borrow_and_update().phase.clone();
             match phase {
                 Phase::Entering | Phase::Waiting => {}
-                Phase::Holding(fence) => {
-                    return Ok(Hold {
-                        lease: self.client.lease(),
-                        phase: self.phase.clone(),
-                        client: self.client.clone(),
-                        fence,
-                    });
-                }
+                Phase::Holding { fence, term } => return Ok(self.hold(fence, term)),
                 Phase::Lost(loss) => return Err(Error::Lost(loss)),
-                Phase::Failed(error) | Phase::ReleaseRefused(error) => return Err(error.into()),
+                Phase::Failed(error) | Phase::ReleaseRefused(error) => return Err(error),
                 Phase::Released => return Err(Error::Lost(Loss::Released)),
             }
             self.changed().await?;
         }
     }
 
+    fn hold(&self, fence: Fence, term: u64) -> Hold {
+        self.holds().hold(fence, term)
+    }
+
+    /// What makes holds of what the task tells.
+    pub(crate) fn holds(&self) -> Holds {
+        Holds { client: self.client.clone(), progress: self.progress.clone() }
+    }
+
+    /// The hold, if it holds now.
+    pub(crate) fn holding(&self) -> Option<Hold> {
+        let phase = self.progress.borrow().phase.clone();
+        match phase {
+            Phase::Holding { fence, term } => Some(self.hold(fence, term)),
+            _ => None,
+        }
+    }
+
+    /// How far it is, now and later.
+    pub(crate) fn progress(&self) -> watch::Receiver<Progress> {
+        self.progress.clone()
+    }
+
     /// Waits until it is known whether it is the first; `None`: it is not.
     pub(crate) async fn first_or_behind(&mut self) -> Result<Option<Hold>, Error> {
-        self.phase.wait_for(|phase| !matches!(phase, Phase::Entering)).await.map_err(|_| stopped())?;
-        if matches!(&*self.phase.borrow(), Phase::Waiting) {
+        self.progress.wait_for(|now| !matches!(now.phase, Phase::Entering)).await.map_err(|_| stopped())?;
+        if matches!(self.progress.borrow().phase, Phase::Waiting) {
             return Ok(None);
         }
         self.first().await.map(Some)
@@ -156,31 +260,94 @@ impl Contender {
     pub(crate) async fn leave(mut self) -> Result<(), Error> {
         drop(self.leave.take());
         loop {
-            let phase = self.phase.borrow_and_update().clone();
+            let phase = self.progress.borrow_and_update().phase.clone();
             match phase {
                 Phase::Released | Phase::Failed(_) => return Ok(()),
-                Phase::Lost(Loss::Removed | Loss::SessionEnded(EndReason::Expired | EndReason::Closed)) => {
-                    return Ok(());
-                }
-                Phase::ReleaseRefused(error) => return Err(error.into()),
+                Phase::Lost(Loss::SessionEnded(EndReason::Expired | EndReason::Closed)) => return Ok(()),
+                Phase::ReleaseRefused(error) => return Err(error),
                 Phase::Lost(Loss::SessionEnded(reason)) => return Err(ended("release", reason).into()),
-                Phase::Entering | Phase::Waiting | Phase::Holding(_) | Phase::Lost(_) => {}
+                Phase::Entering | Phase::Waiting | Phase::Holding { .. } | Phase::Lost(_) => {}
             }
             self.changed().await?;
         }
     }
 
+    /// Becomes a contender of another naming, at the same place. The hold ends, and another begins.
+    pub(crate) async fn become_as(&mut self, naming: Naming) -> Result<Hold, Error> {
+        let (reply, answer) = oneshot::channel();
+        self.command(Command::Become(naming, reply), answer).await?;
+        self.first().await
+    }
+
+    /// Does what deletes the znode, and with it ends the hold; if it is refused, the hold lasts.
+    pub(crate) async fn finish(&mut self, transaction: Transaction) -> Result<Vec<OpResult>, Error> {
+        let (reply, answer) = oneshot::channel();
+        self.command(Command::Finish(transaction, reply), answer).await
+    }
+
+    async fn command<T>(&mut self, command: Command, answer: oneshot::Receiver<Result<T, Error>>) -> Result<T, Error> {
+        self.commands.send(command).await.map_err(|_| Error::Lost(self.last_loss()))?;
+        let last_loss = self.last_loss();
+        let mut progress = self.progress.clone();
+        let over = progress.wait_for(|now| !matches!(now.phase, Phase::Holding { .. }));
+        tokio::select! {
+            biased;
+            done = answer => done.unwrap_or(Err(Error::Lost(last_loss))),
+            // A task that no longer holds reads no commands.
+            _ = over => Err(Error::Lost(self.last_loss())),
+        }
+    }
+
+    /// What the znode is to say, now and whenever it is created anew.
+    pub(crate) async fn set_data(&mut self, data: Data) -> Result<Stat, Error> {
+        *self.data.lock() = data.clone();
+        loop {
+            let phase = self.progress.borrow_and_update().phase.clone();
+            match phase {
+                Phase::Holding { fence, .. } => match self.client.set(&fence.path, data.clone(), None).await {
+                    Ok(stat) => return Ok(stat),
+                    // Deleted; the next one is created with the new data, and set once more to be sure.
+                    Err(error) if error.code() == Some(ErrorCode::NoNode) => {}
+                    Err(error) => return Err(error.into()),
+                },
+                Phase::Entering | Phase::Waiting => {}
+                Phase::Lost(Loss::SessionEnded(reason)) => return Err(ended("set", reason).into()),
+                Phase::Lost(_) => {}
+                Phase::Released => return Err(Error::Lost(Loss::Released)),
+                Phase::Failed(error) | Phase::ReleaseRefused(error) => return Err(error),
+            }
+            self.changed().await?;
+        }
+    }
+
+    fn last_loss(&self) -> Loss {
+        self.progress.borrow().last_loss()
+    }
+
     async fn changed(&mut self) -> Result<(), Error> {
-        self.phase.changed().await.map_err(|_| stopped())
+        self.progress.changed().await.map_err(|_| stopped())
+    }
+}
+
+/// Makes [`Hold`]s of one contender.
+#[derive(Clone, Debug)]
+pub(crate) struct Holds {
+    client: Client,
+    progress: watch::Receiver<Progress>,
+}
+
+impl Holds {
+    pub(crate) fn hold(&self, fence: Fence, term: u64) -> Hold {
+        Hold { lease: self.client.lease(), progress: self.progress.clone(), client: self.client.clone(), fence, term }
     }
 }
 
 /// The task is gone without a last word.
-fn stopped() -> Error {
+pub(crate) fn stopped() -> Error {
     ended("contend", EndReason::Stopped).into()
 }
 
-fn ended(op: &'static str, reason: EndReason) -> corral_client::Error {
+pub(crate) fn ended(op: &'static str, reason: EndReason) -> corral_client::Error {
     corral_client::Error::SessionEnded { op, path: String::new(), reason, outcome_unknown: false }
 }
 
@@ -191,7 +358,8 @@ pub struct Hold {
     client: Client,
     lease: Lease,
     fence: Fence,
-    phase: watch::Receiver<Phase>,
+    progress: watch::Receiver<Progress>,
+    term: u64,
 }
 
 impl Hold {
@@ -205,34 +373,33 @@ impl Hold {
         &self.fence.path
     }
 
+    fn lasts(&self, phase: &Phase) -> bool {
+        matches!(phase, Phase::Holding { term, .. } if *term == self.term)
+    }
+
     /// Until when, by this process's clock, nobody else can hold. It moves on with every acknowledged ping. `None`: it is
     /// over already.
     pub fn valid_until(&self) -> Option<Instant> {
-        matches!(&*self.phase.borrow(), Phase::Holding(_)).then(|| self.lease.valid_until())
+        self.lasts(&self.progress.borrow().phase).then(|| self.lease.valid_until())
     }
 
-    /// Whether the holder may act, as far as can be known here. Once false, it stays so.
+    /// Whether the holder may act, as far as can be known here. Once false because of a loss, it stays so.
     pub fn is_valid(&self) -> bool {
         self.valid_until().is_some_and(|until| Instant::now() < until)
     }
 
-    /// Waits until the holder must stop: the hold was lost, or released. What it does after that must be guarded.
+    /// Waits until the holder must stop: the hold was lost, or released. What it does after that must be guarded. Cancel
+    /// safe.
     pub async fn lost(&self) -> Loss {
-        let mut phase = self.phase.clone();
+        let mut progress = self.progress.clone();
         loop {
-            match &*phase.borrow_and_update() {
-                Phase::Lost(loss) => return loss.clone(),
-                Phase::Released | Phase::ReleaseRefused(_) | Phase::Failed(_) => return Loss::Released,
-                Phase::Entering | Phase::Waiting | Phase::Holding(_) => {}
+            if let Some(loss) = self.loss(&progress.borrow_and_update()) {
+                return loss;
             }
             tokio::select! {
-                changed = phase.changed() => if changed.is_err() {
+                changed = progress.changed() => if changed.is_err() {
                     // The task ends after its last word only, unless the runtime took it away.
-                    return match &*phase.borrow() {
-                        Phase::Lost(loss) => loss.clone(),
-                        Phase::Holding(_) => Loss::SessionEnded(EndReason::Stopped),
-                        _ => Loss::Released,
-                    };
+                    return self.loss(&progress.borrow()).unwrap_or(Loss::SessionEnded(EndReason::Stopped));
                 },
                 // The task says the same a moment later; who watches the time here need not wait for it.
                 () = self.lease.expired() => return match self.client.state() {
@@ -241,6 +408,40 @@ impl Hold {
                     _ => Loss::DeadlinePassed,
                 },
             }
+        }
+    }
+
+    /// How this hold ended; `None`: it lasts, as far as the task knows.
+    pub(crate) fn loss_so_far(&self) -> Option<Loss> {
+        self.loss(&self.progress.borrow())
+    }
+
+    fn loss(&self, now: &Progress) -> Option<Loss> {
+        match &now.phase {
+            phase if self.lasts(phase) => None,
+            Phase::Lost(loss) => Some(loss.clone()),
+            Phase::Released | Phase::ReleaseRefused(_) | Phase::Failed(_) => Some(Loss::Released),
+            // Another term has begun.
+            Phase::Entering | Phase::Waiting | Phase::Holding { .. } => Some(now.last_loss()),
+        }
+    }
+
+    /// Waits until somebody asks the holder to give up what it holds ([`Revoker`](crate::Revoker), or Curator's
+    /// `Revoker`); `None`: it is lost or released already. A holder that ignores it goes on holding until it is forced.
+    /// Cancel safe.
+    pub async fn revocation(&self) -> Option<Revocation> {
+        let mut progress = self.progress.clone();
+        loop {
+            {
+                let now = progress.borrow_and_update();
+                if !self.lasts(&now.phase) {
+                    return None;
+                }
+                if let Some(asked) = now.data.as_deref().and_then(Revocation::parse) {
+                    return Some(asked);
+                }
+            }
+            progress.changed().await.ok()?;
         }
     }
 
@@ -270,12 +471,34 @@ impl Hold {
     }
 }
 
-/// The owner of the znode.
-struct Task {
-    client: Client,
-    spec: Spec,
-    phase: watch::Sender<Phase>,
-    leave: oneshot::Receiver<()>,
+/// The owner of the znode, or of several that stand and fall together.
+pub(crate) struct Task {
+    pub(crate) client: Client,
+    pub(crate) spec: Spec,
+    data: Arc<Mutex<Data>>,
+    progress: watch::Sender<Progress>,
+    pub(crate) leave: oneshot::Receiver<()>,
+    commands: mpsc::Receiver<Command>,
+    term: u64,
+    /// The directory says that we hold: a release must take that back.
+    is_marked: bool,
+    /// What to check for a hold whose znode's name comes back.
+    pub(crate) fence: Option<Fence>,
+    /// When the delay after a holder that did not release is over.
+    delay_until: Option<Instant>,
+}
+
+/// A znode of ours.
+#[derive(Clone, Debug)]
+pub(crate) struct Own {
+    pub(crate) path: String,
+    pub(crate) czxid: i64,
+}
+
+impl From<&Created> for Own {
+    fn from(created: &Created) -> Own {
+        Own { path: created.path.clone(), czxid: created.stat.czxid }
+    }
 }
 
 /// How waiting ended.
@@ -286,64 +509,179 @@ enum Turn {
     Failed(corral_client::Error),
 }
 
+/// How creating ended.
+enum Entered {
+    Created(Created),
+    Left,
+    Failed(corral_client::Error),
+}
+
+/// What comes after a hold.
+enum After {
+    /// The task is done.
+    Nothing,
+    /// The znode is still there, and contends again.
+    Again,
+    /// The znode is gone, and another one contends.
+    Reenter,
+}
+
+/// Which of several znodes, and what is known of it now.
+enum OwnEvent {
+    /// Something happened to it.
+    Fired(usize, corral_client::Result<WatchedEvent>),
+    /// It was read again, after that.
+    Read(usize, corral_client::Result<(Node, OneshotWatch)>),
+}
+
+/// What is awaited of znodes of ours: never inline, because an answer may take as long as the connection is broken.
+type OwnEvents = FuturesUnordered<BoxFuture<'static, OwnEvent>>;
+
+fn fired(at: usize, watch: OneshotWatch) -> BoxFuture<'static, OwnEvent> {
+    async move { OwnEvent::Fired(at, watch.await) }.boxed()
+}
+
 impl Task {
     async fn run(mut self) {
         loop {
-            // Not cut short by a leave: a create that is under way will be done, and what it makes must be deleted.
-            let created = match create_contender(&self.client, &self.spec).await {
-                Ok(created) => created,
-                Err(error) => return self.say(Phase::Failed(error)),
+            let created = match self.enter().await {
+                Entered::Created(created) => created,
+                Entered::Left => return self.say(Phase::Released),
+                Entered::Failed(error) => return self.say(Phase::Failed(error.into())),
             };
-            match self.wait_turn(&created).await {
-                Turn::First(own) => return self.hold(created, *own).await,
-                Turn::Left => return self.release(&created.path, true).await,
-                // Somebody deleted it, or the whole directory: we go to the end of the queue (R11).
-                Turn::Gone => tracing::info!(path = created.path, "a waiting contender was deleted; entering again"),
-                Turn::Failed(error) => {
-                    let session_is_over = error.is_session_end();
-                    self.say(Phase::Failed(error));
-                    if !session_is_over {
-                        // Quietly: the failure is the last word.
-                        self.release(&created.path, false).await;
+            loop {
+                match self.wait_turn(&created).await {
+                    Turn::First(own) => {
+                        let mut owns = vec![Own::from(&created)];
+                        let events = FuturesUnordered::new();
+                        events.push(fired(0, *own));
+                        match self.hold(&mut owns, events).await {
+                            After::Nothing => return,
+                            After::Again => {}
+                            After::Reenter => break,
+                        }
                     }
-                    return;
+                    Turn::Left => return self.release(&[Own::from(&created)], true).await,
+                    // Somebody deleted it, or the whole directory: we go to the end of the queue (R11).
+                    Turn::Gone => {
+                        tracing::info!(path = created.path, "a waiting contender was deleted; entering again");
+                        break;
+                    }
+                    Turn::Failed(error) => {
+                        let session_is_over = error.is_session_end();
+                        self.say(Phase::Failed(error.into()));
+                        if !session_is_over {
+                            // Quietly: the failure is the last word.
+                            self.release(&[Own::from(&created)], false).await;
+                        }
+                        return;
+                    }
                 }
             }
-            if has_left(&mut self.leave) {
+            if self.has_left() {
                 return self.say(Phase::Released);
             }
+            self.is_marked = false;
+            self.say(Phase::Entering);
         }
     }
 
-    fn say(&self, phase: Phase) {
-        self.phase.send_replace(phase);
+    /// Whether the handle asked to leave, or is gone.
+    pub(crate) fn has_left(&mut self) -> bool {
+        has_left(&mut self.leave)
+    }
+
+    pub(crate) fn say(&self, phase: Phase) {
+        self.progress.send_modify(|now| {
+            if let Phase::Lost(loss) = &phase {
+                now.last_loss = Some(loss.clone());
+            }
+            now.phase = phase;
+        });
+    }
+
+    fn show(&self, data: Option<Bytes>) {
+        self.progress.send_if_modified(|now| {
+            let is_new = now.data != data;
+            now.data = data;
+            is_new
+        });
+    }
+
+    async fn enter(&mut self) -> Entered {
+        let name = match &self.spec.name {
+            Name::Numbered(naming) => {
+                let prefix = naming.prefix(random_id());
+                let data = self.data.lock().clone();
+                // Not cut short by a leave: a create that is under way will be done, and what it makes must be deleted.
+                let path = paths::join(&self.spec.directory, &prefix);
+                let options = CreateOptions::new(CreateMode::EphemeralSequential).acl(self.spec.acl.clone());
+                return match create_in(&self.client, &self.spec.directory, &path, data, options).await {
+                    Ok(created) => Entered::Created(created),
+                    Err(error) => Entered::Failed(error),
+                };
+            }
+            Name::Fixed(name) => name.clone(),
+        };
+        let path = paths::join(&self.spec.directory, &name);
+        loop {
+            if self.has_left() {
+                return Entered::Left;
+            }
+            let options = CreateOptions::new(CreateMode::Ephemeral).acl(self.spec.acl.clone());
+            let data = self.data.lock().clone();
+            match create_in(&self.client, &self.spec.directory, &path, data, options).await {
+                Ok(created) => return Entered::Created(created),
+                Err(error) if error.code() == Some(ErrorCode::NodeExists) => {}
+                Err(error) => return Entered::Failed(error),
+            }
+            // Somebody else's, or ours from another session or another handle: never taken for this one (R2).
+            let gone = match self.client.get_and_watch(&path).await {
+                Ok((_, gone)) => gone,
+                Err(error) if error.code() == Some(ErrorCode::NoNode) => continue,
+                Err(error) => return Entered::Failed(error),
+            };
+            tracing::debug!(path, "the name is taken; waiting until it is free");
+            tokio::select! {
+                biased;
+                _ = &mut self.leave => return Entered::Left,
+                event = gone => if let Err(error) = event { return Entered::Failed(error) },
+            }
+        }
     }
 
     async fn wait_turn(&mut self, created: &Created) -> Turn {
         let mut own_watch: Option<Box<OneshotWatch>> = None;
         loop {
-            if has_left(&mut self.leave) {
+            if self.has_left() {
                 return Turn::Left;
             }
             let own = match own_watch.take() {
                 Some(own) => own,
                 None => match self.client.get_and_watch(&created.path).await {
                     // R2: the node must be ours, and the one we created.
-                    Ok((node, own)) if self.is_ours(&node.stat, created) => Box::new(own),
+                    Ok((node, own)) if self.is_ours(&node.stat, created.stat.czxid) => {
+                        self.show(node.data);
+                        Box::new(own)
+                    }
                     Ok(_) => return Turn::Gone,
                     Err(error) if error.code() == Some(ErrorCode::NoNode) => return Turn::Gone,
                     Err(error) => return Turn::Failed(error),
                 },
             };
+            let Some(family) = self.spec.queue else { return Turn::First(own) };
             // Linearizable: our server may lag behind, and a predecessor that is gone must not keep us waiting for an
             // event that was before our watch, nor one that is back in the tree's past let us in too early.
-            let queue = match queue(&self.client, &self.spec.directory, Consistency::Linearizable).await {
+            let queue = match queue(&self.client, &self.spec.directory, family, Consistency::Linearizable).await {
                 Ok(queue) => queue,
                 Err(error) if error.code() == Some(ErrorCode::NoNode) => return Turn::Gone,
                 Err(error) => return Turn::Failed(error),
             };
             let predecessor = match sequence::place(&queue, created.name()) {
-                Place::First => return Turn::First(own),
+                Place::First => match self.settle(created, own).await {
+                    Some(turn) => return turn,
+                    None => continue,
+                },
                 Place::Gone => return Turn::Gone,
                 Place::Behind { predecessor, ahead } => {
                     tracing::debug!(path = created.path, ahead, predecessor, "waiting");
@@ -374,17 +712,78 @@ impl Task {
         }
     }
 
-    fn is_ours(&self, stat: &corral_client::Stat, created: &Created) -> bool {
-        stat.ephemeral_owner == self.client.session_id().0 && stat.czxid == created.stat.czxid
+    /// First in the queue; with a lock delay, the turn comes when that of a holder before who did not release is over.
+    /// `None`: something happened meanwhile, look again.
+    async fn settle(&mut self, created: &Created, mut own: Box<OneshotWatch>) -> Option<Turn> {
+        let Some(delay) = self.spec.lock_delay else { return Some(Turn::First(own)) };
+        if self.is_marked {
+            return Some(Turn::First(own));
+        }
+        let directory = self.spec.directory.clone();
+        let data = match self.client.read(Consistency::Linearizable).get(&directory).await {
+            Ok(node) => node.data.unwrap_or_default(),
+            Err(error) if error.code() == Some(ErrorCode::NoNode) => return Some(Turn::Gone),
+            Err(error) => return Some(Turn::Failed(error)),
+        };
+        let wait = Marker::parse(&data).map_or(Duration::ZERO, |before| before.wait_of(created.name()));
+        if !wait.is_zero() {
+            tracing::warn!(path = created.path, wait_ms = wait.as_millis(), "the last holder did not release; waiting");
+            self.say(Phase::Waiting);
+            tokio::select! {
+                biased;
+                _ = &mut self.leave => return Some(Turn::Left),
+                event = &mut *own => return event.err().map(Turn::Failed),
+                () = tokio::time::sleep_until(*self.delay_until.get_or_insert_with(|| Instant::now() + wait)) => {}
+            }
+        }
+        let marker = Marker { holder: created.name().to_owned(), delay };
+        let mark = Transaction::new().check(&created.path, None).set(&directory, marker.encode(), None);
+        match self.client.multi(mark).await {
+            Ok(_) => {
+                self.is_marked = true;
+                Some(Turn::First(own))
+            }
+            Err(error) if error.code() == Some(ErrorCode::NoNode) => Some(Turn::Gone),
+            Err(error) => Some(Turn::Failed(error)),
+        }
     }
 
-    async fn hold(mut self, created: Created, mut own: OneshotWatch) {
+    fn is_ours(&self, stat: &Stat, czxid: i64) -> bool {
+        stat.ephemeral_owner == self.client.session_id().0 && stat.czxid == czxid
+    }
+
+    /// Holds znodes that are there already.
+    pub(crate) async fn adopt(&mut self, mut owns: Vec<Own>) {
+        let events = FuturesUnordered::new();
+        let mut loss = None;
+        for (at, own) in owns.iter().enumerate() {
+            match self.client.get_and_watch(&own.path).await {
+                Ok((node, watch)) if self.is_ours(&node.stat, own.czxid) => events.push(fired(at, watch)),
+                Ok(_) => loss = Some(Loss::Removed),
+                Err(corral_client::Error::SessionEnded { reason, .. }) => loss = Some(Loss::SessionEnded(reason)),
+                Err(_) => loss = Some(Loss::Removed),
+            }
+        }
+        match loss {
+            None => {
+                self.hold(&mut owns, events).await;
+            }
+            Some(loss) => {
+                let session_is_over = matches!(loss, Loss::SessionEnded(_));
+                self.say(Phase::Lost(loss));
+                if !session_is_over {
+                    self.release(&owns, false).await;
+                }
+            }
+        }
+    }
+
+    async fn hold(&mut self, owns: &mut Vec<Own>, mut events: OwnEvents) -> After {
         let lease = self.client.lease();
-        let mut events = self.client.events();
+        let mut states = self.client.events();
         let stop = self.spec.when_suspended == WhenSuspended::Stop;
-        let token = Token(Zxid::from_i64(created.stat.czxid));
-        self.say(Phase::Holding(Fence { path: created.path.clone(), token }));
-        let mut state = Some(events.state());
+        self.begin_term(&owns[0]);
+        let mut state = Some(states.state());
         let loss = loop {
             match state.take() {
                 Some(SessionState::Suspended) if stop => break Loss::Suspended,
@@ -394,92 +793,248 @@ impl Task {
             }
             tokio::select! {
                 biased;
-                _ = &mut self.leave => return self.release(&created.path, true).await,
-                event = &mut own => match event {
-                    Ok(event) if event.kind == EventKind::NodeDeleted => break Loss::Removed,
-                    Ok(_) => match self.client.get_and_watch(&created.path).await {
-                        Ok((_, again)) => own = again,
-                        Err(corral_client::Error::SessionEnded { reason, .. }) => break Loss::SessionEnded(reason),
-                        // Gone, or not ours to read any more: either way we cannot know that we hold.
-                        Err(_) => break Loss::Removed,
-                    },
-                    Err(corral_client::Error::SessionEnded { reason, .. }) => break Loss::SessionEnded(reason),
-                    Err(_) => break Loss::Removed,
+                _ = &mut self.leave => {
+                    self.release(owns, true).await;
+                    return After::Nothing;
+                }
+                Some(event) = events.next() => match event {
+                    OwnEvent::Fired(_, Ok(event)) if event.kind == EventKind::NodeDeleted => break Loss::Removed,
+                    OwnEvent::Fired(at, Ok(_)) => {
+                        let read = self.client.get_and_watch(&owns[at].path);
+                        events.push(async move { OwnEvent::Read(at, read.await) }.boxed());
+                    }
+                    OwnEvent::Read(at, Ok((node, again))) if self.is_ours(&node.stat, owns[at].czxid) => {
+                        if at == 0 {
+                            self.show(node.data);
+                        }
+                        events.push(fired(at, again));
+                    }
+                    OwnEvent::Fired(_, Err(corral_client::Error::SessionEnded { reason, .. }))
+                    | OwnEvent::Read(_, Err(corral_client::Error::SessionEnded { reason, .. })) => {
+                        break Loss::SessionEnded(reason);
+                    }
+                    // Gone, another's, or not ours to read any more: either way we cannot know that we hold.
+                    OwnEvent::Fired(..) | OwnEvent::Read(..) => break Loss::Removed,
                 },
-                next = events.next() => state = Some(next.unwrap_or(SessionState::Lost(EndReason::Stopped))),
-                () = lease.expired() => state = match events.state() {
+                next = states.next() => state = Some(next.unwrap_or(SessionState::Lost(EndReason::Stopped))),
+                () = lease.expired() => state = match states.state() {
                     over if over.is_final() => Some(over),
                     _ => break Loss::DeadlinePassed,
                 },
+                Some(command) = self.commands.recv() => match command {
+                    Command::Finish(transaction, reply) => match self.client.multi(transaction).await {
+                        Ok(results) => {
+                            let _ = reply.send(Ok(results));
+                            self.say(Phase::Released);
+                            return After::Nothing;
+                        }
+                        Err(error) => drop(reply.send(Err(error.into()))),
+                    },
+                    Command::Become(naming, reply) => match self.replace(&owns[0], naming).await {
+                        Ok(own) => {
+                            *owns = vec![own];
+                            events = FuturesUnordered::new();
+                            match self.client.get_and_watch(&owns[0].path).await {
+                                Ok((_, watch)) => events.push(fired(0, watch)),
+                                Err(corral_client::Error::SessionEnded { reason, .. }) => {
+                                    break Loss::SessionEnded(reason);
+                                }
+                                Err(_) => break Loss::Removed,
+                            }
+                            self.progress.send_modify(|now| now.last_loss = Some(Loss::Released));
+                            self.begin_term(&owns[0]);
+                            let _ = reply.send(Ok(()));
+                        }
+                        Err(error) => drop(reply.send(Err(error))),
+                    },
+                },
             }
         };
-        tracing::warn!(path = created.path, %token, reason = %loss, "a hold was lost");
+        tracing::warn!(path = owns[0].path, reason = %loss, "a hold was lost");
         let session_is_over = matches!(loss, Loss::SessionEnded(_));
+        let is_gone = loss == Loss::Removed;
         self.say(Phase::Lost(loss));
         if session_is_over {
-            return;
+            return After::Nothing;
+        }
+        if self.spec.persists {
+            return self.recover(owns, is_gone, &mut states).await;
         }
         // The holder is told; its contender stays until the guard is given up, so that the next waits for that.
         tokio::select! {
             biased;
-            _ = &mut self.leave => self.release(&created.path, true).await,
-            over = events.ended() => self.say(Phase::Lost(Loss::SessionEnded(match over {
-                SessionState::Lost(reason) => reason,
-                _ => EndReason::Closed,
-            }))),
+            // What is certainly gone is not deleted again: its name may be another's by now.
+            _ = &mut self.leave => match (is_gone, owns.as_slice()) {
+                (true, [_]) => self.say(Phase::Released),
+                _ => self.release(owns, true).await,
+            },
+            over = states.ended() => self.say(Phase::Lost(Loss::SessionEnded(end_of(over)))),
         }
+        After::Nothing
     }
 
-    /// Deletes the znode, for as long as it takes (R7), and says how that goes if it is to `tell`.
-    async fn release(&self, path: &str, tell: bool) {
+    /// After a loss that is not the session's: when a server serves the session again, so does the contender.
+    async fn recover(&mut self, owns: &[Own], is_gone: bool, states: &mut corral_client::SessionEvents) -> After {
+        while !is_gone && states.state() != SessionState::Connected {
+            tokio::select! {
+                biased;
+                _ = &mut self.leave => {
+                    self.release(owns, true).await;
+                    return After::Nothing;
+                }
+                state = states.next() => match state {
+                    Some(over) if over.is_final() => {
+                        self.say(Phase::Lost(Loss::SessionEnded(end_of(over))));
+                        return After::Nothing;
+                    }
+                    None => {
+                        self.say(Phase::Lost(Loss::SessionEnded(EndReason::Stopped)));
+                        return After::Nothing;
+                    }
+                    Some(_) => {}
+                },
+            }
+        }
+        if self.has_left() {
+            self.release(owns, true).await;
+            return After::Nothing;
+        }
+        if is_gone { After::Reenter } else { After::Again }
+    }
+
+    fn begin_term(&mut self, own: &Own) {
+        self.term += 1;
+        let existing = || Fence::existing(&own.path, Token(Zxid::from_i64(own.czxid)));
+        let fence = self.fence.clone().unwrap_or_else(existing);
+        self.say(Phase::Holding { fence, term: self.term });
+    }
+
+    /// Creates a znode of another naming under the number of `own`, and deletes that, in one step.
+    async fn replace(&self, own: &Own, naming: Naming) -> Result<Own, Error> {
+        let name = paths::name(&own.path);
+        let parsed = self.spec.queue.and_then(|family| sequence::Contender::parse_in(family, name));
+        let sure = parsed.filter(sequence::Contender::has_sure_number);
+        let Some(number) = sure.map(|contender| contender.sequence) else {
+            return Err(Error::NumberNotSure { path: own.path.clone() });
+        };
+        let name = format!("{}{number:010}", naming.prefix(random_id()));
+        let path = paths::join(&self.spec.directory, &name);
+        let data = self.data.lock().clone();
+        let options = CreateOptions::new(CreateMode::Ephemeral).acl(self.spec.acl.clone());
+        let exchange = Transaction::new().delete(&own.path, None).create(&path, data, options);
+        let czxid = match self.client.multi(exchange).await {
+            Ok(results) => match results.into_iter().next_back() {
+                Some(OpResult::Created(created)) => created.stat.czxid,
+                other => return Err(crate::guarded::unexpected("multi", &path, &other)),
+            },
+            Err(corral_client::Error::Multi(MultiError { index: 0, code: ErrorCode::NoNode, .. })) => {
+                return Err(Error::Fenced { token: Token(Zxid::from_i64(own.czxid)), path: own.path.clone() });
+            }
+            Err(error) => return Err(error.into()),
+        };
+        Ok(Own { path, czxid })
+    }
+
+    /// Deletes one znode, if it is still ours: names that are not random come back, for others.
+    async fn delete(&self, own: &Own) -> corral_client::Result<()> {
+        let path = &own.path;
+        if self.is_marked {
+            // Clean: the next need not wait.
+            let clean = Transaction::new().delete(path, None).set(&self.spec.directory, (), None);
+            return self.client.multi(clean).await.map(drop);
+        }
+        if let Some(Fence { path: of, version: Some(version), .. }) = &self.fence {
+            // In this version it is our claim, and in another somebody else's.
+            let ours = Transaction::new().check(of, Some(*version)).delete(path, None);
+            return match self.client.multi(ours).await {
+                Err(error) if error.code() == Some(ErrorCode::BadVersion) => Ok(()),
+                other => other.map(drop),
+            };
+        }
+        if matches!(self.spec.name, Name::Fixed(_)) {
+            match self.client.read(Consistency::Linearizable).exists(path).await? {
+                Some(stat) if self.is_ours(&stat, own.czxid) => {}
+                _ => return Ok(()),
+            }
+        }
+        self.client.delete(path, None).await
+    }
+
+    /// Deletes the znodes, for as long as it takes (R7), and says how that goes if it is to `tell`.
+    pub(crate) async fn release(&self, owns: &[Own], tell: bool) {
         let say = |phase| {
             if tell {
                 self.say(phase);
             }
         };
         let mut pause = RETRY_FIRST;
-        loop {
-            match self.client.delete(path, None).await {
-                Ok(()) => return say(Phase::Released),
-                Err(error) if error.code() == Some(ErrorCode::NoNode) => return say(Phase::Released),
-                Err(corral_client::Error::SessionEnded { reason: EndReason::Expired | EndReason::Closed, .. }) => {
-                    return say(Phase::Released);
-                }
-                Err(error) if error.is_session_end() => return say(Phase::ReleaseRefused(error)),
-                Err(error) => {
-                    if !error.is_retryable() {
-                        tracing::warn!(path, %error, "a contender cannot be deleted yet");
-                        say(Phase::ReleaseRefused(error));
+        for own in owns {
+            let path = &own.path;
+            loop {
+                let deleted = self.delete(own).await;
+                match deleted {
+                    Ok(()) => break,
+                    Err(error) if error.code() == Some(ErrorCode::NoNode) => break,
+                    Err(corral_client::Error::SessionEnded {
+                        reason: EndReason::Expired | EndReason::Closed, ..
+                    }) => {
+                        return say(Phase::Released);
                     }
-                    tokio::time::sleep(pause).await;
-                    pause = (pause * 2).min(RETRY_MAX);
+                    Err(error) if error.is_session_end() => return say(Phase::ReleaseRefused(error.into())),
+                    Err(error) => {
+                        if !error.is_retryable() {
+                            tracing::warn!(path, %error, "a contender cannot be deleted yet");
+                            say(Phase::ReleaseRefused(error.into()));
+                        }
+                        tokio::time::sleep(pause).await;
+                        pause = (pause * 2).min(RETRY_MAX);
+                    }
                 }
             }
         }
+        say(Phase::Released);
+    }
+}
+
+fn end_of(state: SessionState) -> EndReason {
+    match state {
+        SessionState::Lost(reason) => reason,
+        _ => EndReason::Closed,
     }
 }
 
 /// Whether the handle asked to leave, or is gone. Once true, the receiver must not be polled again.
-fn has_left(leave: &mut oneshot::Receiver<()>) -> bool {
+pub(crate) fn has_left(leave: &mut oneshot::Receiver<()>) -> bool {
     !matches!(leave.try_recv(), Err(oneshot::error::TryRecvError::Empty))
 }
 
-/// Creates the contender, and its directory if need be (R11: as containers, which go when nobody uses them).
+/// 64 random bits: the kernel's randomness reaches us through the standard library's hash keys.
+pub(crate) fn random() -> u64 {
+    std::hash::RandomState::new().build_hasher().finish()
+}
+
+/// Distinct for every contender.
+pub(crate) fn random_id() -> ContenderId {
+    ContenderId::from_random(u128::from(random()) << 64 | u128::from(random()))
+}
+
+/// Creates a znode, and its directory if need be (R11: as containers, which go when nobody uses them).
 ///
-/// Inside a session the create is done exactly once (R1), so there is no contender of ours to look for after a reconnect.
-async fn create_contender(client: &Client, spec: &Spec) -> corral_client::Result<Created> {
-    // Distinct for every contender; the kernel's randomness reaches us through the standard library's hash keys.
-    let random = || u128::from(std::hash::RandomState::new().build_hasher().finish());
-    let id = ContenderId::from_random(random() << 64 | random());
-    let path = paths::join(&spec.directory, &spec.layout.prefix(id));
-    let options = CreateOptions::new(CreateMode::EphemeralSequential).acl(spec.acl.clone());
+/// Inside a session the create is done exactly once (R1), so there is none of ours to look for after a reconnect.
+pub(crate) async fn create_in(
+    client: &Client,
+    directory: &str,
+    path: &str,
+    data: Data,
+    options: CreateOptions,
+) -> corral_client::Result<Created> {
     let mut pause = RETRY_FIRST;
     let mut attempt = 1;
     loop {
-        match client.create(&path, spec.data.clone(), options.clone()).await {
+        match client.create(path, data.clone(), options.clone()).await {
             Err(error) if error.code() == Some(ErrorCode::NoNode) && attempt < ENTER_ATTEMPTS => {
                 attempt += 1;
-                create_directory(client, &spec.directory).await?;
+                create_directory(client, directory).await?;
             }
             Err(error) if error.is_retryable() && !error.is_session_end() => {
                 tokio::time::sleep(pause).await;
@@ -492,7 +1047,7 @@ async fn create_contender(client: &Client, spec: &Spec) -> corral_client::Result
 
 /// Creates a directory and what is missing above it. From below, because who may create here need not be allowed to
 /// create at the top.
-async fn create_directory(client: &Client, directory: &str) -> corral_client::Result<()> {
+pub(crate) async fn create_directory(client: &Client, directory: &str) -> corral_client::Result<()> {
     let mut missing = vec![directory];
     while let Some(path) = missing.last().copied() {
         match client.create(path, (), CreateMode::Container).await {
@@ -516,10 +1071,11 @@ async fn create_directory(client: &Client, directory: &str) -> corral_client::Re
 pub(crate) async fn queue(
     client: &Client,
     directory: &str,
+    family: Family,
     consistency: Consistency,
 ) -> corral_client::Result<Vec<sequence::Contender>> {
     let children = client.read(consistency).get_children(directory).await?;
-    let by_number = sequence::queue(children.iter().map(String::as_str), &BTreeMap::new());
+    let by_number = sequence::queue(family, children.iter().map(String::as_str), &BTreeMap::new());
     if !sequence::needs_czxids(&by_number) {
         return Ok(by_number);
     }
@@ -536,5 +1092,5 @@ pub(crate) async fn queue(
     // Who is gone by now is no contender any more.
     let present: Vec<&str> =
         by_number.iter().map(|c| c.name.as_str()).filter(|name| czxids.contains_key(*name)).collect();
-    Ok(sequence::queue(present, &czxids))
+    Ok(sequence::queue(family, present, &czxids))
 }

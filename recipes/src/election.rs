@@ -8,11 +8,13 @@ use bytes::Bytes;
 use corral_client::{Acl, Client, Consistency, Data, ErrorCode, OneshotWatch, SessionId, Zxid, path as paths};
 use futures::stream::{self, Stream};
 
-use crate::contender::{Contender, Hold, Loss, Spec, WhenSuspended, queue};
+use crate::contender::{Contender, Hold, Loss, Name, Spec, WhenSuspended, queue};
 use crate::error::Error;
 use crate::guarded::Token;
+use crate::latch::LeaderLatch;
 use crate::lock::{Standing, standings};
-use crate::sequence::Layout;
+use crate::selector::LeaderSelector;
+use crate::sequence::{Family, Layout};
 
 /// An election named by a path: of all who campaign, the first leads.
 ///
@@ -51,12 +53,15 @@ pub enum Next {
 impl Election {
     /// The election at this path, which need not exist.
     pub fn new(client: &Client, path: impl Into<String>) -> Election {
-        Election { client: client.clone(), spec: Spec::new(path.into(), Layout::CuratorLatch) }
+        Election {
+            client: client.clone(),
+            spec: Spec::queued(path.into(), Family::Locks, Layout::CuratorLatch.naming()),
+        }
     }
 
     /// How our contenders are named. Default: as Curator's `LeaderLatch`.
     pub fn layout(mut self, layout: Layout) -> Election {
-        self.spec.layout = layout;
+        self.spec.name = Name::Numbered(layout.naming());
         self
     }
 
@@ -77,10 +82,13 @@ impl Election {
     /// # Errors
     /// [`Error::Client`], among others when the session ends; [`Error::Lost`].
     pub async fn campaign(&self, identity: impl Into<Data>) -> Result<Leadership, Error> {
-        let spec = Spec { data: identity.into(), ..self.spec.clone() };
-        let mut contender = Contender::enter(&self.client, spec);
+        let mut contender = self.enter(identity.into());
         let hold = contender.first().await?;
         Ok(Leadership { hold, contender })
+    }
+
+    pub(crate) fn enter(&self, identity: Data) -> Contender {
+        Contender::enter(&self.client, Spec { data: identity, ..self.spec.clone() })
     }
 
     /// As [`Election::campaign`], for at most `limit` in all.
@@ -124,13 +132,28 @@ impl Election {
         }
     }
 
+    /// Takes part from now on, until closed: leads whenever it can. For programs that ask whether they lead.
+    pub fn latch(&self, identity: impl Into<Data>) -> LeaderLatch {
+        LeaderLatch::start(&self.client, self.spec.clone(), identity.into())
+    }
+
+    /// As [`Election::run`], in the background, and can be interrupted.
+    pub fn select<W, F>(&self, identity: impl Into<Data>, work: W) -> LeaderSelector
+    where
+        W: FnMut(Hold) -> F + Send + 'static,
+        F: Future<Output = Next> + Send + 'static,
+    {
+        LeaderSelector::start(self.clone(), identity.into(), work)
+    }
+
     /// Who leads now; `None`: nobody campaigns.
     ///
     /// # Errors
     /// [`Error::Client`].
     pub async fn leader(&self) -> Result<Option<Leader>, Error> {
         loop {
-            let first = match queue(&self.client, &self.spec.directory, Consistency::Linearizable).await {
+            let first = match queue(&self.client, &self.spec.directory, Family::Locks, Consistency::Linearizable).await
+            {
                 Err(error) if error.code() == Some(ErrorCode::NoNode) => return Ok(None),
                 other => other?.into_iter().next(),
             };
@@ -150,7 +173,7 @@ impl Election {
     /// # Errors
     /// [`Error::Client`].
     pub async fn candidates(&self) -> Result<Vec<Standing>, Error> {
-        standings(&self.client, &self.spec.directory).await
+        standings(&self.client, &self.spec.directory, Family::Locks).await
     }
 
     /// Who leads now, and from then on every change of it, in order: another leader, another proclamation, or `None` while
@@ -205,7 +228,7 @@ impl Observer {
 
     /// The present leader, with a watch that fires when that may change; `None`: it changed meanwhile.
     async fn look(&self) -> corral_client::Result<Option<(Option<Leader>, OneshotWatch)>> {
-        let queue = match queue(&self.client, &self.directory, Consistency::Linearizable).await {
+        let queue = match queue(&self.client, &self.directory, Family::Locks, Consistency::Linearizable).await {
             Err(error) if error.code() == Some(ErrorCode::NoNode) => {
                 let (stat, created) = self.client.exists_and_watch(&self.directory).await?;
                 return Ok(stat.is_none().then_some((None, created)));
@@ -215,8 +238,7 @@ impl Observer {
         let Some(first) = queue.first() else {
             return match self.client.children_and_watch(&self.directory).await {
                 Ok((children, _, change)) => {
-                    let still =
-                        crate::sequence::queue(children.iter().map(String::as_str), &Default::default()).is_empty();
+                    let still = !children.iter().any(|name| crate::sequence::Contender::parse(name).is_some());
                     Ok(still.then_some((None, change)))
                 }
                 Err(error) if error.code() == Some(ErrorCode::NoNode) => Ok(None),

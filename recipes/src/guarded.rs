@@ -36,33 +36,47 @@ impl fmt::Display for Token {
 /// (under the same chroot).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fence {
-    /// The contender of the holder.
+    /// The znode that is there while the hold lasts.
     pub path: String,
-    /// Its token.
+    /// Its version while the hold lasts; `None`: any, because its name never comes back.
+    pub version: Option<i32>,
+    /// The token of the holder.
     pub token: Token,
 }
 
 impl Fence {
+    /// A hold that lasts as long as this znode exists.
+    pub(crate) fn existing(path: &str, token: Token) -> Fence {
+        Fence { path: path.to_owned(), version: None, token }
+    }
+
     /// The transaction with the check before its own operations.
     pub fn guard(&self, transaction: Transaction) -> Transaction {
-        Transaction::new().check(&self.path, None).and(transaction)
+        Transaction::new().check(&self.path, self.version).and(transaction)
     }
 }
 
-/// A client whose writes are done only while a token is live.
+/// A client whose writes are done only while a token is live, or several tokens are.
 #[derive(Clone, Debug)]
 pub struct Guarded {
     client: Client,
     fence: Fence,
+    more: Vec<Fence>,
 }
 
 impl Guarded {
     /// Writes of `client` behind `fence`.
     pub fn new(client: Client, fence: Fence) -> Guarded {
-        Guarded { client, fence }
+        Guarded { client, fence, more: Vec::new() }
     }
 
-    /// The token that is checked.
+    /// And behind this fence too: all of them must be live.
+    pub fn and(mut self, fence: Fence) -> Guarded {
+        self.more.push(fence);
+        self
+    }
+
+    /// The token that is checked; the first of several.
     pub fn token(&self) -> Token {
         self.fence.token
     }
@@ -77,9 +91,10 @@ impl Guarded {
         &self,
         transaction: Transaction,
     ) -> impl Future<Output = Result<Vec<OpResult>, Error>> + Send + use<> {
-        let response = self.client.multi(self.fence.guard(transaction));
-        let fence = self.fence.clone();
-        async move { unwrap_guard(&fence, response.await) }
+        let guarded = self.more.iter().rev().fold(transaction, |transaction, fence| fence.guard(transaction));
+        let response = self.client.multi(self.fence.guard(guarded));
+        let fences: Vec<Fence> = std::iter::once(&self.fence).chain(&self.more).cloned().collect();
+        async move { unwrap_guard(&fences, response.await) }
     }
 
     /// [`Client::set`], guarded.
@@ -120,26 +135,28 @@ impl Guarded {
     }
 }
 
-fn unexpected(op: &'static str, path: &str, result: &Option<OpResult>) -> Error {
+pub(crate) fn unexpected(op: &'static str, path: &str, result: &Option<OpResult>) -> Error {
     let text = format!("{result:?}");
     Error::Client(corral_client::Error::Protocol { op, path: path.to_owned(), text })
 }
 
-/// Takes the check off the result, and tells a dead token from any other refusal.
-fn unwrap_guard(fence: &Fence, result: corral_client::Result<Vec<OpResult>>) -> Result<Vec<OpResult>, Error> {
+/// Takes the checks off the result, and tells a dead token from any other refusal.
+fn unwrap_guard(fences: &[Fence], result: corral_client::Result<Vec<OpResult>>) -> Result<Vec<OpResult>, Error> {
     match result {
         Ok(mut results) => {
-            if !results.is_empty() {
-                results.remove(0);
-            }
+            results.drain(..fences.len().min(results.len()));
             Ok(results)
         }
-        Err(corral_client::Error::Multi(MultiError { index: 0, code: ErrorCode::NoNode, .. })) => {
-            Err(Error::Fenced { token: fence.token, path: fence.path.clone() })
-        }
-        Err(corral_client::Error::Multi(multi)) if multi.index > 0 => {
-            Err(Error::Client(MultiError { index: multi.index - 1, ops: multi.ops - 1, ..multi }.into()))
-        }
+        Err(corral_client::Error::Multi(multi)) => Err(match fences.get(multi.index) {
+            Some(fence) if matches!(multi.code, ErrorCode::NoNode | ErrorCode::BadVersion) => {
+                Error::Fenced { token: fence.token, path: fence.path.clone() }
+            }
+            Some(_) => Error::Client(multi.into()),
+            None => {
+                let (index, ops) = (multi.index - fences.len(), multi.ops - fences.len());
+                Error::Client(MultiError { index, ops, ..multi }.into())
+            }
+        }),
         Err(other) => Err(other.into()),
     }
 }
@@ -149,7 +166,7 @@ mod tests {
     use super::*;
 
     fn fence() -> Fence {
-        Fence { path: "/l/lock-0000000001".into(), token: Token(Zxid(7)) }
+        Fence::existing("/l/lock-0000000001", Token(Zxid(7)))
     }
 
     fn refused(index: usize, code: ErrorCode) -> corral_client::Result<Vec<OpResult>> {
@@ -164,20 +181,20 @@ mod tests {
 
     #[test]
     fn results_are_those_of_the_callers_operations() {
-        let results = unwrap_guard(&fence(), Ok(vec![OpResult::Checked, OpResult::Deleted]));
+        let results = unwrap_guard(&[fence()], Ok(vec![OpResult::Checked, OpResult::Deleted]));
         assert_eq!(results, Ok(vec![OpResult::Deleted]));
     }
 
     #[test]
     fn a_dead_token_is_told_from_a_refusal_of_the_callers_own() {
         assert_eq!(
-            unwrap_guard(&fence(), refused(0, ErrorCode::NoNode)),
+            unwrap_guard(&[fence()], refused(0, ErrorCode::NoNode)),
             Err(Error::Fenced { token: Token(Zxid(7)), path: "/l/lock-0000000001".into() })
         );
-        let own = unwrap_guard(&fence(), refused(1, ErrorCode::NoNode)).expect_err("refused");
+        let own = unwrap_guard(&[fence()], refused(1, ErrorCode::NoNode)).expect_err("refused");
         let Error::Client(corral_client::Error::Multi(multi)) = own else { panic!("{own:?}") };
         assert_eq!((multi.index, multi.ops, multi.code), (0, 2, ErrorCode::NoNode));
-        let unreadable = unwrap_guard(&fence(), refused(0, ErrorCode::NoAuth)).expect_err("refused");
+        let unreadable = unwrap_guard(&[fence()], refused(0, ErrorCode::NoAuth)).expect_err("refused");
         assert_eq!(
             match unreadable {
                 Error::Client(error) => error.code(),
@@ -185,6 +202,18 @@ mod tests {
             },
             Some(ErrorCode::NoAuth)
         );
+    }
+
+    #[test]
+    fn of_several_fences_the_dead_one_is_named() {
+        let other = Fence { path: "/q/entry-1".into(), version: Some(3), token: Token(Zxid(9)) };
+        let both = [fence(), other];
+        let dead = unwrap_guard(&both, refused(1, ErrorCode::BadVersion));
+        assert_eq!(dead, Err(Error::Fenced { token: Token(Zxid(9)), path: "/q/entry-1".into() }));
+        let results = unwrap_guard(&both, Ok(vec![OpResult::Checked, OpResult::Checked, OpResult::Deleted]));
+        assert_eq!(results, Ok(vec![OpResult::Deleted]));
+        let own = unwrap_guard(&both, refused(2, ErrorCode::BadVersion)).expect_err("refused");
+        assert!(matches!(own, Error::Client(corral_client::Error::Multi(MultiError { index: 0, ops: 1, .. }))));
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Locks and leader election with fencing tokens, on Corral's client.
+//! Coordination recipes with fencing tokens, on Corral's client.
 //!
 //! ```no_run
 //! use corral_client::{Client, Transaction};
@@ -25,18 +25,74 @@
 //! the one before ([`sequence`]). A task of its own owns the znode from before its creation until it is certainly gone: so a
 //! future of this crate may be dropped at any point, and no contender stays behind in the queue.
 //!
-//! Layouts are those of Curator and kazoo ([`Layout`]); one queue takes all of them.
+//! Layouts are those of Curator and kazoo where these have one ([`Layout`], [`RwLayout`], [`GroupLayout`], [`Encoding`]).
+//!
+//! | for | there is |
+//! |---|---|
+//! | one at a time | [`Mutex`], [`ReentrantMutex`], [`MultiLock`], [`Revoker`] |
+//! | many readers or one writer | [`RwLock`] |
+//! | so many at a time | [`Semaphore`] |
+//! | as long as a time, whatever happens to its owner | [`TimedLease`] |
+//! | one that leads | [`Election`], [`LeaderLatch`], [`LeaderSelector`] |
+//! | who is there, and who does what | [`Presence`], [`Group`], [`Discovery`], [`Partitioner`] |
+//! | waiting for each other | [`Barrier`], [`DoubleBarrier`] |
+//! | values and numbers | [`SharedValue`], [`Counter`], [`IdBlocks`] |
+//! | work | [`Queue`], [`WorkQueue`], [`DelayQueue`] |
+//! | several znodes at once | [`ConfigMap`], [`transact`] |
+//!
+//! What each promises, and what it does not: `docs/recipes.md`. What each decides is a function of what was read, in
+//! [`decide`] and [`sequence`]; the drivers beside them only read, ask, and do what they are told.
 
+mod barrier;
+mod config;
 mod contender;
+pub mod decide;
+mod discovery;
 mod election;
 mod error;
+mod group;
 mod guarded;
+mod latch;
+mod lease;
 mod lock;
+mod multi;
+mod partition;
+mod presence;
+mod queue;
+mod reentrant;
+mod revoke;
+mod rwlock;
+mod selector;
+mod semaphore;
 pub mod sequence;
+mod stm;
+mod value;
 
+pub use barrier::{Barrier, DoubleBarrier, Inside};
+pub use config::{Accepted, ConfigMap, Rejected};
 pub use contender::{Hold, Loss, WhenSuspended};
+pub use decide::config::{ConfigChange, ConfigValue, Snapshot};
+pub use decide::counter::Encoding;
+pub use decide::discovery::{DownPolicy, ServiceInstance, ServiceType, Strategy, UriPart, UriSpec};
+pub use decide::revocation::Revocation;
+pub use decide::view::{Change, Member, View};
+pub use discovery::{Discovery, Registration, ServiceProvider};
 pub use election::{Election, Leader, Leadership, Next};
 pub use error::Error;
+pub use group::{Group, GroupLayout, Views};
 pub use guarded::{Fence, Guarded, Token};
+pub use latch::{CloseMode, LatchEvent, LatchEvents, LeaderLatch};
+pub use lease::{Tenure, TimedLease};
 pub use lock::{Guard, Mutex, Standing};
-pub use sequence::Layout;
+pub use multi::{MultiGuard, MultiLock};
+pub use partition::{Partition, PartitionEvent, Partitioner};
+pub use presence::{Here, Presence, PresenceBuilder, Rejoin};
+pub use queue::{BATCH_MAX, DelayQueue, Poison, Queue, Work, WorkQueue};
+pub use reentrant::{Owner, ReentrantGuard, ReentrantMutex};
+pub use revoke::{Revoked, Revoker};
+pub use rwlock::{OwnerGuard, ReadGuard, RwLock, WriteGuard};
+pub use selector::LeaderSelector;
+pub use semaphore::{PERMITS_MAX, Permits, Semaphore};
+pub use sequence::{Layout, Role, RwLayout};
+pub use stm::{Stm, transact};
+pub use value::{Counter, IdBlocks, SharedValue, ValueChanges, Versioned};

@@ -6,10 +6,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use corral_client::{Acl, Client, Consistency, Data, ErrorCode, SessionId, Zxid, path as paths};
 
-use crate::contender::{Contender, Hold, Spec, WhenSuspended, queue};
+use crate::contender::{Contender, Hold, Name, Spec, WhenSuspended, queue};
 use crate::error::Error;
 use crate::guarded::Token;
-use crate::sequence::Layout;
+use crate::sequence::{Family, Layout, Naming, Role};
 
 /// A lock named by a path: at most one session holds it. Not reentrant: a second acquire waits for the first, also in the
 /// same process.
@@ -32,12 +32,14 @@ pub struct Standing {
     pub token: Token,
     /// Whose it is.
     pub session: SessionId,
+    /// What it asks for: a reader of a read-write lock shares, all others want to be alone.
+    pub role: Role,
 }
 
 impl Mutex {
     /// The lock at this path, which need not exist.
     pub fn new(client: &Client, path: impl Into<String>) -> Mutex {
-        Mutex { client: client.clone(), spec: Spec::new(path.into(), Layout::CuratorLock) }
+        Mutex { client: client.clone(), spec: Spec::queued(path.into(), Family::Locks, Layout::CuratorLock.naming()) }
     }
 
     /// What others see of us in [`Mutex::contenders`]. Default: nothing.
@@ -48,7 +50,18 @@ impl Mutex {
 
     /// How our contenders are named. Default: as Curator's.
     pub fn layout(mut self, layout: Layout) -> Mutex {
-        self.spec.layout = layout;
+        self.spec.name = Name::Numbered(layout.naming());
+        self
+    }
+
+    /// After a holder that did not release (its session ended, or it was forced), the next one waits this long before it
+    /// holds: time for what the former holder asked of other systems to end (Chubby's lock delay). Default: no delay.
+    ///
+    /// The delay counts from when the next in the queue finds itself first, by its own steady clock, so it is never shorter
+    /// than asked. It is the dead *holder's* delay that is waited for; all who use the lock must set one, be it zero, for
+    /// others neither leave the mark nor look for it. The mark is the data of the lock's directory.
+    pub fn lock_delay(mut self, delay: Duration) -> Mutex {
+        self.spec.lock_delay = Some(delay);
         self
     }
 
@@ -69,9 +82,7 @@ impl Mutex {
     /// # Errors
     /// [`Error::Client`], among others when the session ends; [`Error::Lost`].
     pub async fn acquire(&self) -> Result<Guard, Error> {
-        let mut contender = Contender::enter(&self.client, self.spec.clone());
-        let hold = contender.first().await?;
-        Ok(Guard { hold, contender })
+        Guard::enter(&self.client, self.spec.clone()).await
     }
 
     /// Takes the lock if nobody else holds it or waits for it. With `None`, no contender of ours stays behind.
@@ -80,20 +91,13 @@ impl Mutex {
     /// As [`Mutex::acquire`].
     pub async fn try_acquire(&self) -> Result<Option<Guard>, Error> {
         // A look first: the common "no" then costs a read and not two writes.
-        match queue(&self.client, &self.spec.directory, Consistency::Linearizable).await {
+        match queue(&self.client, &self.spec.directory, Family::Locks, Consistency::Linearizable).await {
             Ok(others) if !others.is_empty() => return Ok(None),
             Ok(_) => {}
             Err(error) if error.code() == Some(ErrorCode::NoNode) => {}
             Err(error) => return Err(error.into()),
         }
-        let mut contender = Contender::enter(&self.client, self.spec.clone());
-        match contender.first_or_behind().await? {
-            Some(hold) => Ok(Some(Guard { hold, contender })),
-            None => {
-                contender.leave().await?;
-                Ok(None)
-            }
-        }
+        Guard::try_enter(&self.client, self.spec.clone()).await
     }
 
     /// Waits for our turn, `limit` long in all.
@@ -101,9 +105,15 @@ impl Mutex {
     /// # Errors
     /// [`Error::Timeout`]; else as [`Mutex::acquire`].
     pub async fn acquire_timeout(&self, limit: Duration) -> Result<Guard, Error> {
-        tokio::time::timeout(limit, self.acquire())
-            .await
-            .unwrap_or_else(|_| Err(Error::Timeout { path: self.spec.directory.clone(), waited: limit }))
+        within(limit, &self.spec.directory, self.acquire()).await
+    }
+
+    pub(crate) fn path(&self) -> &str {
+        &self.spec.directory
+    }
+
+    pub(crate) fn client(&self) -> &Client {
+        &self.client
     }
 
     /// The holder and those who wait, in the order of their turns.
@@ -111,12 +121,23 @@ impl Mutex {
     /// # Errors
     /// [`Error::Client`].
     pub async fn contenders(&self) -> Result<Vec<Standing>, Error> {
-        standings(&self.client, &self.spec.directory).await
+        standings(&self.client, &self.spec.directory, Family::Locks).await
     }
 }
 
-pub(crate) async fn standings(client: &Client, directory: &str) -> Result<Vec<Standing>, Error> {
-    let queue = match queue(client, directory, Consistency::Linearizable).await {
+/// `acquire`, for at most `limit`.
+pub(crate) async fn within<T>(
+    limit: Duration,
+    path: &str,
+    acquire: impl Future<Output = Result<T, Error>>,
+) -> Result<T, Error> {
+    tokio::time::timeout(limit, acquire)
+        .await
+        .unwrap_or_else(|_| Err(Error::Timeout { path: path.to_owned(), waited: limit }))
+}
+
+pub(crate) async fn standings(client: &Client, directory: &str, family: Family) -> Result<Vec<Standing>, Error> {
+    let queue = match queue(client, directory, family, Consistency::Linearizable).await {
         Err(error) if error.code() == Some(ErrorCode::NoNode) => return Ok(Vec::new()),
         other => other?,
     };
@@ -126,17 +147,18 @@ pub(crate) async fn standings(client: &Client, directory: &str) -> Result<Vec<St
         .map(|contender| {
             let path = paths::join(directory, &contender.name);
             let node = client.get(&path);
-            (path, node)
+            (path, contender.role, node)
         })
         .collect();
     let mut standings = Vec::with_capacity(asked.len());
-    for (path, node) in asked {
+    for (path, role, node) in asked {
         match node.await {
             Ok(node) => standings.push(Standing {
                 path,
                 token: Token(Zxid::from_i64(node.stat.czxid)),
                 session: SessionId(node.stat.ephemeral_owner),
                 identity: node.data,
+                role,
             }),
             Err(error) if error.code() == Some(ErrorCode::NoNode) => {}
             Err(error) => return Err(error.into()),
@@ -156,6 +178,44 @@ pub struct Guard {
 }
 
 impl Guard {
+    /// Contends, and waits for its turn.
+    pub(crate) async fn enter(client: &Client, spec: Spec) -> Result<Guard, Error> {
+        Guard::wait(Contender::enter(client, spec)).await
+    }
+
+    /// Waits for the turn of a contender.
+    pub(crate) async fn wait(mut contender: Contender) -> Result<Guard, Error> {
+        let hold = contender.first().await?;
+        Ok(Guard { hold, contender })
+    }
+
+    /// Contends, and leaves again if it is not the first.
+    pub(crate) async fn try_enter(client: &Client, spec: Spec) -> Result<Option<Guard>, Error> {
+        Guard::wait_or_leave(Contender::enter(client, spec)).await
+    }
+
+    /// Leaves if others are before it.
+    pub(crate) async fn wait_or_leave(mut contender: Contender) -> Result<Option<Guard>, Error> {
+        match contender.first_or_behind().await? {
+            Some(hold) => Ok(Some(Guard { hold, contender })),
+            None => {
+                contender.leave().await?;
+                Ok(None)
+            }
+        }
+    }
+
+    /// What is known of the hold, without the right to release it.
+    pub fn hold(&self) -> Hold {
+        self.hold.clone()
+    }
+
+    /// Becomes a contender of another naming, at the same place.
+    pub(crate) async fn become_as(mut self, naming: Naming) -> Result<Guard, Error> {
+        let hold = self.contender.become_as(naming).await?;
+        Ok(Guard { hold, contender: self.contender })
+    }
+
     /// Releases the lock, and returns when it certainly is: our contender is gone, or our session is.
     ///
     /// # Errors

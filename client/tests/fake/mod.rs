@@ -64,11 +64,18 @@ pub struct State {
     last_connection: u64,
     steps: u64,
     pub cut: Cut,
+    /// At every k-th step (0: never) the session of the request ends, as if its client had slept too long: the request is
+    /// not executed, or executed and never answered.
+    pub expire_every: u64,
     /// Answers nothing, and goes on reading.
     pub mute: bool,
     /// Refuses connects.
     pub refuse: Option<pb::closed::Reason>,
     pub timeout_ms: u32,
+    /// The server's clock, which stands unless a test moves it: `ctime` and `mtime` of what is written.
+    pub time_ms: i64,
+    /// Events of a multi that is under way.
+    deferred: Option<Vec<(EventKind, String)>>,
     /// Every write that was executed: `n op path`.
     pub executed: Vec<String>,
     /// What a correct client never does.
@@ -97,7 +104,7 @@ struct Service(Arc<Mutex<State>>);
 impl Server {
     /// Listens on a free port of the loopback interface.
     pub async fn start() -> Server {
-        let state = State { timeout_ms: 10_000, ..State::default() };
+        let state = State { timeout_ms: 10_000, time_ms: 1_000_000, ..State::default() };
         let state = Arc::new(Mutex::new(state));
         state.lock().tree.insert("/".to_owned(), Node::default());
         Server { address: listen(&state).await, state }
@@ -180,6 +187,24 @@ impl Server {
         state.write(session, 0, Op::CloseSession(pb::CloseSession {})).unwrap();
         state.tell();
         state.connections.retain(|_, connection| connection.session != session);
+    }
+
+    /// Moves the server's clock on.
+    #[allow(dead_code, reason = "not every test program that shares this server uses it")]
+    pub fn advance(&self, ms: i64) {
+        self.state.lock().time_ms += ms;
+    }
+
+    /// What is at a path.
+    #[allow(dead_code, reason = "not every test program that shares this server uses it")]
+    pub fn data(&self, path: &str) -> Option<bytes::Bytes> {
+        self.state.lock().tree.get(path).and_then(|node| node.data.clone())
+    }
+
+    /// The names below a path, ascending.
+    #[allow(dead_code, reason = "not every test program that shares this server uses it")]
+    pub fn children(&self, path: &str) -> Vec<String> {
+        self.state.lock().children(path)
     }
 
     pub fn sessions(&self) -> usize {
@@ -310,12 +335,22 @@ impl State {
         matches!(self.cut, Cut::EveryStep(k) if self.steps.is_multiple_of(k))
     }
 
+    /// Whether the session ended at this step; then it is gone, with its ephemerals.
+    fn is_expired(&mut self, session: i64) -> bool {
+        let ends = self.expire_every > 0 && self.steps.is_multiple_of(self.expire_every);
+        if ends && self.sessions.contains_key(&session) {
+            self.zxid += 1;
+            self.write(session, 0, Op::CloseSession(pb::CloseSession {})).unwrap();
+        }
+        ends
+    }
+
     /// Executes and answers one request; `false`: the connection is over.
     fn serve(&mut self, number: u64, request: pb::Request) -> bool {
-        if self.is_cut() {
+        let session = self.connections[&number].session;
+        if self.is_cut() || self.is_expired(session) {
             return false;
         }
-        let session = self.connections[&number].session;
         let pb::Request { id, n, answered_through, op, .. } = request;
         let op = op.unwrap();
         let is_close = matches!(op, Op::CloseSession(_));
@@ -353,7 +388,7 @@ impl State {
                 answer
             }
         };
-        if self.is_cut() {
+        if self.is_cut() || self.is_expired(session) {
             return false;
         }
         if self.mute {
@@ -420,41 +455,50 @@ impl State {
         }
     }
 
-    /// Only as atomic as the tests need: checks first.
+    /// All or nothing: what the operations before a refused one did is undone, and no watch sees it.
     fn multi(&mut self, session: i64, multi: pb::Multi) -> pb::MultiBody {
         use pb::multi_op::Op;
-        let failed = multi.ops.iter().enumerate().find_map(|(at, op)| match op.op.as_ref().unwrap() {
-            Op::Check(op) if !self.tree.contains_key(&op.path) => Some((at, ErrorCode::NoNode)),
-            Op::Check(op) if op.version >= 0 && self.tree[&op.path].stat.version != op.version => {
-                Some((at, ErrorCode::BadVersion))
-            }
-            _ => None,
-        });
-        let ops = multi.ops.len();
-        if let Some((failed, code)) = failed {
-            let error = |at: usize| match at.cmp(&failed) {
-                std::cmp::Ordering::Less => 0,
-                std::cmp::Ordering::Equal => code.code(),
-                std::cmp::Ordering::Greater => ErrorCode::RuntimeInconsistency.code(),
-            };
-            return pb::MultiBody {
-                results: (0..ops).map(|at| pb::MultiResult { error: error(at), body: None }).collect(),
-            };
-        }
         use pb::multi_result::Body;
-        let results = multi.ops.into_iter().map(|op| {
-            let body = match op.op.unwrap() {
-                Op::Create(op) => Body::Created(self.create(session, op).unwrap()),
-                Op::SetData(op) => Body::Stat(pb::StatBody { stat: self.set_data(&op.path, op.data, op.version).ok() }),
-                Op::Delete(op) => {
-                    self.delete(&op.path, op.version).unwrap();
-                    Body::Empty(pb::Empty {})
-                }
-                Op::Check(_) => Body::Empty(pb::Empty {}),
+        let before = self.tree.clone();
+        self.deferred = Some(Vec::new());
+        let ops = multi.ops.len();
+        let mut results = Vec::with_capacity(ops);
+        let mut failed = None;
+        for (at, op) in multi.ops.into_iter().enumerate() {
+            let done = match op.op.unwrap() {
+                Op::Create(op) => self.create(session, op).map(Body::Created),
+                Op::SetData(op) => self
+                    .set_data(&op.path, op.data, op.version)
+                    .map(|stat| Body::Stat(pb::StatBody { stat: Some(stat) })),
+                Op::Delete(op) => self.delete(&op.path, op.version).map(|()| Body::Empty(pb::Empty {})),
+                Op::Check(op) => match self.tree.get(&op.path) {
+                    None => Err(ErrorCode::NoNode),
+                    Some(node) if op.version >= 0 && node.stat.version != op.version => Err(ErrorCode::BadVersion),
+                    Some(_) => Ok(Body::Empty(pb::Empty {})),
+                },
             };
-            pb::MultiResult { error: 0, body: Some(body) }
-        });
-        pb::MultiBody { results: results.collect() }
+            match done {
+                Ok(body) => results.push(pb::MultiResult { error: 0, body: Some(body) }),
+                Err(code) => {
+                    failed = Some((at, code));
+                    break;
+                }
+            }
+        }
+        let events = self.deferred.take().unwrap();
+        let Some((failed, code)) = failed else {
+            for (kind, path) in events {
+                self.fire(kind, &path);
+            }
+            return pb::MultiBody { results };
+        };
+        self.tree = before;
+        let error = |at: usize| match at.cmp(&failed) {
+            std::cmp::Ordering::Less => 0,
+            std::cmp::Ordering::Equal => code.code(),
+            std::cmp::Ordering::Greater => ErrorCode::RuntimeInconsistency.code(),
+        };
+        pb::MultiBody { results: (0..ops).map(|at| pb::MultiResult { error: error(at), body: None }).collect() }
     }
 
     fn create(&mut self, session: i64, op: pb::Create) -> Result<pb::Created, ErrorCode> {
@@ -472,9 +516,19 @@ impl State {
         let above = self.tree.get_mut(&parent).unwrap();
         above.children_made += 1;
         above.stat.pzxid = zxid;
+        above.stat.cversion += 1;
         above.stat.num_children += 1;
         let owner = if mode.is_ephemeral() { session } else { 0 };
-        let stat = pb::Stat { czxid: zxid, mzxid: zxid, pzxid: zxid, ephemeral_owner: owner, ..pb::Stat::default() };
+        let stat = pb::Stat {
+            czxid: zxid,
+            mzxid: zxid,
+            pzxid: zxid,
+            ctime: self.time_ms,
+            mtime: self.time_ms,
+            ephemeral_owner: owner,
+            data_length: op.data.as_ref().map_or(0, |data| data.bytes.len() as i32),
+            ..pb::Stat::default()
+        };
         self.tree.insert(at.clone(), Node { data: op.data.map(|data| data.bytes), stat, children_made: 0 });
         self.fire(EventKind::NodeCreated, &at);
         self.fire(EventKind::NodeChildrenChanged, &parent);
@@ -482,7 +536,7 @@ impl State {
     }
 
     fn set_data(&mut self, path: &str, data: Option<pb::Data>, version: i32) -> Result<pb::Stat, ErrorCode> {
-        let zxid = self.zxid;
+        let (zxid, time_ms) = (self.zxid, self.time_ms);
         let node = self.tree.get_mut(path).ok_or(ErrorCode::NoNode)?;
         if version >= 0 && node.stat.version != version {
             return Err(ErrorCode::BadVersion);
@@ -490,6 +544,8 @@ impl State {
         node.data = data.map(|data| data.bytes);
         node.stat.version += 1;
         node.stat.mzxid = zxid;
+        node.stat.mtime = time_ms;
+        node.stat.data_length = node.data.as_ref().map_or(0, |data| data.len() as i32);
         let stat = node.stat;
         self.fire(EventKind::NodeDataChanged, path);
         Ok(stat)
@@ -507,6 +563,7 @@ impl State {
         let parent = path::parent(path).unwrap().to_owned();
         let above = self.tree.get_mut(&parent).unwrap();
         above.stat.pzxid = self.zxid;
+        above.stat.cversion += 1;
         above.stat.num_children -= 1;
         self.fire(EventKind::NodeDeleted, path);
         self.fire(EventKind::NodeChildrenChanged, &parent);
@@ -544,6 +601,26 @@ impl State {
                     self.watches(number).child.insert(op.path);
                 }
                 Ok(Body::Children(pb::ChildrenBody { children, stat: Some(stat) }))
+            }
+            Op::MultiRead(op) => {
+                use pb::multi_read_op::Op as Read;
+                let results = op.ops.into_iter().map(|op| {
+                    use pb::multi_result::Body;
+                    let body = match op.op.unwrap() {
+                        Read::GetData(op) => node(self, &op.path).map(|Node { data, stat, .. }| {
+                            let data = data.map(|bytes| pb::Data { bytes });
+                            Body::Data(pb::DataBody { data, stat: Some(stat) })
+                        }),
+                        Read::GetChildren(op) => node(self, &op.path).map(|_| {
+                            Body::Children(pb::ChildrenBody { children: self.children(&op.path), stat: None })
+                        }),
+                    };
+                    match body {
+                        Ok(body) => pb::MultiResult { error: 0, body: Some(body) },
+                        Err(code) => pb::MultiResult { error: code.code(), body: None },
+                    }
+                });
+                Ok(Body::Multi(pb::MultiBody { results: results.collect() }))
             }
             Op::GetEphemerals(op) => {
                 let is_mine = |(path, node): &(&String, &Node)| {
@@ -641,6 +718,9 @@ impl State {
     }
 
     fn fire(&mut self, kind: EventKind, path: &str) {
+        if let Some(deferred) = &mut self.deferred {
+            return deferred.push((kind, path.to_owned()));
+        }
         let is_child = kind == EventKind::NodeChildrenChanged;
         self.history.push((self.zxid, kind, path.to_owned()));
         for connection in self.connections.values_mut() {

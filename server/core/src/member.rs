@@ -117,6 +117,11 @@ impl Member {
         self.zab.status()
     }
 
+    /// [`crate::zab::Zab::brief_status`].
+    pub fn brief_status(&self) -> Status {
+        self.zab.brief_status()
+    }
+
     /// On the leader: sessions by deadline, see [`Tracker::deadlines`]. Empty elsewhere.
     pub fn session_deadlines(&self) -> Vec<(u64, Vec<SessionId>)> {
         self.tracker.deadlines()

@@ -1,14 +1,14 @@
 //! One simulated client: a session, requests in flight, and the habits of a client library: it pings, reconnects
 //! anywhere, sends unanswered writes again in order (gRPC) or gives them up as unknown (ZooKeeper's protocol).
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use bytes::Bytes;
 use corral_core::session::{ClientRequest, Consistency, SetWatches};
-use corral_core::tree::op::{Create, MultiOp, ReadOp, WriteOp};
-use corral_proto::{Acl, CreateMode, EventKind, ServerId, SessionId, Zxid};
+use corral_core::tree::op::{ReadOp, WriteOp};
+use corral_proto::{EventKind, ServerId, SessionId, WatchKind, Zxid};
 
 use crate::follower::Follower;
+use crate::history::registers::Ticket;
 use crate::options::Load;
 use crate::rng::Rng;
 use crate::schedule::Micros;
@@ -27,6 +27,8 @@ pub struct ClientConnection {
     pub arrives: Micros,
     /// When it was begun, or anything last came.
     pub heard: Micros,
+    /// The client does not read from it until then.
+    pub stalled_until: Option<Micros>,
 }
 
 /// A request that was sent and not answered, on the current connection.
@@ -37,13 +39,20 @@ pub struct Pending {
     pub call: Call,
     /// [`crate::history::History::floor`] when it was first sent.
     pub floor: Zxid,
+    /// If it is of interest to [`crate::history::registers`].
+    pub ticket: Option<Ticket>,
 }
 
 /// What a request is, for judging its answer.
 #[derive(Clone, Debug)]
 pub enum Call {
-    /// A write or the end of the session, with its number.
-    Write(u64),
+    /// A write or the end of the session.
+    Write {
+        /// Its number.
+        n: u64,
+        /// It was sent over a former connection, too.
+        again: bool,
+    },
     /// A read.
     Read {
         /// What.
@@ -57,6 +66,8 @@ pub enum Call {
     Sync,
     /// A persistent watch; `true`: recursive.
     AddWatch(String, bool),
+    /// Removes watches, or asks for them (`false`).
+    Watches(String, Option<WatchKind>, bool),
     /// Watches of the former connection.
     SetWatches(SetWatches),
     /// A ping.
@@ -65,6 +76,21 @@ pub enum Call {
     Subscribe,
     /// All znodes, after a gap.
     ReadAll,
+    /// The last read of all, when everything is at rest: what it shows, every watch has told.
+    Last,
+}
+
+/// Whether a client was asked for its last word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LastWord {
+    /// There is more to come.
+    NotYet,
+    /// It is to read once more.
+    Wanted,
+    /// It does.
+    Asked,
+    /// It did.
+    Heard,
 }
 
 /// Which list of [`SetWatches`] a one-shot watch belongs to.
@@ -78,6 +104,13 @@ pub enum Sort {
     Child,
 }
 
+impl Sort {
+    /// What the server calls it.
+    pub fn kind(self) -> WatchKind {
+        if self == Sort::Child { WatchKind::Child } else { WatchKind::Data }
+    }
+}
+
 /// A write of a session that keeps results, not yet answered.
 #[derive(Clone)]
 pub struct Unanswered {
@@ -87,6 +120,8 @@ pub struct Unanswered {
     pub op: Option<WriteOp>,
     /// As [`Pending::floor`].
     pub floor: Zxid,
+    /// As [`Pending::ticket`].
+    pub ticket: Option<Ticket>,
 }
 
 /// See the module.
@@ -109,8 +144,14 @@ pub struct Client {
     pub seen: Zxid,
     /// Largest zxid of any reply: every event up to there was seen.
     pub replied: Zxid,
-    /// One-shot watches that may still fire.
-    pub armed: BTreeSet<(String, Sort)>,
+    /// One-shot watches that may still fire, and the states that armed them.
+    pub armed: BTreeMap<(String, Sort), Zxid>,
+    /// Persistent watches; `true`: recursive.
+    pub persistent: BTreeSet<(String, bool)>,
+    /// Versions of registers, as last seen.
+    pub versions: BTreeMap<String, i32>,
+    /// Elements of the queue, as last seen.
+    pub queue: VecDeque<String>,
     /// Events that a re-registration made up, until its reply comes.
     pub missed: Vec<(EventKind, String)>,
     /// Says nothing until then.
@@ -119,6 +160,8 @@ pub struct Client {
     pub stopped: bool,
     /// It does nothing but to follow the change feed.
     pub follower: Option<Box<Follower>>,
+    /// At the very end.
+    pub last_word: LastWord,
     /// Its own chance.
     pub rng: Rng,
 }
@@ -137,11 +180,15 @@ impl Client {
             next_cookie: 1,
             seen: Zxid::ZERO,
             replied: Zxid::ZERO,
-            armed: BTreeSet::new(),
+            armed: BTreeMap::new(),
+            persistent: BTreeSet::new(),
+            versions: BTreeMap::new(),
+            queue: VecDeque::new(),
             missed: Vec::new(),
             silent_until: 0,
             stopped: false,
             follower: None,
+            last_word: LastWord::NotYet,
             rng,
         }
     }
@@ -163,11 +210,10 @@ impl Client {
         self.seen = Zxid::ZERO;
         self.replied = Zxid::ZERO;
         self.armed.clear();
-        self.missed.clear();
+        self.persistent.clear();
         self.next_n = 1;
         self.unanswered.clear();
-        self.pending.clear();
-        self.connection = None;
+        self.forget_connection();
     }
 
     /// The connection is over.
@@ -175,6 +221,9 @@ impl Client {
         self.connection = None;
         self.pending.clear();
         self.missed.clear();
+        if self.last_word == LastWord::Asked {
+            self.last_word = LastWord::Wanted;
+        }
         if self.wire {
             self.unanswered.clear();
             self.next_n = 1;
@@ -183,7 +232,7 @@ impl Client {
 
     /// An event came: what it consumed is armed no more.
     pub fn consume(&mut self, kind: EventKind, path: &str) {
-        self.armed.retain(|(armed, sort)| {
+        self.armed.retain(|(armed, sort), _| {
             let hit = match kind {
                 EventKind::NodeDeleted => true,
                 EventKind::NodeChildrenChanged => *sort == Sort::Child,
@@ -195,19 +244,33 @@ impl Client {
 
     /// The request that sets again what may still fire; `None` if nothing does.
     pub fn set_watches(&self) -> Option<SetWatches> {
-        if self.armed.is_empty() {
+        if self.armed.is_empty() && self.persistent.is_empty() {
             return None;
         }
         let of = |wanted: Sort| {
-            self.armed.iter().filter(|(_, sort)| *sort == wanted).map(|(path, _)| path.clone()).collect::<Vec<_>>()
+            self.armed.keys().filter(|(_, sort)| *sort == wanted).map(|(path, _)| path.clone()).collect::<Vec<_>>()
+        };
+        let persistent = |wanted: bool| {
+            let of_kind = self.persistent.iter().filter(|(_, recursive)| *recursive == wanted);
+            of_kind.map(|(path, _)| path.clone()).collect::<Vec<_>>()
         };
         Some(SetWatches {
             relative_zxid: self.replied,
             data: of(Sort::Data),
             exist: of(Sort::Exist),
             child: of(Sort::Child),
-            ..SetWatches::default()
+            persistent: persistent(false),
+            persistent_recursive: persistent(true),
         })
+    }
+
+    /// Its watches there are gone; `None`: of every kind.
+    pub fn forget_watches(&mut self, path: &str, kind: Option<WatchKind>) {
+        let is = |wanted: WatchKind| kind.is_none_or(|kind| kind == wanted);
+        self.armed.retain(|(armed, sort), _| armed != path || !is(sort.kind()));
+        self.persistent.retain(|(watched, recursive)| {
+            watched != path || !is(if *recursive { WatchKind::PersistentRecursive } else { WatchKind::Persistent })
+        });
     }
 
     /// All that is not newer than this was answered.
@@ -226,77 +289,5 @@ impl Client {
             },
             None => ClientRequest::CloseSession { n },
         }
-    }
-
-    /// Draws a path.
-    pub fn path(&mut self, load: &Load) -> String {
-        let top = format!("/p{}", self.rng.below(load.paths));
-        if self.rng.chance(300) { format!("{top}/c{}", self.rng.below(3)) } else { top }
-    }
-
-    fn data(&mut self, load: &Load) -> Option<Bytes> {
-        let len = self.rng.below(load.data_bytes + 1);
-        let mark = self.rng.next().to_le_bytes();
-        Some(Bytes::from_iter((0..len).map(|i| mark[i as usize % mark.len()])))
-    }
-
-    fn version(&mut self) -> i32 {
-        if self.rng.chance(600) { -1 } else { self.rng.below(4) as i32 }
-    }
-
-    fn create(&mut self, load: &Load) -> Create {
-        let mode = match self.rng.below(20) {
-            0..8 => CreateMode::Persistent,
-            8..13 => CreateMode::Ephemeral,
-            13..16 => CreateMode::PersistentSequential,
-            16..18 => CreateMode::EphemeralSequential,
-            18 => CreateMode::Container,
-            _ => CreateMode::PersistentWithTtl,
-        };
-        Create {
-            path: self.path(load),
-            data: self.data(load),
-            acl: Some(Acl::open()),
-            mode,
-            ttl_ms: if mode.is_ttl() { 1 + self.rng.below(2000) as i64 } else { 0 },
-        }
-    }
-
-    /// Draws a write; `None` ends the session.
-    pub fn draw_write(&mut self, load: &Load) -> Option<WriteOp> {
-        Some(match self.rng.below(100) {
-            0..40 => WriteOp::Create(self.create(load)),
-            40..65 => WriteOp::SetData { path: self.path(load), data: self.data(load), version: self.version() },
-            65..82 => WriteOp::Delete { path: self.path(load), version: self.version() },
-            82..98 => {
-                let ops = 1 + self.rng.below(4);
-                WriteOp::Multi((0..ops).map(|_| self.multi_op(load)).collect())
-            }
-            _ => return None,
-        })
-    }
-
-    fn multi_op(&mut self, load: &Load) -> MultiOp {
-        match self.rng.below(10) {
-            0..4 => MultiOp::Create(self.create(load)),
-            4..7 => MultiOp::SetData { path: self.path(load), data: self.data(load), version: self.version() },
-            7..9 => MultiOp::Delete { path: self.path(load), version: self.version() },
-            _ => MultiOp::Check { path: self.path(load), version: -1 },
-        }
-    }
-
-    /// Draws a read, whether it arms a watch, and how fresh it must be.
-    pub fn draw_read(&mut self, load: &Load) -> (ReadOp, bool, Consistency) {
-        let path = if self.rng.chance(100) { "/".to_owned() } else { self.path(load) };
-        let op = match self.rng.below(10) {
-            0..4 => ReadOp::GetData { path },
-            4..7 => ReadOp::Exists { path },
-            7..9 => ReadOp::GetChildren { path },
-            _ => ReadOp::GetEphemerals { prefix: "/".to_owned() },
-        };
-        let watch = self.rng.chance(300);
-        let consistency =
-            if self.rng.chance(load.linearizable_per_mille) { Consistency::Linearizable } else { Consistency::Local };
-        (op, watch, consistency)
     }
 }

@@ -1,83 +1,189 @@
 //! What goes wrong, how often, and within which budget; and the end of it: the liveness phase.
+//!
+//! Every fault has a name: its kind and its number among those of its kind. All that chance decides about it comes from
+//! a stream of that name, so leaving one out does not change the others ([`crate::options::Reduction`]).
+
+use std::fmt;
+use std::str::FromStr;
 
 use corral_core::member::MemberInput;
-use corral_core::storage::log_device::Fault as DeviceFault;
 use corral_core::zab::io::{Admin, Input, Membership, Phase, Role};
 use corral_proto::{ServerId, Zxid};
 
 use crate::checks::{Check, Violation};
+use crate::disk::{Hurt, Plan, Worth, compare};
+use crate::rng::Rng;
 use crate::schedule::{MS, Micros};
+use crate::server::{CrashAt, Step};
 use crate::world::{Event, Stage, World};
 
 /// A kind of fault.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Fault {
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Fault {
     /// A process dies between two events.
     Crash,
-    /// A server loses power in the middle of an operation of its log.
-    DiskCrash,
+    /// A process dies just before or after a step of one of its threads.
+    StepCrash,
     /// A process dies between two outputs of a step.
     OutputCrash,
+    /// A server loses power in the middle of an operation of its log.
+    DiskCrash,
+    /// A server loses power while it installs a snapshot.
+    InstallCrash,
     /// All servers lose power.
     PowerLoss,
     /// A process stands still.
     Pause,
     /// Directions between servers are blocked.
     Partition,
+    /// Servers are cut off one by one, and come back in another order.
+    Clog,
+    /// A link goes on and off.
+    Flap,
     /// A stream breaks.
     Reset,
-    /// A data folder is lost.
-    Wipe,
+    /// A new stream comes up while the old one still carries.
+    SecondStream,
+    /// One direction becomes slow.
+    SlowLink,
+    /// An operation of the log's disk fails.
+    DiskError,
+    /// There is no space left on a disk for a while.
+    DiskFull,
+    /// A read of the log fails.
+    ReadError,
     /// A disk is slow for a while.
     SlowDisk,
+    /// Bits of a durable file of a stopped server change.
+    Rot,
+    /// A whole file is gone.
+    LostFile,
+    /// The store turns out to be damaged, at start or while the server runs.
+    StoreRot,
+    /// A data folder is lost.
+    LostFolder,
+    /// An old copy of a data folder is put back.
+    OldFolder,
+    /// A server is replaced by a new one of the same number.
+    Replace,
+    /// A wall clock jumps.
+    WallClock,
+    /// A monotonic clock changes its speed.
+    ClockRate,
+    /// A store takes nothing for a while.
+    StoreStall,
     /// An operator asks for another leader.
     Admin,
+    /// An operator restarts one server after the other.
+    RollingRestart,
 }
 
-const ALL: [Fault; 10] = [
-    Fault::Crash,
-    Fault::DiskCrash,
-    Fault::OutputCrash,
-    Fault::PowerLoss,
-    Fault::Pause,
-    Fault::Partition,
-    Fault::Reset,
-    Fault::Wipe,
-    Fault::SlowDisk,
-    Fault::Admin,
+/// How a kind of fault behaves in a swarm.
+pub struct Habit {
+    /// Which.
+    pub kind: Fault,
+    /// Its name in commands and traces.
+    pub name: &'static str,
+    /// How often a run has it, compared with the others.
+    pub weight: u64,
+    /// Time between two of them, in synchronization time-outs; from and to.
+    pub every: (u64, u64),
+    /// What is counted when one strikes.
+    pub struck: &'static str,
+}
+
+const fn habit(kind: Fault, name: &'static str, weight: u64, every: (u64, u64), struck: &'static str) -> Habit {
+    Habit { kind, name, weight, every, struck }
+}
+
+/// All kinds of faults.
+pub const CATALOGUE: [Habit; 28] = [
+    habit(Fault::Crash, "crash", 25, (1, 10), "process died between two events"),
+    habit(Fault::StepCrash, "step-crash", 20, (1, 10), "process died around a step"),
+    habit(Fault::OutputCrash, "output-crash", 20, (1, 10), "process died between two outputs"),
+    habit(Fault::DiskCrash, "disk-crash", 20, (1, 10), "power cut in a disk operation"),
+    habit(Fault::InstallCrash, "install-crash", 8, (1, 6), "power cut in a snapshot install"),
+    habit(Fault::PowerLoss, "power-loss", 12, (3, 12), "whole ensemble lost power"),
+    habit(Fault::Pause, "pause", 15, (1, 12), "server stood still"),
+    habit(Fault::Partition, "partition", 25, (1, 10), "directions blocked"),
+    habit(Fault::Clog, "clog", 10, (4, 12), "servers clogged one by one"),
+    habit(Fault::Flap, "flap", 10, (3, 12), "link flapped"),
+    habit(Fault::Reset, "reset", 20, (1, 10), "stream broken"),
+    habit(Fault::SecondStream, "second-stream", 10, (1, 10), "two streams at once"),
+    habit(Fault::SlowLink, "slow-link", 10, (1, 10), "link slow"),
+    habit(Fault::DiskError, "disk-error", 12, (2, 10), "disk error ended the process"),
+    habit(Fault::DiskFull, "disk-full", 6, (3, 12), "full disk ended the process"),
+    habit(Fault::ReadError, "read-error", 6, (2, 10), "read error ended the process"),
+    habit(Fault::SlowDisk, "slow-disk", 12, (2, 10), "disk slow"),
+    habit(Fault::Rot, "rot", 12, (3, 12), "bits rotted"),
+    habit(Fault::LostFile, "lost-file", 6, (3, 12), "file lost"),
+    habit(Fault::StoreRot, "store-rot", 6, (3, 12), "store damaged"),
+    habit(Fault::LostFolder, "lost-folder", 12, (3, 14), "folder lost"),
+    habit(Fault::OldFolder, "old-folder", 8, (1, 6), "old folder put back"),
+    habit(Fault::Replace, "replace", 6, (4, 14), "server replaced"),
+    habit(Fault::WallClock, "wall-clock", 6, (1, 8), "wall clock jumped"),
+    habit(Fault::ClockRate, "clock-rate", 8, (1, 8), "clock changed its speed"),
+    habit(Fault::StoreStall, "store-stall", 8, (1, 10), "store stalled"),
+    habit(Fault::Admin, "admin", 10, (2, 12), "operator asked for another leader"),
+    habit(Fault::RollingRestart, "rolling-restart", 6, (6, 16), "servers restarted one by one"),
 ];
+
+impl Fault {
+    /// How it behaves.
+    pub fn habit(self) -> &'static Habit {
+        CATALOGUE.iter().find(|habit| habit.kind == self).expect("every kind is in the catalogue")
+    }
+}
+
+/// One fault of a run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct FaultId {
+    /// Of which kind.
+    pub kind: Fault,
+    /// Its number among those, from 1.
+    pub number: u64,
+}
+
+impl fmt::Display for FaultId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.kind.habit().name, self.number)
+    }
+}
+
+impl FromStr for FaultId {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<FaultId, String> {
+        let found = text.rsplit_once('.').and_then(|(name, number)| {
+            let habit = CATALOGUE.iter().find(|habit| habit.name == name)?;
+            Some(FaultId { kind: habit.kind, number: number.parse().ok()? })
+        });
+        found.ok_or_else(|| {
+            let names: Vec<&str> = CATALOGUE.iter().map(|habit| habit.name).collect();
+            format!(
+                "{text:?} is no fault: it must be a kind, a dot and a number, like crash.3; kinds are {}",
+                names.join(", ")
+            )
+        })
+    }
+}
 
 /// Times the liveness phase may take, in synchronization time-outs (I28).
 const PATIENCE: u64 = 60;
+/// The farthest that a wall clock jumps, ms.
+const WALL_JUMP_MS: u64 = 5 * 3600 * 1000;
 
 impl World {
-    fn mean_ms(&self, fault: Fault) -> u64 {
-        let mix = &self.options.faults;
-        match fault {
-            Fault::Crash => mix.crash_ms,
-            Fault::DiskCrash => mix.disk_crash_ms,
-            Fault::OutputCrash => mix.output_crash_ms,
-            Fault::PowerLoss => mix.power_loss_ms,
-            Fault::Pause => mix.pause_ms,
-            Fault::Partition => mix.partition_ms,
-            Fault::Reset => mix.reset_ms,
-            Fault::Wipe => mix.wipe_ms,
-            Fault::SlowDisk => mix.slow_disk_ms,
-            Fault::Admin => mix.admin_ms,
-        }
-    }
-
     pub(crate) fn schedule_faults(&mut self) {
-        for fault in ALL {
-            self.schedule_fault(fault);
+        for habit in &CATALOGUE {
+            self.schedule_fault(FaultId { kind: habit.kind, number: 1 });
         }
     }
 
-    fn schedule_fault(&mut self, fault: Fault) {
-        let mean = self.mean_ms(fault);
-        if mean > 0 {
-            let delay = self.fault_rng.below(2 * mean * MS);
-            self.schedule.after(delay, Event::Fault(fault));
+    fn schedule_fault(&mut self, id: FaultId) {
+        if let Some(mean) = self.options.faults.every_ms.get(&id.kind) {
+            let delay = Rng::stream(self.options.seed, &format!("when {id}")).below(2 * mean * MS);
+            self.schedule.after(delay, Event::Fault(id));
         }
     }
 
@@ -97,7 +203,9 @@ impl World {
         if self.stage != Stage::Safety {
             return;
         }
-        self.client_cuts(index);
+        for index in self.struck_clients(index, "load: all clients reconnect at once") {
+            self.client_cuts(index);
+        }
         let delay = self.fault_rng.below(2 * self.options.load.cut_ms * MS);
         self.schedule.after(delay, Event::ClientCut(index));
     }
@@ -107,106 +215,217 @@ impl World {
             return;
         }
         let now = self.schedule.now();
-        self.clients[index].silent_until = now + self.silence();
-        // Half of the time the connection stays, and nothing comes over it.
-        if self.fault_rng.chance(500) {
-            self.client_cuts(index);
+        for index in self.struck_clients(index, "load: all sessions run out at once") {
+            self.clients[index].silent_until = now + self.silence();
+            // Half of the time the connection stays, and nothing comes over it.
+            if self.fault_rng.chance(500) {
+                self.client_cuts(index);
+            }
+            self.trace.reached("client silent beyond its timeout");
         }
-        self.trace.reached("client silent beyond its timeout");
         let delay = self.fault_rng.below(2 * self.options.load.silence_ms * MS);
         self.schedule.after(delay, Event::ClientSilence(index));
     }
 
-    /// A duration, short as often as long.
-    fn duration(&mut self) -> Micros {
-        let longest = self.options.sync_timeout_ms * MS * 4;
-        self.fault_rng.magnitude(5 * MS, longest)
+    /// Whom a fault of clients strikes: one, or all of them in a storm.
+    fn struck_clients(&mut self, index: usize, storm: &'static str) -> Vec<usize> {
+        if !self.fault_rng.chance(self.options.load.storm_per_mille) {
+            return vec![index];
+        }
+        self.trace.reached(storm);
+        (0..self.clients.len()).collect()
     }
 
-    fn any_running(&mut self) -> Option<ServerId> {
+    /// A duration, short as often as long.
+    fn duration(&self, rng: &mut Rng) -> Micros {
+        rng.magnitude(5 * MS, self.options.sync_timeout_ms * MS * 4)
+    }
+
+    fn any_running(&self, rng: &mut Rng) -> Option<ServerId> {
         let running = self.running();
         // The leader is the most interesting victim.
-        if self.fault_rng.chance(400) {
+        if rng.chance(400) {
             return self.leader();
         }
-        (!running.is_empty()).then(|| *self.fault_rng.pick(&running))
+        (!running.is_empty()).then(|| *rng.pick(&running))
     }
 
     /// A fault's time has come.
-    pub(crate) fn strike(&mut self, fault: Fault) -> Check {
+    pub(crate) fn strike(&mut self, id: FaultId) -> Check {
         if self.stage != Stage::Safety {
             return Ok(());
         }
-        self.schedule_fault(fault);
-        match fault {
+        self.schedule_fault(FaultId { number: id.number + 1, ..id });
+        if self.options.reduction.skip.contains(&id) {
+            return Ok(());
+        }
+        self.struck.insert(id);
+        self.tell(|| format!("fault {id}"));
+        let mut rng = Rng::stream(self.options.seed, &id.to_string());
+        let rng = &mut rng;
+        let struck = id.kind.habit().struck;
+        match id.kind {
             Fault::Crash => {
-                if let Some(id) = self.any_running() {
+                if let Some(id) = self.any_running(rng) {
+                    self.trace.reached(struck);
                     return self.crash(id, "killed");
                 }
             }
-            Fault::DiskCrash => {
-                if let Some(id) = self.any_running() {
-                    let skip = self.fault_rng.below(10);
-                    self.servers[&id].disk.device().fail_after(skip, DeviceFault::PowerCut);
+            Fault::StepCrash => {
+                if let Some(id) = self.any_running(rng) {
+                    let at =
+                        CrashAt { step: *rng.pick(&Step::ALL), after: rng.chance(500), skip: rng.magnitude(1, 20) - 1 };
+                    self.process(id).crash_at = Some(at);
                 }
             }
             Fault::OutputCrash => {
-                if let Some(id) = self.any_running() {
-                    let after = self.fault_rng.below(10);
-                    let server = self.servers.get_mut(&id).expect("servers are fixed");
-                    server.process.as_mut().expect("it runs").crash_after = Some(after);
+                if let Some(id) = self.any_running(rng) {
+                    self.process(id).crash_after = Some(rng.below(10));
                 }
             }
+            Fault::DiskCrash => self.plan(rng, 10, Plan::PowerCut),
+            Fault::InstallCrash => self.install_crash = Some(rng.below(40)),
             Fault::PowerLoss => {
-                self.trace.reached("whole ensemble lost power");
+                self.trace.reached(struck);
                 for id in self.running() {
                     self.crash(id, "everybody loses power")?;
                 }
             }
             Fault::Pause => {
-                if let Some(id) = self.any_running() {
-                    let until = self.schedule.now() + self.duration();
-                    self.say(|| format!("{id:?} stands still until {} ms", until / MS));
-                    let now = self.schedule.now();
-                    let server = self.servers.get_mut(&id).expect("servers are fixed");
-                    // A pause is not prolonged: what waits for its end keeps its order.
-                    if server.paused_until <= now {
-                        server.paused_until = until;
-                    }
+                if let Some(id) = self.any_running(rng) {
+                    let until = self.schedule.now() + 2 * self.duration(rng);
+                    self.pause(id, until, rng);
                 }
             }
-            Fault::Partition => self.partition(),
-            Fault::Reset => {
+            Fault::Partition => self.partition(rng),
+            Fault::Clog => self.clog(rng),
+            Fault::Flap => self.flap(rng),
+            Fault::Reset | Fault::SecondStream => {
                 let streams = self.network.unbroken();
                 if !streams.is_empty() {
-                    let stream = *self.fault_rng.pick(&streams);
+                    let stream = *rng.pick(&streams);
+                    self.trace.reached(struck);
+                    if id.kind == Fault::SecondStream {
+                        let (low, high) = (self.network.end(stream, 0).server, self.network.end(stream, 1).server);
+                        self.connect(low, high);
+                    }
                     self.break_stream(stream, None);
                 }
             }
-            Fault::Wipe => return self.wipe(),
+            Fault::SlowLink => {
+                let ids = self.server_ids();
+                let (from, to) = (*rng.pick(&ids), *rng.pick(&ids));
+                if from != to {
+                    let (longest, lasts) = (self.options.faults.slow_link, self.duration(rng));
+                    self.tell(|| format!("{from:?} -> {to:?} takes up to {} ms", longest / MS));
+                    self.trace.reached(struck);
+                    self.network.slow_down(from, to, longest);
+                    self.schedule.after(lasts, Event::LinkNormal(from, to));
+                }
+            }
+            Fault::DiskError => self.plan(rng, 12, Plan::Failure),
+            Fault::ReadError => self.plan(rng, 4, Plan::ReadFailure),
+            Fault::DiskFull => {
+                if let Some(id) = self.any_running(rng) {
+                    let until = self.schedule.now() + self.duration(rng);
+                    let server = self.server_mut(id);
+                    server.disk_full_until = until;
+                    server.disk.plan(rng.below(6), Plan::NoSpace);
+                }
+            }
             Fault::SlowDisk => {
-                if let Some(id) = self.any_running() {
-                    let until = self.schedule.now() + self.duration();
-                    self.servers.get_mut(&id).expect("servers are fixed").slow_disk_until = until;
+                if let Some(id) = self.any_running(rng) {
+                    let until = self.schedule.now() + self.duration(rng);
+                    self.trace.reached(struck);
+                    self.server_mut(id).slow_disk_until = until;
+                }
+            }
+            Fault::Rot => return self.damage(rng, struck, Hurt::Bits),
+            Fault::LostFile => return self.damage(rng, struck, Hurt::File),
+            Fault::StoreRot => return self.damage(rng, struck, Hurt::Store),
+            Fault::LostFolder => return self.lose_folder(rng, struck),
+            Fault::Replace => {
+                let ids = self.server_ids();
+                return self.replace(*rng.pick(&ids), rng, struck);
+            }
+            Fault::OldFolder => return self.old_folder(rng, struck),
+            Fault::WallClock => {
+                let ids = self.server_ids();
+                let id = *rng.pick(&ids);
+                let jump = rng.magnitude(10, WALL_JUMP_MS) as i64 * if rng.chance(500) { 1 } else { -1 };
+                self.tell(|| format!("the wall clock of {id:?} jumps by {jump} ms"));
+                self.trace.reached(struck);
+                self.server_mut(id).clock.jump(jump);
+            }
+            Fault::ClockRate => {
+                let ids = self.server_ids();
+                let (id, (low, high)) = (*rng.pick(&ids), self.options.faults.clock_rate);
+                let (rate, now) = (rng.between(low, high), self.schedule.now());
+                self.tell(|| format!("the clock of {id:?} goes at {rate} per mille"));
+                self.trace.reached(struck);
+                self.server_mut(id).clock.set_rate(now, rate);
+            }
+            Fault::StoreStall => {
+                if let Some(id) = self.any_running(rng) {
+                    let until = self.schedule.now() + self.duration(rng);
+                    self.trace.reached(struck);
+                    self.server_mut(id).store_stalled_until = until;
                 }
             }
             Fault::Admin => {
-                let target = ServerId(1 + self.fault_rng.below(self.options.voters));
-                let transfer = self.fault_rng.chance(600);
+                let target = ServerId(1 + rng.below(self.options.voters));
+                let transfer = rng.chance(600);
                 if let Some(at) = self.leader().and_then(|id| self.process_of(id)) {
                     let admin = if transfer { Admin::Transfer(target) } else { Admin::StepDown };
-                    self.say(|| format!("an operator asks {:?}: {admin:?}", at.server));
+                    self.tell(|| format!("an operator asks {:?}: {admin:?}", at.server));
+                    self.trace.reached(struck);
                     self.push_input(at, MemberInput::Zab(Input::Admin(admin)));
+                }
+            }
+            Fault::RollingRestart => {
+                let mut ids = self.server_ids();
+                rng.shuffle(&mut ids);
+                let gap = self.duration(rng);
+                self.trace.reached(struck);
+                for (turn, id) in ids.into_iter().enumerate() {
+                    self.schedule.after(turn as u64 * gap, Event::Stop(id));
                 }
             }
         }
         Ok(())
     }
 
+    /// Plans a fault of a running server's disk, for one of its next operations.
+    fn plan(&mut self, rng: &mut Rng, within: u64, plan: Plan) {
+        if let Some(id) = self.any_running(rng) {
+            self.server_mut(id).disk.plan(rng.below(within), plan);
+        }
+    }
+
+    fn pause(&mut self, id: ServerId, until: Micros, rng: &mut Rng) {
+        let now = self.schedule.now();
+        let at = self.process_of(id).expect("it runs");
+        let server = self.server_mut(id);
+        // A pause is not prolonged: what waits for its end keeps its order.
+        if server.paused_until > now {
+            return;
+        }
+        server.paused_until = until;
+        self.tell(|| format!("{id:?} stands still until {} ms", until / MS));
+        self.trace.reached(Fault::Pause.habit().struck);
+        // Timers that ran out meanwhile may strike all at once.
+        for _ in 0..rng.below(4) {
+            self.schedule.at(until, Event::Input(at, Box::new(MemberInput::Zab(Input::Tick))));
+        }
+    }
+
     pub(crate) fn output_crash_strikes(&mut self, at: crate::world::ProcessRef) -> bool {
         let Some(process) = self.process_mut(at) else { return false };
         match &mut process.crash_after {
-            Some(0) => true,
+            Some(0) => {
+                self.trace.reached(Fault::OutputCrash.habit().struck);
+                true
+            }
             Some(left) => {
                 *left -= 1;
                 false
@@ -215,16 +434,20 @@ impl World {
         }
     }
 
-    fn partition(&mut self) {
+    // ---- the network ----
+
+    fn partition(&mut self, rng: &mut Rng) {
         let ids = self.server_ids();
         if ids.len() < 2 {
             return;
         }
-        let one = if self.fault_rng.chance(500) { self.leader() } else { None };
-        let one = one.unwrap_or_else(|| *self.fault_rng.pick(&ids));
+        let leader = self.leader();
+        let one = if rng.chance(500) { leader } else { None };
+        let one = one.unwrap_or_else(|| *rng.pick(&ids));
+        let other = *rng.pick(&ids);
+        let kind = rng.below(6);
+        let halves: Vec<bool> = ids.iter().map(|_| rng.chance(500)).collect();
         let mut blocked = Vec::new();
-        let kind = self.fault_rng.below(5);
-        let halves: Vec<bool> = ids.iter().map(|_| self.fault_rng.chance(500)).collect();
         for (i, a) in ids.iter().enumerate() {
             for (j, b) in ids.iter().enumerate() {
                 let cut = a != b
@@ -236,7 +459,9 @@ impl World {
                         2 => *a == one,
                         // Two groups.
                         3 => halves[i] != halves[j],
-                        // A ring: everybody sees neighbours only.
+                        // The leader does not hear one follower, which hears it.
+                        4 => *a == other && Some(*b) == leader,
+                        // A ring: everybody sees neighbours only, so everybody sees a majority, each another one.
                         _ => ids.len() > 3 && !matches!(i.abs_diff(j), d if d == 1 || d == ids.len() - 1),
                     };
                 if cut {
@@ -247,21 +472,70 @@ impl World {
         if blocked.is_empty() {
             return;
         }
-        let duration = self.duration();
-        self.say(|| format!("blocked for {} ms: {blocked:?}", duration / MS));
+        self.trace.reached(Fault::Partition.habit().struck);
         self.trace.reached(match kind {
             0 => "partition: one alone",
             1 => "partition: one hears nobody",
             2 => "partition: one is heard by nobody",
             3 => "partition: two groups",
+            4 => "partition: a follower is not heard by its leader",
             _ => "partition: ring",
         });
-        let reset = self.fault_rng.chance(500);
+        if rng.chance(500) {
+            for (from, to) in &blocked {
+                if let Some(stream) = self.network.stream(*from, *to) {
+                    self.break_stream(stream, None);
+                }
+            }
+        }
+        let duration = self.duration(rng);
+        self.block(blocked, duration);
+    }
+
+    /// Cuts servers off one after the other, and lets them back in another order.
+    fn clog(&mut self, rng: &mut Rng) {
+        let ids = self.server_ids();
+        let mut order = ids.clone();
+        rng.shuffle(&mut order);
+        order.truncate(1 + rng.below(ids.len() as u64) as usize);
+        if ids.len() < 2 {
+            return;
+        }
+        self.trace.reached(Fault::Clog.habit().struck);
+        let all = self.duration(rng);
+        for (turn, id) in order.iter().enumerate() {
+            let links = |peer: &ServerId| [(*id, *peer), (*peer, *id)];
+            let blocked = ids.iter().filter(|peer| *peer != id).flat_map(links).collect();
+            let begins = all * turn as u64 / order.len() as u64;
+            self.schedule.after(begins, Event::Block(blocked, all - begins + rng.below(all)));
+        }
+    }
+
+    /// One link goes on and off.
+    fn flap(&mut self, rng: &mut Rng) {
+        let ids = self.server_ids();
+        let (a, b) = (*rng.pick(&ids), *rng.pick(&ids));
+        if a == b {
+            return;
+        }
+        self.trace.reached(Fault::Flap.habit().struck);
+        let blocked = if rng.chance(500) { vec![(a, b), (b, a)] } else { vec![(a, b)] };
+        let mut begins = 0;
+        for _ in 0..2 + rng.below(8) {
+            let (off, on) = (self.duration(rng) / 8, self.duration(rng) / 8);
+            self.schedule.after(begins, Event::Block(blocked.clone(), off));
+            begins += off + on;
+        }
+    }
+
+    /// Blocks directions for a while.
+    pub(crate) fn block(&mut self, blocked: Vec<(ServerId, ServerId)>, duration: Micros) {
+        if self.stage != Stage::Safety {
+            return;
+        }
+        self.tell(|| format!("blocked for {} ms: {blocked:?}", duration / MS));
         for (from, to) in &blocked {
             self.network.block(*from, *to);
-            if reset && let Some(stream) = self.network.stream(*from, *to) {
-                self.break_stream(stream, None);
-            }
         }
         self.schedule.after(duration, Event::Heal(blocked));
     }
@@ -277,34 +551,160 @@ impl World {
         }
     }
 
+    // ---- copies that are lost ----
+
     /// What a server's folder is worth.
     fn membership(&self, id: ServerId) -> Option<Membership> {
         self.checks.ghost.server(id).identity.map(|i| i.membership)
     }
 
-    /// Loses a folder, if the fault model allows it: never may a majority of voters have lost theirs and not learned
-    /// everything again (P9).
-    fn wipe(&mut self) -> Check {
-        let ids = self.server_ids();
-        let id = *self.fault_rng.pick(&ids);
-        let lost = ids
-            .iter()
-            .filter(|s| self.options.is_voter(**s))
-            .filter(|s| **s == id || self.membership(**s) != Some(Membership::Member))
+    /// Whether any server took part in anything yet.
+    fn begun(&self) -> bool {
+        self.server_ids().iter().any(|s| self.membership(*s).is_some_and(|m| m != Membership::Empty))
+    }
+
+    /// Whether the fault model allows that this server's copy is lost now: never may a majority of voters have lost
+    /// theirs and not learned everything again (P9).
+    fn may_lose(&mut self, id: ServerId) -> bool {
+        let lost = self
+            .server_ids()
+            .into_iter()
+            .filter(|s| self.options.is_voter(*s))
+            .filter(|s| *s == id || self.servers[s].spoiled || self.membership(*s) != Some(Membership::Member))
             .count();
-        let begun = ids.iter().any(|s| self.membership(*s).is_some_and(|m| m != Membership::Empty));
-        let allowed = self.options.voters as usize - self.options.majority();
-        if self.options.is_voter(id) && begun && lost > allowed {
-            self.trace.reached("folder kept: the budget is spent");
+        let (voters, spare) = (self.options.voters as usize, self.options.voters as usize - self.options.majority());
+        let overdraws = self.options.faults.overdraw && lost < voters;
+        let may = !self.options.is_voter(id) || !self.begun() || lost <= spare || overdraws;
+        if may && self.options.is_voter(id) && self.begun() && lost > spare {
+            self.trace.reached("more copies lost than the model allows");
+        }
+        if !may {
+            self.trace.reached("copy kept: the budget is spent");
+        }
+        may
+    }
+
+    fn lose_folder(&mut self, rng: &mut Rng, struck: &'static str) -> Check {
+        let ids = self.server_ids();
+        let id = *rng.pick(&ids);
+        if !self.may_lose(id) {
             return Ok(());
         }
         self.crash(id, "its disk is lost")?;
-        self.say(|| format!("{id:?} lost its folder"));
-        self.trace.reached("folder lost");
-        self.servers.get_mut(&id).expect("servers are fixed").disk.wipe();
-        self.checks.on_wiped(id)?;
-        let delay = self.fault_rng.below(self.options.faults.restart_ms * MS);
-        self.start_after(id, delay);
+        self.tell(|| format!("{id:?} lost its folder"));
+        self.trace.reached(struck);
+        self.wipe(id)
+    }
+
+    /// Empties a stopped server's folder.
+    pub(crate) fn wipe(&mut self, id: ServerId) -> Check {
+        let server = self.server_mut(id);
+        server.disk.wipe();
+        server.spoiled = false;
+        server.backup = None;
+        self.checks.on_wiped(id)
+    }
+
+    /// A server's machine is given up; another one, with other clocks and an empty disk, gets its number.
+    fn replace(&mut self, id: ServerId, rng: &mut Rng, struck: &'static str) -> Check {
+        if !self.may_lose(id) {
+            return Ok(());
+        }
+        self.crash(id, "to be replaced")?;
+        self.wipe(id)?;
+        self.trace.reached(struck);
+        self.tell(|| format!("{id:?} is another machine from now on"));
+        let (now, offset) = (self.schedule.now(), rng.below(1_000_000));
+        self.server_mut(id).clock.replace(now, offset);
+        Ok(())
+    }
+
+    /// Damages what a stopped server has on its disk. What the damage is worth is asked of a copy; damage beyond the
+    /// budget is not done.
+    fn damage(&mut self, rng: &mut Rng, struck: &'static str, hurt: Hurt) -> Check {
+        let ids = self.server_ids();
+        let id = *rng.pick(&ids);
+        if !self.begun() || self.servers[&id].spoiled {
+            return Ok(());
+        }
+        self.crash(id, "its machine stops")?;
+        let sound = self.servers[&id].disk.fork();
+        let before = sound.fork().start(None);
+        let Some(what) = self.server_mut(id).disk.damage(hurt, rng) else { return Ok(()) };
+        let after = self.servers[&id].disk.fork().start(None);
+        let voter = self.options.is_voter(id);
+        let worth = compare(&before, &after);
+        self.tell(|| format!("{id:?}: {}; worth: {worth:?}", what.text));
+        let allowed = match worth {
+            Worth::Everything => true,
+            Worth::NothingAndKnown => self.may_lose(id),
+            Worth::LessAndUnknown { end, promise_kept } => {
+                if !what.last_frame {
+                    return Err(Violation {
+                        invariant: "damage is noticed",
+                        text: format!("{id:?}: {}: the next start would go on without a word from {end:?}", what.text),
+                    });
+                }
+                // Nobody can tell it from a torn write. That is within the model only if nothing depends on it.
+                !voter || promise_kept && self.others_hold(id, end) && self.may_lose(id)
+            }
+        };
+        if !allowed {
+            self.trace.reached("damage beyond the budget, not done");
+            self.server_mut(id).disk = sound;
+            return Ok(());
+        }
+        self.trace.reached(struck);
+        self.trace.reached(match worth {
+            Worth::Everything => "damage: nothing was lost",
+            Worth::NothingAndKnown => "damage: found at start",
+            Worth::LessAndUnknown { .. } => "damage: last frame taken for a torn write",
+        });
+        self.server_mut(id).spoiled = true;
+        Ok(())
+    }
+
+    /// Whether a majority holds what is committed without this server, and all it held was committed.
+    fn others_hold(&self, id: ServerId, end: corral_core::zab::io::Position) -> bool {
+        let ghost = &self.checks.ghost;
+        let head = ghost.head();
+        let holders = ghost.servers().filter(|(s, g)| *s != id && g.counts() && g.disk.holds(head)).count();
+        ghost.is_committed(end) && holders >= self.options.majority()
+    }
+
+    /// Makes a copy of a folder; or stops the server and puts the copy back, if every other voter remembers a later
+    /// start of that disk.
+    fn old_folder(&mut self, rng: &mut Rng, struck: &'static str) -> Check {
+        let ids = self.server_ids();
+        let id = *rng.pick(&ids);
+        if self.servers[&id].spoiled {
+            return Ok(());
+        }
+        let Some(backup) = self.servers[&id].backup.clone() else {
+            let live = self.server_mut(id).process.as_mut().map(|p| p.apply.store().clone());
+            let ghost = self.checks.ghost.server(id).clone();
+            let server = self.server_mut(id);
+            server.backup = Some(server.disk.backup(live, ghost));
+            self.tell(|| format!("the folder of {id:?} is copied"));
+            return Ok(());
+        };
+        let Some(old) = backup.ghost.identity else { return Ok(()) };
+        let remembered = ids
+            .iter()
+            .filter(|s| **s != id && self.options.is_voter(**s))
+            .all(|s| self.servers[s].disk.remembers(id, old.instance) > old.start_count + 1);
+        let alone = self.options.voters == 1 && self.options.is_voter(id);
+        if alone || !remembered || !self.may_lose(id) {
+            self.trace.reached("old folder not put back: it would not be recognised");
+            return Ok(());
+        }
+        self.crash(id, "its folder is restored")?;
+        self.tell(|| format!("{id:?} has its folder of start {} again", old.start_count));
+        self.trace.reached(struck);
+        self.checks.on_restored(id, backup.ghost.clone());
+        let server = self.server_mut(id);
+        server.disk.restore(&backup);
+        server.spoiled = true;
         Ok(())
     }
 
@@ -312,24 +712,34 @@ impl World {
     pub(crate) fn calm(&mut self) -> Check {
         let now = self.schedule.now();
         self.stage = Stage::Progress { since: self.checks.ghost.head().zxid };
-        self.deadline = now + PATIENCE * (self.options.sync_timeout_ms + self.options.init_timeout_ms) * MS;
-        self.calm_at = now;
+        // What was begun on a slow disk or link before may still take its time, and who stands still does so to the end:
+        // what waits for it keeps its order.
+        let mix = &self.options.faults;
+        let slow = |kind, longest| if mix.every_ms.contains_key(&kind) { longest } else { 0 };
+        let stands_until = |s: &crate::server::Server| s.paused_until.max(s.store_stalled_until);
+        let pauses = self.servers.values().map(|s| stands_until(s).saturating_sub(now)).max().unwrap_or(0);
+        self.calm_at = now + slow(Fault::SlowDisk, mix.slow_disk) + slow(Fault::SlowLink, mix.slow_link) + pauses;
+        let patience = PATIENCE * (self.options.sync_timeout_ms + self.options.init_timeout_ms) * MS;
+        self.deadline = self.calm_at + patience;
         self.network.calm();
+        self.install_crash = None;
+        let mut rng = Rng::stream(self.options.seed, "calm");
         let ids = self.server_ids();
         // Some may stay dead, if enough remain that may vote.
         let all_begun = ids.iter().all(|s| self.membership(*s).is_some_and(|m| m != Membership::Empty));
-        if all_begun && self.fault_rng.chance(300) {
+        if all_begun && rng.chance(300) {
             let mut order = ids.clone();
-            self.fault_rng.shuffle(&mut order);
+            rng.shuffle(&mut order);
             for id in order {
                 let able = |s: &ServerId| {
                     *s != id
                         && !self.servers[s].retired
                         && self.options.is_voter(*s)
+                        && !self.servers[s].spoiled
                         && self.membership(*s) == Some(Membership::Member)
                 };
                 let left = ids.iter().filter(|s| able(s)).count();
-                if left >= self.options.majority() && self.fault_rng.chance(500) {
+                if left >= self.options.majority() && rng.chance(500) {
                     self.trace.reached("a server stays dead");
                     self.crash(id, "for good")?;
                     self.servers.get_mut(&id).expect("servers are fixed").retired = true;
@@ -338,11 +748,15 @@ impl World {
         }
         for id in ids.clone() {
             let server = self.servers.get_mut(&id).expect("servers are fixed");
+            // A pause goes on to its end: what waits for that keeps its order.
             server.slow_disk_until = now;
-            server.paused_until = server.paused_until.min(now);
-            server.disk.device().heal();
+            server.store_stalled_until = now;
+            server.disk_full_until = now;
+            server.clock.set_rate(now, 1000);
+            server.disk.withdraw();
             if let Some(process) = &mut server.process {
                 process.crash_after = None;
+                process.crash_at = None;
             } else {
                 self.start_after(id, 0);
             }
@@ -357,7 +771,7 @@ impl World {
                 }
             }
         }
-        self.say(|| "the faults are over".to_owned());
+        self.tell(|| "the faults are over".to_owned());
         self.schedule.after(self.options.sync_timeout_ms * MS / 2, Event::Probe);
         Ok(())
     }
@@ -365,10 +779,13 @@ impl World {
     /// Is it as it should be by now?
     pub(crate) fn probe(&mut self) -> Check {
         let head = self.checks.ghost.head().zxid;
+        if self.stage != Stage::Safety && self.copies() < self.options.majority() {
+            return self.refused(head);
+        }
         let reason = match self.stage {
             Stage::Progress { since } => match self.lacks_progress(since, head) {
                 None => {
-                    self.say(|| format!("progress: {head:?} is committed"));
+                    self.tell(|| format!("progress: {head:?} is committed"));
                     self.stage = Stage::Rest;
                     for client in &mut self.clients {
                         client.stopped = true;
@@ -377,7 +794,7 @@ impl World {
                 }
                 reason => reason,
             },
-            Stage::Rest => match self.lacks_rest(head) {
+            Stage::Rest => match self.lacks_rest(head).or_else(|| self.lacks_last_words()) {
                 None => {
                     self.stage = Stage::Over;
                     return Ok(());
@@ -404,7 +821,7 @@ impl World {
                         p.status.committed,
                         p.status.applied,
                         p.status.identity.membership,
-                        p.status.waiting_for
+                        p.member.status().waiting_for
                     ),
                 })
                 .collect();
@@ -412,6 +829,37 @@ impl World {
                 invariant: "I28 liveness",
                 text: format!("{}; {}", reason.unwrap_or_default(), state.join("; ")),
             });
+        }
+        self.schedule.after(self.options.sync_timeout_ms * MS / 2, Event::Probe);
+        Ok(())
+    }
+
+    /// Voters that know that they know everything they ever promised and acknowledged.
+    fn copies(&self) -> usize {
+        let ids = self.server_ids();
+        let begun = self.begun();
+        let sound =
+            |s: &&ServerId| !self.servers[s].spoiled && !(begun && self.membership(**s) != Some(Membership::Member));
+        ids.iter().filter(|s| self.options.is_voter(**s)).filter(sound).count()
+    }
+
+    /// More copies were lost than the model allows. Nobody may go on by itself, however long it waits.
+    fn refused(&mut self, head: Zxid) -> Check {
+        if self.schedule.now() < self.calm_at + 3 * self.options.sync_timeout_ms * MS {
+            // An acknowledgement may still be on its way whose disk is gone.
+            self.stage = Stage::Progress { since: head };
+        } else if let Stage::Progress { since } = self.stage
+            && head > since
+        {
+            return Err(Violation {
+                invariant: "no progress from doubt",
+                text: format!("{head:?} was committed after {since:?}; a majority of the voters lost its memory"),
+            });
+        }
+        if self.schedule.now() > self.calm_at + 10 * self.options.sync_timeout_ms * MS {
+            self.trace.reached("refused to go on without a majority that remembers");
+            self.stage = Stage::Over;
+            return Ok(());
         }
         self.schedule.after(self.options.sync_timeout_ms * MS / 2, Event::Probe);
         Ok(())

@@ -92,7 +92,7 @@ impl World {
         let subscription = Subscription { path: "/".to_owned(), interest };
         let request = ClientRequest::Subscribe { watch, subscription, after: Some(after) };
         self.trace.reached("follower subscribed");
-        self.client_sends(index, request, Call::Subscribe, Zxid::ZERO);
+        self.client_sends(index, request, Call::Subscribe, Zxid::ZERO, None);
         if interrupted {
             self.follower_reads(index, after);
         }
@@ -103,7 +103,7 @@ impl World {
             ReadOp::Subtree { path: "/".to_owned(), depth: Depth::Subtree, after: String::new(), newer_than: None };
         let consistency = Consistency::AtLeast(at_least);
         let request = ClientRequest::Read { op, watch: false, consistency };
-        self.client_sends(index, request, Call::ReadAll, Zxid::ZERO);
+        self.client_sends(index, request, Call::ReadAll, Zxid::ZERO, None);
     }
 
     /// All znodes were read again, after a gap.

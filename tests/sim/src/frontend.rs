@@ -14,11 +14,17 @@ use corral_core::zab::io::Input;
 use corral_proto::{ErrorCode, ServerId, SessionId, WatchKind, Zxid};
 
 use crate::checks::{Check, Violation, ensure};
-use crate::client::{Call, ClientConnection, Pending, Sort, Unanswered};
-use crate::history::{Seen, client_ids};
+use crate::client::{Call, Client, ClientConnection, LastWord, Pending, Sort, Unanswered};
+use crate::history::registers::Ticket;
+use crate::history::{ClientResult, Kept, Seen, WriteKey, client_ids};
+use crate::options::Load;
 use crate::schedule::{MS, Micros};
 use crate::server::Connection;
+use crate::workload::landmark;
 use crate::world::{Event, ProcessRef, Stage, World};
+
+/// A client with so many requests in flight is deep in its pipeline, for the record.
+const DEEP_PIPELINE: usize = 32;
 
 /// From a client to a server.
 pub enum ToServer {
@@ -33,6 +39,8 @@ pub enum ToServer {
     },
     /// A request, with the client's mark.
     Request(u64, ClientRequest),
+    /// The client begins or ceases to read (`false`) what it is sent: the server's buffers fill.
+    Reads(bool),
     /// The client is gone, or the connection broke.
     Gone,
 }
@@ -61,6 +69,9 @@ impl World {
             return Ok(());
         }
         self.schedule.after(pause, Event::ClientActs(index));
+        if load.stall_ms > 0 {
+            self.client_stalls(index);
+        }
         let client = &mut self.clients[index];
         let Some(connection) = &client.connection else {
             if !client.stopped || !client.is_idle() || client.session.is_some() {
@@ -69,7 +80,7 @@ impl World {
             return Ok(());
         };
         let timeout = load.session_timeout_ms * MS;
-        if now > connection.heard + timeout * 2 / 3 {
+        if connection.stalled_until.is_none() && now > connection.heard + timeout * 2 / 3 {
             self.trace.reached("client gave up on a silent server");
             if self.stage != Stage::Safety && now > self.calm_at + 2 * timeout && client.pending.len() > 1 {
                 return Err(Violation {
@@ -87,45 +98,153 @@ impl World {
             return Ok(());
         }
         if now > connection.heard + timeout / 4 && client.pending.is_empty() {
-            self.client_sends(index, ClientRequest::Ping, Call::Ping, Zxid::ZERO);
+            self.client_sends(index, ClientRequest::Ping, Call::Ping, Zxid::ZERO, None);
             return Ok(());
         }
-        if client.follower.is_some() || client.stopped || client.pending.len() as u64 >= load.pipeline {
+        if client.stopped {
+            if client.last_word == LastWord::Wanted {
+                client.last_word = LastWord::Asked;
+                let op = ReadOp::Exists { path: "/".to_owned() };
+                let request = ClientRequest::Read { op, watch: false, consistency: Consistency::Linearizable };
+                self.client_sends(index, request, Call::Last, Zxid::ZERO, None);
+            }
             return Ok(());
         }
-        let floor = self.history.floor();
-        let client = &mut self.clients[index];
-        let burst = if client.rng.chance(100) { 1 + client.rng.below(load.pipeline) } else { 1 };
+        if client.follower.is_some() {
+            return Ok(());
+        }
+        let burst = match client.rng.chance(load.burst_per_mille) {
+            true if client.rng.chance(load.watch_per_mille / 4) => {
+                self.watches_everything(index, load.paths);
+                return Ok(());
+            }
+            true => 1 + client.rng.below(load.pipeline),
+            false => 1,
+        };
         for _ in 0..burst {
-            let client = &mut self.clients[index];
-            match client.rng.below(100) {
-                0..55 => {
-                    let op = client.draw_write(&load);
-                    let write = Unanswered { n: client.next_n, op, floor };
-                    client.next_n += 1;
-                    client.unanswered.push_back(write.clone());
-                    let request = client.write_request(&write);
-                    self.client_sends(index, request, Call::Write(write.n), floor);
-                    if write.op.is_none() {
-                        self.trace.reached("client closed its session");
-                        break;
-                    }
-                }
-                55..57 => {
-                    let (path, recursive) = (client.path(&load), client.rng.chance(500));
-                    let kind = if recursive { WatchKind::PersistentRecursive } else { WatchKind::Persistent };
-                    let request = ClientRequest::AddWatch { path: path.clone(), kind };
-                    self.client_sends(index, request, Call::AddWatch(path, recursive), floor);
-                }
-                57..95 => {
-                    let (op, watch, consistency) = client.draw_read(&load);
-                    let request = ClientRequest::Read { op: op.clone(), watch, consistency };
-                    self.client_sends(index, request, Call::Read { op, watch, consistency }, floor);
-                }
-                _ => self.client_sends(index, ClientRequest::Sync, Call::Sync, floor),
+            let client = &self.clients[index];
+            if client.pending.len() as u64 >= load.pipeline {
+                break;
+            }
+            if client.pending.len() >= DEEP_PIPELINE {
+                self.trace.reached("load: deep pipeline");
+            }
+            if !self.client_asks(index, &load) {
+                break;
             }
         }
         Ok(())
+    }
+
+    /// Asks for something new; false if nothing can follow it.
+    fn client_asks(&mut self, index: usize, load: &Load) -> bool {
+        let floor = self.history.floor();
+        let client = &mut self.clients[index];
+        match client.rng.below(100) {
+            0..53 => {
+                let op = client.draw_write(load);
+                let session = client.session.expect("the handshake is over");
+                let ticket = op.as_ref().and_then(|op| self.history.registers.send_write(session, op));
+                let client = &mut self.clients[index];
+                let write = Unanswered { n: client.next_n, op, floor, ticket };
+                client.next_n += 1;
+                client.unanswered.push_back(write.clone());
+                self.client_writes(index, &write, false);
+                if write.op.is_none() {
+                    self.trace.reached("client closed its session");
+                    return false;
+                }
+            }
+            53..56 => {
+                let (path, recursive) = (client.path(load), client.rng.chance(500));
+                let kind = if recursive { WatchKind::PersistentRecursive } else { WatchKind::Persistent };
+                let request = ClientRequest::AddWatch { path: path.clone(), kind };
+                self.client_sends(index, request, Call::AddWatch(path, recursive), floor, None);
+            }
+            56..58 => {
+                let (path, kind) = client.draw_watches(load);
+                let remove = client.rng.chance(700);
+                let call = Call::Watches(path.clone(), kind, remove);
+                let request = match remove {
+                    true => ClientRequest::RemoveWatches { path, kind },
+                    false => ClientRequest::CheckWatches { path, kind },
+                };
+                self.client_sends(index, request, call, floor, None);
+            }
+            58..95 => {
+                let (op, watch, consistency) = client.draw_read(load, floor);
+                self.client_reads(index, op, watch, consistency);
+            }
+            _ => self.client_sends(index, ClientRequest::Sync, Call::Sync, floor, None),
+        }
+        true
+    }
+
+    fn watches_everything(&mut self, index: usize, paths: u64) {
+        self.trace.reached("load: watches on everything");
+        for path in 0..paths {
+            let op = match self.clients[index].rng.chance(500) {
+                true => ReadOp::Exists { path: format!("/p{path}") },
+                false => ReadOp::GetChildren { path: format!("/p{path}") },
+            };
+            self.client_reads(index, op, true, Consistency::Local);
+        }
+    }
+
+    fn client_reads(&mut self, index: usize, op: ReadOp, watch: bool, consistency: Consistency) {
+        let floor = self.history.floor();
+        let session = self.clients[index].session.expect("the handshake is over");
+        let ticket = match consistency {
+            Consistency::Linearizable => self.history.registers.send_read(session, &op),
+            _ => None,
+        };
+        let request = ClientRequest::Read { op: op.clone(), watch, consistency };
+        self.client_sends(index, request, Call::Read { op, watch, consistency }, floor, ticket);
+    }
+
+    fn client_writes(&mut self, index: usize, write: &Unanswered, again: bool) {
+        let client = &self.clients[index];
+        let request = client.write_request(write);
+        self.history.on_sent(write_key(client, write.n), write.op.as_ref(), write.floor);
+        self.client_sends(index, request, Call::Write { n: write.n, again }, write.floor, write.ticket);
+    }
+
+    /// A client begins to read nothing, or to read again.
+    fn client_stalls(&mut self, index: usize) {
+        let now = self.schedule.now();
+        let load = &self.options.load;
+        let (think_ms, stall_ms, timeout) = (load.think_ms, load.stall_ms, load.session_timeout_ms * MS);
+        let safety = self.stage == Stage::Safety;
+        let client = &mut self.clients[index];
+        let Some(connection) = &mut client.connection else { return };
+        match connection.stalled_until {
+            Some(until) if now >= until || !safety => {
+                connection.stalled_until = None;
+                connection.heard = now;
+                self.tell_server(index, ToServer::Reads(true));
+            }
+            None if safety && connection.attach.is_some() && client.rng.below(stall_ms) < think_ms => {
+                connection.stalled_until = Some(now + client.rng.magnitude(MS, 2 * timeout));
+                self.trace.reached("load: client does not read");
+                self.tell_server(index, ToServer::Reads(false));
+            }
+            _ => {}
+        }
+    }
+
+    /// At rest every session reads once more: what that shows, its watches must have told.
+    pub(crate) fn lacks_last_words(&mut self) -> Option<String> {
+        let mut lacking = None;
+        for (index, client) in self.clients.iter_mut().enumerate() {
+            if client.session.is_none() || client.last_word == LastWord::Heard {
+                continue;
+            }
+            if client.last_word == LastWord::NotYet {
+                client.last_word = LastWord::Wanted;
+            }
+            lacking = Some(format!("client {index} has not read for the last time: {:?}", client.last_word));
+        }
+        lacking
     }
 
     fn client_connects(&mut self, index: usize) {
@@ -143,6 +262,7 @@ impl World {
             attach: None,
             arrives: now,
             heard: now,
+            stalled_until: None,
         });
         let open = ToServer::Open { session: client.session, seen: client.seen, wire: client.wire };
         self.tell_server(index, open);
@@ -156,7 +276,14 @@ impl World {
         }
     }
 
-    pub(crate) fn client_sends(&mut self, index: usize, request: ClientRequest, call: Call, floor: Zxid) {
+    pub(crate) fn client_sends(
+        &mut self,
+        index: usize,
+        request: ClientRequest,
+        call: Call,
+        floor: Zxid,
+        ticket: Option<Ticket>,
+    ) {
         let client = &mut self.clients[index];
         let cookie = client.next_cookie;
         client.next_cookie += 1;
@@ -164,7 +291,7 @@ impl World {
         self.trace.line(self.schedule.now(), || {
             format!("client {index} ({session:?}, connection {connection}) asks {cookie}: {request:?}")
         });
-        client.pending.push_back(Pending { cookie, call, floor });
+        client.pending.push_back(Pending { cookie, call, floor, ticket });
         self.tell_server(index, ToServer::Request(cookie, request));
     }
 
@@ -197,7 +324,9 @@ impl World {
                     woken.lock().expect("one thread").insert(id);
                 });
                 let protocol = if wire { Protocol::Wire } else { Protocol::Grpc };
-                let lane = Arc::new(Lane::new(WatcherId(id), session, protocol, client_ids(), seen, wake));
+                let lane = Lane::new(WatcherId(id), session, protocol, client_ids(), seen, wake);
+                let unread = self.options.load.unread_bytes;
+                let lane = Arc::new(lane.bounded(unread, 4 * unread));
                 let lanes = &process.apply.shared();
                 if !lanes.lanes.join(session, nonce, lane.clone()) {
                     self.schedule.after(MS, Event::ToClient { client, connection: id, message: ToClient::Broken });
@@ -205,7 +334,15 @@ impl World {
                 }
                 process.connections.insert(
                     id,
-                    Connection { client, lane, nonce, next_n: wire.then_some(1), answered: false, arrives: now },
+                    Connection {
+                        client,
+                        lane,
+                        nonce,
+                        next_n: wire.then_some(1),
+                        answered: false,
+                        reads: true,
+                        arrives: now,
+                    },
                 );
                 let timeout_ms = self.options.load.session_timeout_ms as i32;
                 let command = if new {
@@ -230,6 +367,11 @@ impl World {
                         self.push_input(to, MemberInput::Withdraw(Key::Handshake { session, nonce }));
                     }
                 }
+            }
+            ToServer::Reads(reads) => {
+                let Some(connection) = process.connections.get_mut(&id) else { return Ok(()) };
+                connection.reads = reads;
+                self.advance_lane(to, id);
             }
             ToServer::Request(cookie, request) => {
                 let Some(connection) = process.connections.get_mut(&id) else { return Ok(()) };
@@ -271,6 +413,14 @@ impl World {
             }
             ClientRequest::AddWatch { path, kind } => {
                 lane.push(cookie, Step::AddWatch { path, kind }, Consistency::Local, None);
+                return;
+            }
+            ClientRequest::RemoveWatches { path, kind } => {
+                lane.push(cookie, Step::Watches { path, kind, remove: true }, Consistency::Local, None);
+                return;
+            }
+            ClientRequest::CheckWatches { path, kind } => {
+                lane.push(cookie, Step::Watches { path, kind, remove: false }, Consistency::Local, None);
                 return;
             }
             ClientRequest::Subscribe { watch, subscription, after } => {
@@ -335,6 +485,10 @@ impl World {
     fn advance_lane(&mut self, to: ProcessRef, id: u64) {
         let Some(process) = self.process_mut(to) else { return };
         let Some(connection) = process.connections.get_mut(&id) else { return };
+        // Its task waits for room in the socket.
+        if !connection.reads {
+            return;
+        }
         let lane = connection.lane.clone();
         let mut messages = Vec::new();
         if !connection.answered
@@ -343,11 +497,17 @@ impl World {
             connection.answered = true;
             messages.push(ToClient::Handshake(lane.session, handshake));
         }
-        if connection.answered {
-            process.apply.shared().advance(&lane);
-        }
+        let answered = connection.answered;
         let mut out = Vec::new();
-        lane.take_outgoing(&mut out);
+        // What a full queue held back is in front again when it was emptied.
+        loop {
+            if answered {
+                process.apply.shared().advance(&lane);
+            }
+            if !lane.take_outgoing(&mut out) {
+                break;
+            }
+        }
         let closes = out.iter().any(|o| matches!(o, Outgoing::Close(_)));
         messages.extend(out.into_iter().map(ToClient::Out));
         if messages.is_empty() {
@@ -370,6 +530,13 @@ impl World {
         }
     }
 
+    /// A client was told that its session is over.
+    fn session_over(&mut self, index: usize, session: SessionId) {
+        self.history.told_expired.insert(session);
+        self.history.registers.session_over(session);
+        self.clients[index].forget_session();
+    }
+
     /// Something of a server reached a client.
     pub(crate) fn on_to_client(&mut self, index: usize, id: u64, message: ToClient) -> Check {
         let now = self.schedule.now();
@@ -390,21 +557,17 @@ impl World {
                 if let Some(watches) = client.set_watches() {
                     self.trace.reached("watches set again");
                     let call = Call::SetWatches(watches.clone());
-                    self.client_sends(index, ClientRequest::SetWatches(watches), call, Zxid::ZERO);
+                    self.client_sends(index, ClientRequest::SetWatches(watches), call, Zxid::ZERO, None);
                 }
-                let client = &self.clients[index];
-                let unanswered = client.unanswered.clone();
                 self.follower_connected(index);
-                for write in unanswered {
+                for write in self.clients[index].unanswered.clone() {
                     self.trace.reached("write sent again");
-                    let request = self.clients[index].write_request(&write);
-                    self.client_sends(index, request, Call::Write(write.n), write.floor);
+                    self.client_writes(index, &write, true);
                 }
             }
             ToClient::Handshake(session, Handshake::Expired) => {
                 self.trace.reached("session found expired");
-                self.history.told_expired.insert(session);
-                self.clients[index].forget_session();
+                self.session_over(index, session);
             }
             ToClient::Handshake(_, Handshake::IdTaken) => client.forget_connection(),
             ToClient::Out(Outgoing::Reply { cookie, zxid, result }) => {
@@ -442,12 +605,10 @@ impl World {
                 });
                 let client = &mut self.clients[index];
                 match reason {
-                    CloseReason::Expired | CloseReason::ClosedByClient => {
-                        if let Some(session) = client.session {
-                            self.history.told_expired.insert(session);
-                        }
-                        client.forget_session();
-                    }
+                    CloseReason::Expired | CloseReason::ClosedByClient => match client.session {
+                        Some(session) => self.session_over(index, session),
+                        None => client.forget_session(),
+                    },
                     CloseReason::OutOfOrder => {
                         return Err(Violation {
                             invariant: "I23 session order",
@@ -461,58 +622,67 @@ impl World {
         Ok(())
     }
 
-    fn on_reply(&mut self, index: usize, id: u64, cookie: u64, zxid: Zxid, result: Result<Answer, ErrorCode>) -> Check {
+    fn on_reply(&mut self, index: usize, id: u64, cookie: u64, zxid: Zxid, result: ClientResult) -> Check {
         const NAME: &str = "I23 session order";
         let client = &mut self.clients[index];
         let session = client.session.expect("replies come after the handshake");
-        let attach = client.connection.as_ref().and_then(|c| c.attach).unwrap_or_default();
         let pending = client.pending.pop_front();
-        let Some(Pending { call, floor, .. }) = pending.filter(|p| p.cookie == cookie) else {
+        let Some(Pending { call, floor, ticket, .. }) = pending.filter(|p| p.cookie == cookie) else {
             ensure!(false, NAME, "client {index} got reply {cookie} ({result:?}), which is not the next");
             return Ok(());
         };
-        if !matches!(call, Call::Write(_)) {
-            ensure!(
-                zxid >= client.seen,
-                NAME,
-                "client {index} was answered {call:?} from {zxid:?} after it had seen {:?}",
-                client.seen
-            );
+        // An answer that was kept, or is none, is older than what was seen since.
+        let is_write = matches!(call, Call::Write { .. });
+        ensure!(
+            is_write || zxid >= client.seen,
+            NAME,
+            "client {index} was answered {call:?} from {zxid:?} after it had seen {:?}",
+            client.seen
+        );
+        if let Some(ticket) = ticket {
+            self.history.registers.answered(session, ticket, &result);
         }
-        client.seen = client.seen.max(zxid);
-        client.replied = client.replied.max(zxid);
+        let client = &mut self.clients[index];
+        let (seen, replied) = (client.seen, client.replied);
+        client.seen = seen.max(zxid);
+        client.replied = replied.max(zxid);
         match call {
-            Call::Write(n) => {
+            Call::Write { n, again } => {
                 // The end of a session that is gone already, and refusals without an entry, have no place in the log.
                 if result == Err(ErrorCode::SessionExpired) {
                     return Ok(());
                 }
-                if client.unanswered.front().is_some_and(|u| u.n == n) {
-                    client.unanswered.pop_front();
+                let write = client.unanswered.pop_front_if(|u| u.n == n);
+                let key = write_key(client, n);
+                self.history.on_write(&self.checks.ghost, key, zxid, &result)?;
+                // What was asked before the write is answered from before it; its own events come before its reply.
+                ensure!(
+                    again || (zxid > replied && zxid >= seen),
+                    NAME,
+                    "client {index} was answered number {n} at {zxid:?} after replies up to {replied:?} and events up to {seen:?}"
+                );
+                if let Some(landmark) = write.and_then(|write| landmark(&write.op?, &result)) {
+                    self.trace.reached(landmark);
                 }
-                let key = (session, if client.wire { attach } else { Zxid::ZERO }, n);
-                self.history.on_write(&self.checks.ghost, key, zxid, &result, floor)?;
             }
             Call::Read { op, watch, consistency } => {
+                client.learn(&op, &result);
                 self.history.on_read(session, &op, consistency, zxid, &result, floor)?;
+                if matches!(op, ReadOp::MultiRead(_)) {
+                    self.trace.reached("multi-read answered");
+                }
                 let armed = match &op {
-                    ReadOp::Exists { path } if matches!(result, Ok(_) | Err(ErrorCode::NoNode)) => Some((path, false)),
-                    ReadOp::GetData { path } if result.is_ok() => Some((path, false)),
-                    ReadOp::GetChildren { path } if result.is_ok() => Some((path, true)),
+                    ReadOp::Exists { path } if result.is_ok() => Some((path, Sort::Data)),
+                    ReadOp::Exists { path } if result == Err(ErrorCode::NoNode) => Some((path, Sort::Exist)),
+                    ReadOp::GetData { path } if result.is_ok() => Some((path, Sort::Data)),
+                    ReadOp::GetChildren { path } if result.is_ok() => Some((path, Sort::Child)),
                     _ => None,
                 };
-                self.history.on_seen(id, Seen::Reply(zxid));
-                if let Some((path, child)) = armed.filter(|_| watch) {
+                if let Some((path, sort)) = armed.filter(|_| watch) {
                     self.trace.reached("watch armed");
-                    let sort = match (child, &result) {
-                        (true, _) => Sort::Child,
-                        (false, Ok(_)) => Sort::Data,
-                        (false, Err(_)) => Sort::Exist,
-                    };
-                    self.clients[index].armed.insert((path.clone(), sort));
-                    self.history.on_seen(id, Seen::Armed { path: path.clone(), child, zxid });
+                    self.clients[index].armed.entry((path.clone(), sort)).or_insert(zxid);
+                    self.history.on_seen(id, Seen::Armed { path: path.clone(), kind: sort.kind(), zxid });
                 }
-                return Ok(());
             }
             Call::Sync => {
                 ensure!(
@@ -523,17 +693,38 @@ impl World {
                 self.trace.reached("sync answered");
             }
             Call::AddWatch(path, recursive) => {
-                self.history.on_seen(id, Seen::Persistent { path, recursive, zxid });
+                client.persistent.insert((path.clone(), recursive));
+                let kind = if recursive { WatchKind::PersistentRecursive } else { WatchKind::Persistent };
+                self.history.on_seen(id, Seen::Armed { path, kind, zxid });
+            }
+            Call::Watches(path, kind, remove) => {
+                let found = result.is_ok();
+                ensure!(
+                    found || result == Err(ErrorCode::NoWatcher),
+                    "I25 watches",
+                    "client {index} asked for watches {kind:?} on {path} and was told {result:?}"
+                );
+                if found && remove {
+                    client.forget_watches(&path, kind);
+                    self.trace.reached("watches removed");
+                }
+                self.history.on_seen(id, Seen::Watches { path, kind, remove, found, zxid });
             }
             Call::SetWatches(watches) => {
                 let missed = std::mem::take(&mut client.missed);
-                self.history.on_seen(id, Seen::Reply(zxid));
-                for (path, sort) in self.clients[index].armed.clone() {
-                    self.history.on_seen(id, Seen::Armed { path, child: sort == Sort::Child, zxid });
+                if !client.persistent.is_empty() {
+                    self.trace.reached("persistent watches set again");
                 }
-                self.history.on_set_watches(zxid, watches, missed);
-                return Ok(());
+                for ((path, sort), armed) in &client.armed {
+                    // Who waits for a znode is not told of one that came and went meanwhile, as on ZooKeeper.
+                    if *sort != Sort::Exist {
+                        let (path, kind) = (path.clone(), sort.kind());
+                        self.history.on_kept(Kept { session, path, kind, armed: *armed, again: zxid });
+                    }
+                }
+                self.history.on_seen(id, Seen::SetAgain { watches, missed, zxid });
             }
+            Call::Last => client.last_word = LastWord::Heard,
             Call::Ping => {}
             Call::Subscribe => {
                 ensure!(result.is_ok(), "the change feed", "follower {index} may not subscribe: {result:?}");
@@ -551,4 +742,11 @@ impl World {
     pub(crate) fn silence(&self) -> Micros {
         self.options.load.session_timeout_ms * MS * 3
     }
+}
+
+/// The name of a client's write in the history.
+fn write_key(client: &Client, n: u64) -> WriteKey {
+    let session = client.session.expect("who writes has a session");
+    let attach = client.connection.as_ref().and_then(|connection| connection.attach).unwrap_or_default();
+    (session, if client.wire { attach } else { Zxid::ZERO }, n)
 }

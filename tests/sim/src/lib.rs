@@ -4,9 +4,12 @@
 //! # Layout
 //! - [`options`]: what a seed draws. [`rng`], [`schedule`]: chance and time.
 //! - [`world`]: what happens next. [`server`], [`disk`], [`network`]: what it happens to. [`faults`]: what goes wrong.
-//! - [`client`], [`follower`], [`frontend`]: clients and their connections.
+//! - [`client`], [`workload`], [`follower`], [`frontend`]: clients, what they ask for, and their connections.
 //! - [`checks`]: the omniscient observer, one property a file. [`history`]: what clients were told, judged by replay.
+//! - [`linearizability`]: the same without the log, for histories of real processes too.
 //! - [`trace`]: the record of a run, and its hash.
+//! - [`swarm`], [`journal`], [`goals`]: many runs, what was run so far, and what they must have reached. [`shrink`]: a
+//!   failure made smaller.
 //!
 //! A run has two phases: in the first, faults strike and nothing wrong may happen (safety); then faults end, and
 //! everything must come to rest within a bound (liveness).
@@ -14,23 +17,29 @@
 pub mod checks;
 mod client;
 mod disk;
-mod faults;
+pub mod faults;
 mod follower;
 mod frontend;
+pub mod goals;
 pub mod history;
+pub mod journal;
+pub mod linearizability;
 mod network;
 pub mod options;
 pub mod rng;
 mod schedule;
 mod server;
+pub mod shrink;
 pub mod swarm;
 pub mod trace;
+mod workload;
 mod world;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::panic::AssertUnwindSafe;
 
 use checks::Violation;
+use faults::FaultId;
 use options::SimOptions;
 use trace::Verbosity;
 use world::World;
@@ -56,6 +65,8 @@ pub struct Report {
     pub answered: u64,
     /// What was reached, how often.
     pub coverage: BTreeMap<&'static str, u64>,
+    /// The faults whose time came.
+    pub struck: BTreeSet<FaultId>,
     /// The last lines of the trace.
     pub tail: Vec<String>,
 }
@@ -65,7 +76,7 @@ impl Report {
     pub fn explain(&self) -> String {
         let Some(violation) = &self.violation else { return format!("seed {}: nothing wrong", self.seed) };
         format!(
-            "{}\n\nseed {} at {} ms after {} events: {}\n  {}\n  {}\nrun it again: cargo run -p corral-sim -- run --seed {} --trace\n",
+            "{}\n\nseed {} at {} ms after {} events: {}\n  {}\n  {}\nrun it again: cargo run -p corral-sim -- run --seed {}{} --trace\n",
             self.tail.join("\n"),
             self.seed,
             self.virtual_ms,
@@ -73,7 +84,8 @@ impl Report {
             violation.invariant,
             violation.text,
             self.options,
-            self.seed
+            self.seed,
+            self.options.reduction
         )
     }
 }
@@ -110,6 +122,7 @@ pub fn simulate_with(options: SimOptions, verbosity: Verbosity) -> Report {
         committed: world.committed(),
         answered: world.answered(),
         coverage: world.trace().coverage().clone(),
+        struck: world.struck().clone(),
         tail: world.trace().tail().map(str::to_owned).collect(),
     }
 }

@@ -82,6 +82,10 @@ pub struct Network {
     delay: (Micros, Micros),
     spike: Micros,
     spike_per_mille: u64,
+    /// Usual delay of each direction.
+    links: BTreeMap<(ServerId, ServerId), (Micros, Micros)>,
+    /// Directions that are slow now: up to so much longer.
+    slow: BTreeMap<(ServerId, ServerId), Micros>,
 }
 
 fn pair(a: ServerId, b: ServerId) -> (ServerId, ServerId) {
@@ -91,7 +95,16 @@ fn pair(a: ServerId, b: ServerId) -> (ServerId, ServerId) {
 impl Network {
     /// No streams yet.
     pub fn new(options: &SimOptions) -> Network {
+        let mut rng = Rng::stream(options.seed, "links");
+        let mut links = BTreeMap::new();
+        for (from, to) in (1..=options.servers()).flat_map(|a| (1..=options.servers()).map(move |b| (a, b))) {
+            let (low, high) = options.delay;
+            let high = if options.links_differ { rng.magnitude(low.max(1), high) } else { high };
+            links.insert((ServerId(from), ServerId(to)), (low.min(high), high));
+        }
         Network {
+            links,
+            slow: BTreeMap::new(),
             streams: BTreeMap::new(),
             current: BTreeMap::new(),
             blocked: BTreeMap::new(),
@@ -106,9 +119,27 @@ impl Network {
     /// From now on messages take their usual time.
     pub fn calm(&mut self) {
         self.spike_per_mille = 0;
+        self.slow.clear();
     }
 
-    /// How long the next message takes.
+    /// Messages of a direction take up to so much longer.
+    pub fn slow_down(&mut self, from: ServerId, to: ServerId, longest: Micros) {
+        self.slow.insert((from, to), longest);
+    }
+
+    /// Messages of a direction take their usual time again.
+    pub fn back_to_normal(&mut self, from: ServerId, to: ServerId) {
+        self.slow.remove(&(from, to));
+    }
+
+    fn link_delay(&mut self, from: ServerId, to: ServerId) -> Micros {
+        let (low, high) = self.links.get(&(from, to)).copied().unwrap_or(self.delay);
+        let slow = self.slow.get(&(from, to)).copied().unwrap_or(0);
+        let spike = if self.rng.chance(self.spike_per_mille) { self.rng.below(self.spike) } else { 0 };
+        self.rng.between(low, high) + spike + self.rng.below(slow)
+    }
+
+    /// How long the next message of a client takes.
     pub fn delay(&mut self) -> Micros {
         let usual = self.rng.between(self.delay.0, self.delay.1);
         usual + if self.rng.chance(self.spike_per_mille) { self.rng.below(self.spike) } else { 0 }
@@ -150,11 +181,9 @@ impl Network {
 
     /// Puts a message on its way from one side; the time it is due, or `None` if the stream is broken.
     pub fn send(&mut self, stream: StreamId, from: Side, message: Message, now: Micros) -> Option<Micros> {
-        let delay = self.delay();
+        let ends = self.streams.get(&stream).filter(|stream| !stream.broken)?.ends;
+        let delay = self.link_delay(ends[from].server, ends[1 - from].server);
         let stream = self.streams.get_mut(&stream)?;
-        if stream.broken {
-            return None;
-        }
         let lane = &mut stream.lanes[1 - from];
         lane.queue.push_back(message);
         lane.last = lane.last.max(now + delay);

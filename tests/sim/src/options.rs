@@ -1,12 +1,15 @@
 //! Swarm options: every seed draws its own sizes, times and mix of faults. Many runs with few kinds of faults each find
-//! more than one run with all of them.
+//! more than one run with all of them; many short ones and a few long ones find more than as many of middling length.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::str::FromStr;
 
 use corral_core::zab::io::{MemberKind, Options as ZabOptions};
 use corral_core::zab::quorum::QuorumSet;
 use corral_proto::ServerId;
 
+use crate::faults::{CATALOGUE, Fault, FaultId, Habit};
 use crate::rng::Rng;
 use crate::schedule::{MS, Micros};
 
@@ -52,6 +55,8 @@ pub struct SimOptions {
 
     /// Usual delay of a message, from and to.
     pub delay: (Micros, Micros),
+    /// Each direction between two servers has its own.
+    pub links_differ: bool,
     /// Of a thousand messages, so many take up to `spike` longer.
     pub spike_per_mille: u64,
     /// See `spike_per_mille`.
@@ -71,35 +76,42 @@ pub struct SimOptions {
     pub followers: u64,
     /// What a server remembers of it: bytes, and ms.
     pub feed: (u64, u64),
+    /// What is left out.
+    pub reduction: Reduction,
 }
 
-/// Mean virtual ms between two faults of a kind; 0: never.
+/// Which faults strike, and how they do.
 #[derive(Clone, Debug, Default)]
 pub struct FaultMix {
-    /// A server crashes between two events.
-    pub crash_ms: u64,
-    /// A server crashes at an operation of its log device.
-    pub disk_crash_ms: u64,
-    /// A server crashes between two things a step asked for.
-    pub output_crash_ms: u64,
-    /// All servers crash at once.
-    pub power_loss_ms: u64,
-    /// A server stands still.
-    pub pause_ms: u64,
-    /// Directions between servers stop carrying.
-    pub partition_ms: u64,
-    /// A stream breaks.
-    pub reset_ms: u64,
-    /// A data folder is lost.
-    pub wipe_ms: u64,
-    /// A server's disk is slow for a while.
-    pub slow_disk_ms: u64,
-    /// An operator asks for a change of leader.
-    pub admin_ms: u64,
-    /// Of a thousand restarts, so many crash while they recover.
-    pub recovery_crash_per_mille: u64,
+    /// Mean virtual ms between two faults of a kind; a kind that is missing never strikes.
+    pub every_ms: BTreeMap<Fault, u64>,
+    /// Of a thousand starts, so many meet a fault of the disk while they recover.
+    pub recovery_per_mille: u64,
     /// Longest wait before a crashed server starts again.
     pub restart_ms: u64,
+    /// Longest time of one operation on a slow disk.
+    pub slow_disk: Micros,
+    /// Longest delay of a message on a slow link.
+    pub slow_link: Micros,
+    /// More copies are lost than the fault model allows, though never all: then the ensemble must refuse to go on.
+    pub overdraw: bool,
+    /// Speed of each server's monotonic clock, in thousandths of the true one; from and to.
+    pub clock_rate: (u64, u64),
+}
+
+/// What is left out of a run, to find the smallest that still fails. What remains keeps its schedule.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Reduction {
+    /// These faults do not strike.
+    pub skip: BTreeSet<FaultId>,
+    /// These clients do nothing.
+    pub without_clients: BTreeSet<u64>,
+    /// So many voters.
+    pub voters: Option<u64>,
+    /// So many observers.
+    pub observers: Option<u64>,
+    /// The phase with faults ends so early, virtual ms.
+    pub safety_ms: Option<u64>,
 }
 
 /// What clients do.
@@ -125,6 +137,78 @@ pub struct Load {
     pub linearizable_per_mille: u64,
     /// Mean ms between two silences of a client that outlast its session; 0: never.
     pub silence_ms: u64,
+    /// Of a thousand cuts and silences, so many strike all clients at once.
+    pub storm_per_mille: u64,
+    /// Of a thousand times that a client asks, so many are bursts that may fill its pipeline.
+    pub burst_per_mille: u64,
+    /// Of a thousand writes, so many end the session.
+    pub close_per_mille: u64,
+    /// Of a thousand reads, so many arm a watch; of as many bursts, one arms a watch on every path.
+    pub watch_per_mille: u64,
+    /// Registers and locks: what happens to them is judged without zxids.
+    pub registers: u64,
+    /// Of a thousand requests, so many are for these.
+    pub register_per_mille: u64,
+    /// Of a thousand requests, so many create and delete under one znode.
+    pub hot_per_mille: u64,
+    /// Of a thousand requests, so many put into a queue, or take from it.
+    pub queue_per_mille: u64,
+    /// Most operations of a huge multi; 0: there is none.
+    pub huge_multi_ops: u64,
+    /// Of a thousand pieces of data, so many are nearly as large as they may be.
+    pub large_per_mille: u64,
+    /// Mean ms between two times in which a client does not read what it is sent; 0: never.
+    pub stall_ms: u64,
+    /// Bytes that may wait for a client that does not read, see [`corral_core::session::lane::OUTGOING_BYTES_MAX`].
+    pub unread_bytes: usize,
+}
+
+impl Load {
+    fn draw(rng: &mut Rng, sync_timeout_ms: u64, paths: u64) -> Load {
+        let mut load = Load {
+            clients: rng.between(1, 6),
+            think_ms: rng.magnitude(2, 60),
+            pipeline: rng.magnitude(1, 20),
+            paths,
+            data_bytes: rng.magnitude(1, 200),
+            session_timeout_ms: sync_timeout_ms * rng.between(3, 10),
+            cut_ms: if rng.chance(600) { sync_timeout_ms * rng.between(1, 10) } else { 0 },
+            wire_per_mille: *rng.pick(&[0, 300, 1000]),
+            linearizable_per_mille: *rng.pick(&[50, 150, 800]),
+            silence_ms: if rng.chance(300) { sync_timeout_ms * rng.between(5, 20) } else { 0 },
+            storm_per_mille: *rng.pick(&[0, 0, 100, 1000]),
+            burst_per_mille: *rng.pick(&[20, 100, 100, 500]),
+            close_per_mille: *rng.pick(&[5, 20, 100]),
+            watch_per_mille: *rng.pick(&[0, 300, 300, 900]),
+            registers: rng.between(1, 3),
+            register_per_mille: *rng.pick(&[0, 50, 50, 100, 900]),
+            hot_per_mille: *rng.pick(&[0, 0, 0, 300]),
+            queue_per_mille: *rng.pick(&[0, 0, 0, 300]),
+            huge_multi_ops: 0,
+            large_per_mille: 0,
+            stall_ms: if rng.chance(200) { sync_timeout_ms * rng.between(2, 10) } else { 0 },
+            unread_bytes: *rng.pick(&[1_000, 10_000, 4 << 20]),
+        };
+        if load.think_ms < 10 {
+            load.burst_per_mille = load.burst_per_mille.min(100);
+        }
+        // The rare and heavy ones; each by itself, so that no run takes long.
+        match rng.below(20) {
+            0 => {
+                load.pipeline = rng.between(50, 300);
+                load.clients = load.clients.min(3);
+                load.think_ms = load.think_ms.max(40);
+            }
+            1 => load.huge_multi_ops = rng.between(60, 400),
+            2 => {
+                load.large_per_mille = 20;
+                load.clients = load.clients.min(3);
+                load.think_ms = load.think_ms.max(20);
+            }
+            _ => {}
+        }
+        load
+    }
 }
 
 impl SimOptions {
@@ -141,7 +225,8 @@ impl SimOptions {
             seed,
             voters,
             observers: *rng.pick(&[0, 0, 0, 1, 1, 2]),
-            safety_ms: sync_timeout_ms * rng.between(10, 30),
+            // A few time-outs most often, so that many runs fit; now and then many.
+            safety_ms: sync_timeout_ms * if rng.chance(150) { rng.between(12, 40) } else { rng.between(3, 12) },
             sync_timeout_ms,
             init_timeout_ms: sync_timeout_ms * rng.between(2, 5),
             ping_interval_ms: (sync_timeout_ms / rng.between(5, 10)).max(20),
@@ -156,30 +241,24 @@ impl SimOptions {
             retention_bytes: *rng.pick(&[0, 0, 1_000, 1 << 30]),
             flush_entries: rng.magnitude(1, 100),
             delay: (delay_high / 20, delay_high),
+            links_differ: rng.chance(300),
             spike_per_mille: *rng.pick(&[0, 0, 1, 10]),
             spike: sync_timeout_ms * MS * 2,
             thread_delay: rng.magnitude(10, 2 * MS),
             write_time: rng.magnitude(50, 20 * MS),
             codec_per_mille: 100,
             faults: FaultMix::default(),
-            load: Load {
-                clients: rng.between(1, 6),
-                think_ms: rng.magnitude(2, 60),
-                pipeline: rng.magnitude(1, 20),
-                paths,
-                data_bytes: rng.magnitude(1, 200),
-                session_timeout_ms: sync_timeout_ms * rng.between(3, 10),
-                cut_ms: if rng.chance(600) { sync_timeout_ms * rng.between(1, 10) } else { 0 },
-                wire_per_mille: *rng.pick(&[0, 300, 1000]),
-                linearizable_per_mille: *rng.pick(&[50, 150, 800]),
-                silence_ms: if rng.chance(300) { sync_timeout_ms * rng.between(5, 20) } else { 0 },
-            },
+            load: Load::draw(rng, sync_timeout_ms, paths),
             followers: 0,
             feed: (0, 0),
+            reduction: Reduction::default(),
         };
         // Small steps of a slow network would need more than the time there is.
         if slow_network {
             options.safety_ms *= 2;
+            // One entry for each round trip would be less than the clients ask for.
+            options.window_bytes = options.window_bytes.max(2_000);
+            options.learner_window_bytes = options.learner_window_bytes.max(2_000);
         }
         options.draw_faults(rng);
         options.followers = *rng.pick(&[0, 1, 1, 2]);
@@ -189,24 +268,38 @@ impl SimOptions {
 
     fn draw_faults(&mut self, rng: &mut Rng) {
         let t = self.sync_timeout_ms;
-        let recovery_crash_per_mille = if rng.chance(400) { 200 } else { 0 };
-        let mut rate = |per_mille: u64, low: u64, high: u64| {
-            if rng.chance(per_mille) { t * rng.between(low, high) } else { 0 }
-        };
+        // A few kinds in most runs, many in some, none in very few.
+        let kinds = if rng.chance(30) { 0 } else { rng.magnitude(1, CATALOGUE.len() as u64 / 2) };
+        let mut left: Vec<&Habit> = CATALOGUE.iter().collect();
+        let mut every_ms = BTreeMap::new();
+        for _ in 0..kinds {
+            let mut at = rng.below(left.iter().map(|habit| habit.weight).sum());
+            let index = left.iter().position(|habit| {
+                let hit = at < habit.weight;
+                at = at.saturating_sub(habit.weight);
+                hit
+            });
+            let habit = left.swap_remove(index.expect("the number is below the sum"));
+            every_ms.insert(habit.kind, t * rng.between(habit.every.0, habit.every.1));
+        }
         self.faults = FaultMix {
-            crash_ms: rate(500, 1, 12),
-            disk_crash_ms: rate(400, 1, 12),
-            output_crash_ms: rate(400, 1, 12),
-            power_loss_ms: rate(250, 4, 20),
-            pause_ms: rate(250, 2, 15),
-            partition_ms: rate(400, 1, 12),
-            reset_ms: rate(400, 1, 10),
-            wipe_ms: rate(200, 5, 25),
-            slow_disk_ms: rate(200, 3, 15),
-            admin_ms: rate(200, 3, 15),
-            recovery_crash_per_mille,
-            restart_ms: rate(1000, 0, 6) + 50,
+            every_ms,
+            recovery_per_mille: if rng.chance(400) { 200 } else { 0 },
+            restart_ms: t * rng.between(0, 6) + 50,
+            slow_disk: rng.magnitude(10 * MS, 10_000 * MS),
+            slow_link: rng.magnitude(t * MS / 4, 10_000 * MS),
+            overdraw: rng.chance(50),
+            clock_rate: *rng.pick(&[(1000, 1000), (970, 1030), (970, 1030), (500, 2000)]),
         };
+    }
+
+    /// The same run with less in it.
+    pub fn reduced(mut self, reduction: &Reduction) -> SimOptions {
+        self.voters = reduction.voters.unwrap_or(self.voters);
+        self.observers = reduction.observers.unwrap_or(self.observers);
+        self.safety_ms = reduction.safety_ms.unwrap_or(self.safety_ms);
+        self.reduction = reduction.clone();
+        self
     }
 
     /// Number of servers.
@@ -249,5 +342,77 @@ impl SimOptions {
 impl fmt::Display for SimOptions {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{self:?}")
+    }
+}
+
+impl fmt::Display for Reduction {
+    /// As flags of `corral-sim run`, with a space before each.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let listed = |f: &mut fmt::Formatter<'_>, flag: &str, items: Vec<String>| match items.is_empty() {
+            true => Ok(()),
+            false => write!(f, " --{flag} {}", items.join(",")),
+        };
+        listed(f, "skip", self.skip.iter().map(FaultId::to_string).collect())?;
+        listed(f, "without-clients", self.without_clients.iter().map(u64::to_string).collect())?;
+        listed(f, "voters", self.voters.iter().map(u64::to_string).collect())?;
+        listed(f, "observers", self.observers.iter().map(u64::to_string).collect())?;
+        listed(f, "safety-ms", self.safety_ms.iter().map(u64::to_string).collect())
+    }
+}
+
+/// Names what a seed means: two programs with the same name draw the same options from a seed. (What the servers and
+/// the simulator make of them is another matter.)
+pub fn format() -> String {
+    let mut hash = 0_u64;
+    for seed in 1..=32 {
+        for byte in SimOptions::draw(seed).to_string().bytes() {
+            hash = (hash ^ u64::from(byte)).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29);
+        }
+    }
+    format!("{:08x}", hash >> 32)
+}
+
+/// A list of faults as [`Reduction`] prints it.
+///
+/// # Errors
+/// What is wrong with it, in words.
+pub fn parse_faults(text: &str) -> Result<BTreeSet<FaultId>, String> {
+    text.split(',').filter(|part| !part.is_empty()).map(FaultId::from_str).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reduction_is_printed_as_the_flags_that_make_it() {
+        let reduction = Reduction {
+            skip: parse_faults("crash.2,power-loss.1").unwrap(),
+            without_clients: [3].into(),
+            voters: Some(3),
+            observers: None,
+            safety_ms: Some(900),
+        };
+        assert_eq!(
+            reduction.to_string(),
+            " --skip crash.2,power-loss.1 --without-clients 3 --voters 3 --safety-ms 900"
+        );
+        assert_eq!(Reduction::default().to_string(), "");
+    }
+
+    #[test]
+    fn fault_that_does_not_exist_is_named_with_those_that_do() {
+        let error = parse_faults("crash.1,meteor.2").unwrap_err();
+        assert!(error.contains("meteor.2") && error.contains("power-loss"), "{error}");
+    }
+
+    #[test]
+    fn most_runs_have_few_kinds_of_faults_and_every_kind_is_drawn() {
+        let drawn: Vec<usize> = (1..=2_000).map(|seed| SimOptions::draw(seed).faults.every_ms.len()).collect();
+        assert!(drawn.iter().filter(|kinds| **kinds <= 4).count() > drawn.len() / 2);
+        for Habit { kind, .. } in CATALOGUE {
+            let somewhere = (1..=2_000).any(|seed| SimOptions::draw(seed).faults.every_ms.contains_key(&kind));
+            assert!(somewhere, "no seed draws {kind:?}");
+        }
     }
 }

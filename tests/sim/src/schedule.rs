@@ -9,39 +9,19 @@ pub type Micros = u64;
 /// Microseconds in a millisecond.
 pub const MS: Micros = 1000;
 
-struct Scheduled<E> {
-    at: Micros,
-    order: u64,
-    event: E,
-}
-
-impl<E> PartialEq for Scheduled<E> {
-    fn eq(&self, other: &Self) -> bool {
-        (self.at, self.order) == (other.at, other.order)
-    }
-}
-impl<E> Eq for Scheduled<E> {}
-impl<E> PartialOrd for Scheduled<E> {
-    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
-        Some(self.cmp(other))
-    }
-}
-impl<E> Ord for Scheduled<E> {
-    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
-        (self.at, self.order).cmp(&(other.at, other.order))
-    }
-}
-
 /// What is still to happen.
 pub struct Schedule<E> {
     now: Micros,
     order: u64,
-    heap: BinaryHeap<Reverse<Scheduled<E>>>,
+    /// Time, order, slot: small, since a heap moves what it holds.
+    heap: BinaryHeap<Reverse<(Micros, u64, usize)>>,
+    slots: Vec<Option<E>>,
+    free: Vec<usize>,
 }
 
 impl<E> Default for Schedule<E> {
     fn default() -> Self {
-        Schedule { now: 0, order: 0, heap: BinaryHeap::new() }
+        Schedule { now: 0, order: 0, heap: BinaryHeap::new(), slots: Vec::new(), free: Vec::new() }
     }
 }
 
@@ -59,14 +39,25 @@ impl<E> Schedule<E> {
     /// Makes `event` happen at a time; now, if that is past.
     pub fn at(&mut self, at: Micros, event: E) {
         self.order += 1;
-        self.heap.push(Reverse(Scheduled { at: at.max(self.now), order: self.order, event }));
+        let slot = match self.free.pop() {
+            Some(slot) => {
+                self.slots[slot] = Some(event);
+                slot
+            }
+            None => {
+                self.slots.push(Some(event));
+                self.slots.len() - 1
+            }
+        };
+        self.heap.push(Reverse((at.max(self.now), self.order, slot)));
     }
 
     /// The next event; time moves to it.
     pub fn next(&mut self) -> Option<E> {
-        let Reverse(next) = self.heap.pop()?;
-        self.now = next.at;
-        Some(next.event)
+        let Reverse((at, _, slot)) = self.heap.pop()?;
+        self.now = at;
+        self.free.push(slot);
+        self.slots[slot].take()
     }
 }
 

@@ -7,13 +7,15 @@ use std::sync::{Arc, Mutex};
 use corral_core::apply::Apply;
 use corral_core::member::{Member, MemberInput};
 use corral_core::session::lane::Lane;
+use corral_core::storage::folder::PeerBook;
 use corral_core::storage::memory::{MemoryStore, MemoryView};
 use corral_core::storage::txn_log::TxnLog;
 use corral_core::zab::io::{Entry, Identity, LogOp, Now, Relation, SnapshotMeta, Status};
 use corral_proto::{ServerId, Zxid};
 
-use crate::disk::Disk;
+use crate::disk::{Backup, Disk};
 use crate::network::{Side, StreamId};
+use crate::rng::Rng;
 use crate::schedule::Micros;
 
 /// One server of the ensemble.
@@ -32,23 +34,135 @@ pub struct Server {
     pub starting: bool,
     /// Not to be started any more.
     pub retired: bool,
-    /// Its monotonic clock began so much before the run, ms.
-    pub mono_offset_ms: u64,
-    /// Its wall clock is so much off, ms.
-    pub wall_skew_ms: i64,
+    /// Its disk has no space until then.
+    pub disk_full_until: Micros,
+    /// Its store is slow until then.
+    pub store_stalled_until: Micros,
+    /// Its copy was damaged or replaced by an old one, and it has not started with that yet.
+    pub spoiled: bool,
+    /// A copy of its folder.
+    pub backup: Option<Backup>,
+    /// Its clocks.
+    pub clock: Clock,
+    /// Chance of its crashes and starts.
+    pub life: Rng,
+}
+
+/// A server's clocks.
+#[derive(Clone, Debug)]
+pub struct Clock {
+    /// Since when the monotonic clock has its speed.
+    since: Micros,
+    /// What it showed then.
+    shown: Micros,
+    /// Its speed in thousandths of the true one.
+    rate: u64,
+    /// The wall clock is so much off, ms.
+    wall_skew_ms: i64,
 }
 
 /// Wall clock at the beginning of a run, ms since the Unix epoch.
 const WALL_START_MS: i64 = 1_700_000_000_000;
 
-impl Server {
-    /// Its clocks at a time of the run.
+impl Clock {
+    /// Clocks at the beginning of a run; the monotonic one shows `shown_ms`.
+    pub fn new(shown_ms: u64, wall_skew_ms: i64, rate: u64) -> Clock {
+        Clock { since: 0, shown: shown_ms * 1000, rate, wall_skew_ms }
+    }
+
+    /// The monotonic clock, microseconds.
+    pub fn mono(&self, at: Micros) -> Micros {
+        self.shown + (at - self.since) * self.rate / 1000
+    }
+
+    /// Both clocks.
     pub fn now(&self, at: Micros) -> Now {
-        Now {
-            mono_ms: self.mono_offset_ms + at / 1000,
-            wall_ms: WALL_START_MS + self.wall_skew_ms + (at / 1000) as i64,
+        Now { mono_ms: self.mono(at) / 1000, wall_ms: WALL_START_MS + self.wall_skew_ms + (at / 1000) as i64 }
+    }
+
+    /// How long something takes that this clock measures.
+    pub fn measured(&self, duration: Micros) -> Micros {
+        duration * 1000 / self.rate
+    }
+
+    /// Changes the speed of the monotonic clock.
+    pub fn set_rate(&mut self, at: Micros, rate: u64) {
+        *self = Clock { since: at, shown: self.mono(at), rate, ..*self };
+    }
+
+    /// Moves the wall clock.
+    pub fn jump(&mut self, by_ms: i64) {
+        self.wall_skew_ms += by_ms;
+    }
+
+    /// The clock of another machine, which shows something else.
+    pub fn replace(&mut self, at: Micros, shown_ms: u64) {
+        *self = Clock { since: at, shown: shown_ms * 1000, ..*self };
+    }
+}
+
+/// A step of one of a server's threads, for crashes around it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// The core takes inputs, and sends what follows.
+    Core,
+    /// The log is written.
+    Log,
+    /// An answer of the log or of execution reaches the core.
+    Answer,
+    /// Entries are executed and published, or a snapshot is made or opened.
+    Apply,
+    /// The store persists itself.
+    Flush,
+    /// The log is read for a learner.
+    ReadLog,
+    /// The log is trimmed.
+    Trim,
+    /// A snapshot arrived.
+    Fetched,
+    /// A request of a client arrives.
+    Request,
+}
+
+impl Step {
+    /// All steps.
+    pub const ALL: [Step; 9] = [
+        Step::Core,
+        Step::Log,
+        Step::Answer,
+        Step::Apply,
+        Step::Flush,
+        Step::ReadLog,
+        Step::Trim,
+        Step::Fetched,
+        Step::Request,
+    ];
+
+    /// What is counted when a process dies around it.
+    pub fn label(self) -> &'static str {
+        match self {
+            Step::Core => "died around: core turn",
+            Step::Log => "died around: log write",
+            Step::Answer => "died around: answer to the core",
+            Step::Apply => "died around: execution",
+            Step::Flush => "died around: flush of the store",
+            Step::ReadLog => "died around: log read",
+            Step::Trim => "died around: log trim",
+            Step::Fetched => "died around: snapshot received",
+            Step::Request => "died around: request of a client",
         }
     }
+}
+
+/// Where a process is to die.
+#[derive(Clone, Copy, Debug)]
+pub struct CrashAt {
+    /// Around which step.
+    pub step: Step,
+    /// After it, not before it.
+    pub after: bool,
+    /// So many of them happen before.
+    pub skip: u64,
 }
 
 /// Work of the apply actor, in order.
@@ -81,6 +195,14 @@ pub struct Process {
     pub turn: bool,
     /// It crashes after so many more outputs.
     pub crash_after: Option<u64>,
+    /// It crashes around a step.
+    pub crash_at: Option<CrashAt>,
+    /// The disk and the start of each peer that it last heard of.
+    pub memory: BTreeMap<ServerId, (u64, u64)>,
+    /// What it durably remembers of that.
+    pub peers: PeerBook,
+    /// When the log was last written.
+    pub log_written: Micros,
     /// The log.
     pub log: TxnLog,
     /// What waits for the log writer.
@@ -135,6 +257,24 @@ pub struct Connection {
     pub next_n: Option<u64>,
     /// The handshake was answered.
     pub answered: bool,
+    /// The client takes what it is sent.
+    pub reads: bool,
     /// When the last thing sent to the client arrives.
     pub arrives: Micros,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Clock;
+
+    #[test]
+    fn monotonic_clock_goes_on_from_where_it_was_when_its_speed_changes() {
+        let mut clock = Clock::new(5, 0, 1000);
+        assert_eq!(clock.mono(2_000), 7_000);
+        clock.set_rate(2_000, 500);
+        assert_eq!((clock.mono(2_000), clock.mono(4_000)), (7_000, 8_000));
+        assert_eq!(clock.measured(1_000), 2_000);
+        clock.jump(-60_000);
+        assert_eq!(clock.mono(4_000), 8_000, "a wall clock that jumps does not matter to it");
+    }
 }

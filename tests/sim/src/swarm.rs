@@ -4,11 +4,13 @@ use std::collections::BTreeMap;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use serde::{Deserialize, Serialize};
+
 use crate::trace::Verbosity;
 use crate::{Report, simulate};
 
 /// What many runs together did.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Summary {
     /// Runs.
     pub seeds: u64,
@@ -21,13 +23,21 @@ pub struct Summary {
     /// Virtual time of all runs, ms.
     pub virtual_ms: u64,
     /// What was reached: in how many runs, how often.
-    pub coverage: BTreeMap<&'static str, (u64, u64)>,
-    /// Seeds that failed, with what did not hold.
+    pub coverage: BTreeMap<String, (u64, u64)>,
+    /// Seeds that failed, ascending.
     pub failures: Vec<Failure>,
 }
 
-/// A seed, the invariant it broke, and how.
-pub type Failure = (u64, &'static str, String);
+/// A run that broke an invariant.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Failure {
+    /// Its seed.
+    pub seed: u64,
+    /// What did not hold.
+    pub invariant: String,
+    /// What was seen.
+    pub text: String,
+}
 
 impl Summary {
     fn add(&mut self, report: &Report) {
@@ -37,13 +47,36 @@ impl Summary {
         self.answered += report.answered;
         self.virtual_ms += report.virtual_ms;
         for (what, times) in &report.coverage {
-            let (runs, total) = self.coverage.entry(what).or_default();
+            let (runs, total) = match self.coverage.get_mut(*what) {
+                Some(row) => row,
+                None => self.coverage.entry((*what).to_owned()).or_default(),
+            };
             *runs += 1;
             *total += times;
         }
         if let Some(violation) = &report.violation {
-            self.failures.push((report.seed, violation.invariant, violation.text.clone()));
+            self.failures.push(Failure {
+                seed: report.seed,
+                invariant: violation.invariant.to_owned(),
+                text: violation.text.clone(),
+            });
         }
+    }
+
+    /// Adds what other runs did.
+    pub fn merge(&mut self, other: &Summary) {
+        self.seeds += other.seeds;
+        self.events += other.events;
+        self.committed += other.committed;
+        self.answered += other.answered;
+        self.virtual_ms += other.virtual_ms;
+        for (what, (runs, times)) in &other.coverage {
+            let row = self.coverage.entry(what.clone()).or_default();
+            row.0 += runs;
+            row.1 += times;
+        }
+        self.failures.extend(other.failures.iter().cloned());
+        self.failures.sort();
     }
 }
 

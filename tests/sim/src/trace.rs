@@ -8,13 +8,15 @@ use crate::schedule::Micros;
 const TAIL_LINES: usize = 400;
 
 /// How much is written down.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Verbosity {
     /// Only the hash and the counters.
     #[default]
     Quiet,
     /// The last lines, for a failure.
     Tail,
+    /// What happened to servers, at once, to standard output; and the last lines.
+    Story,
     /// Every line, at once, to standard output.
     All,
 }
@@ -51,11 +53,20 @@ impl Trace {
 
     /// Writes a line, if anybody reads it.
     pub fn line(&mut self, now: Micros, text: impl FnOnce() -> String) {
+        self.write(now, Verbosity::All, text);
+    }
+
+    /// Writes a line of the story: faults, starts, deaths, roles.
+    pub fn headline(&mut self, now: Micros, text: impl FnOnce() -> String) {
+        self.write(now, Verbosity::Story, text);
+    }
+
+    fn write(&mut self, now: Micros, from: Verbosity, text: impl FnOnce() -> String) {
         if self.verbosity == Verbosity::Quiet {
             return;
         }
         let line = format!("{:>10.3} {}", now as f64 / 1000.0, text());
-        if self.verbosity == Verbosity::All {
+        if self.verbosity >= from {
             println!("{line}");
         }
         if self.tail.len() == TAIL_LINES {

@@ -4,12 +4,12 @@
 //! apply room what it was handed; each when its event comes, each with its own delays. So every interleaving of the
 //! real threads can occur, and the same seed makes the same one.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 
 use corral_core::apply::Apply;
 use corral_core::member::{Member, MemberInput, MemberOptions, MemberOutput, REAP_BATCH_MAX};
-use corral_core::session::CloseReason;
+use corral_core::session::{ClientRequest, CloseReason};
 use corral_core::tree::entry::{Command, Settings, Txn};
 use corral_core::tree::feed::FeedBounds;
 use corral_core::tree::read;
@@ -20,20 +20,23 @@ use corral_proto::{ServerId, Zxid};
 
 use crate::checks::{Check, Checks, Violation};
 use crate::client::Client;
-use crate::disk::{Disk, StartError};
+use crate::disk::{Disk, Plan, StartError};
+use crate::faults::{Fault, FaultId};
 use crate::frontend::{ToClient, ToServer};
 use crate::history::History;
 use crate::network::{Due, End, Network, Side, StreamId};
 use crate::options::SimOptions;
 use crate::rng::Rng;
 use crate::schedule::{MS, Micros, Schedule};
-use crate::server::{ApplyWork, Connection, Process, Server};
+use crate::server::{ApplyWork, Clock, Connection, CrashAt, Process, Server, Step};
 use crate::trace::{Trace, Verbosity};
 
 /// Between two ticks of a machine.
 const TICK: Micros = 20 * MS;
 /// Between two attempts to connect a pair of servers.
 const REDIAL: Micros = 50 * MS;
+/// After so much quiet the last frame of a log is sealed.
+const SEAL_AFTER: Micros = 100 * MS;
 /// Entries the apply room takes at once, at most.
 const APPLY_BATCH_MAX: usize = 50;
 /// A run that schedules more than this is stuck in a loop.
@@ -81,9 +84,17 @@ pub(crate) enum Event {
     /// A server starts.
     Start(ServerId),
     /// A fault strikes.
-    Fault(crate::faults::Fault),
-    /// A partition ends.
+    Fault(FaultId),
+    /// Directions are blocked for a while.
+    Block(Vec<(ServerId, ServerId)>, Micros),
+    /// Directions are open again.
     Heal(Vec<(ServerId, ServerId)>),
+    /// A slow direction has its usual delays again.
+    LinkNormal(ServerId, ServerId),
+    /// An operator stops a server in good order.
+    Stop(ServerId),
+    /// The log's thread remembers the start of a peer.
+    PeerStarted(ProcessRef, ServerId, u64, u64),
     /// A client does something.
     ClientActs(usize),
     /// A client's connection is cut.
@@ -139,8 +150,12 @@ pub struct World {
     pub(crate) trace: Trace,
     /// Chance of threads and disks.
     pub(crate) rng: Rng,
-    /// Chance of faults.
+    /// Chance of what clients suffer.
     pub(crate) fault_rng: Rng,
+    /// Faults whose time came.
+    pub(crate) struck: BTreeSet<FaultId>,
+    /// The next snapshot install loses power after so many operations.
+    pub(crate) install_crash: Option<u64>,
     pub(crate) network: Network,
     pub(crate) servers: BTreeMap<ServerId, Server>,
     pub(crate) clients: Vec<Client>,
@@ -168,10 +183,18 @@ impl World {
                     process: None,
                     paused_until: 0,
                     slow_disk_until: 0,
+                    disk_full_until: 0,
+                    store_stalled_until: 0,
                     starting: false,
                     retired: false,
-                    mono_offset_ms: rng.below(1_000_000),
-                    wall_skew_ms: rng.below(4_000) as i64 - 2_000,
+                    spoiled: false,
+                    backup: None,
+                    clock: Clock::new(
+                        rng.below(1_000_000),
+                        rng.below(4_000) as i64 - 2_000,
+                        rng.between(options.faults.clock_rate.0, options.faults.clock_rate.1),
+                    ),
+                    life: Rng::stream(options.seed, &format!("life of {id:?}")),
                 };
                 (id, server)
             })
@@ -182,7 +205,9 @@ impl World {
         let mut world = World {
             schedule: Schedule::default(),
             trace: Trace::new(verbosity),
-            fault_rng: Rng::stream(options.seed, "faults"),
+            fault_rng: Rng::stream(options.seed, "clients' faults"),
+            struck: BTreeSet::new(),
+            install_crash: None,
             network: Network::new(&options),
             servers,
             clients,
@@ -222,7 +247,16 @@ impl World {
                 return Err(Violation { invariant: "I28 liveness", text: "events without end".to_owned() });
             }
         }
-        self.history.replay(&self.checks.ghost)
+        // All at rest: equal rows, to the last one.
+        for server in self.servers.values_mut() {
+            if let Some(process) = &mut server.process {
+                let full = process.apply.store().digest();
+                self.history.on_digest(process.apply.meta(), Some(full))?;
+            }
+        }
+        let reached = self.history.judge(&self.checks.ghost)?;
+        self.trace.reached(reached);
+        Ok(())
     }
 
     /// What was recorded.
@@ -243,6 +277,20 @@ impl World {
     /// Calls of clients that were answered.
     pub fn answered(&self) -> u64 {
         self.history.answered
+    }
+
+    /// Faults whose time came.
+    pub fn struck(&self) -> &BTreeSet<FaultId> {
+        &self.struck
+    }
+
+    pub(crate) fn server_mut(&mut self, id: ServerId) -> &mut Server {
+        self.servers.get_mut(&id).expect("servers are fixed for a run")
+    }
+
+    /// The process of a server that runs.
+    pub(crate) fn process(&mut self, id: ServerId) -> &mut Process {
+        self.server_mut(id).process.as_mut().expect("it runs")
     }
 
     pub(crate) fn server_ids(&self) -> Vec<ServerId> {
@@ -277,6 +325,11 @@ impl World {
         self.trace.line(self.schedule.now(), text);
     }
 
+    /// As `say`, for what belongs to the story: faults, starts, deaths, roles.
+    pub(crate) fn tell(&mut self, text: impl FnOnce() -> String) {
+        self.trace.headline(self.schedule.now(), text);
+    }
+
     fn handle(&mut self, event: Event) -> Check {
         if let Some(at) = event.process() {
             let server = &self.servers[&at.server];
@@ -294,13 +347,44 @@ impl World {
                 self.schedule.at(server.paused_until, event);
                 return Ok(());
             }
+            if let Some(CrashAt { step, after, .. }) = self.crash_strikes(at, &event) {
+                self.trace.reached(Fault::StepCrash.habit().struck);
+                self.trace.reached(step.label());
+                if after {
+                    self.happen(event)?;
+                }
+                return match self.process_mut(at) {
+                    Some(_) => self.crash(at.server, if after { "after a step" } else { "before a step" }),
+                    None => Ok(()),
+                };
+            }
         }
+        if event.client().is_some_and(|client| self.options.reduction.without_clients.contains(&(client as u64))) {
+            return Ok(());
+        }
+        self.happen(event)
+    }
+
+    /// Whether a process is to die around this event.
+    fn crash_strikes(&mut self, at: ProcessRef, event: &Event) -> Option<CrashAt> {
+        let process = self.process_mut(at)?;
+        let step = event.step()?;
+        let crash_at = process.crash_at.as_mut().filter(|crash_at| crash_at.step == step)?;
+        if crash_at.skip > 0 {
+            crash_at.skip -= 1;
+            return None;
+        }
+        process.crash_at.take()
+    }
+
+    fn happen(&mut self, event: Event) -> Check {
         self.trace.event(self.schedule.now(), &event.words());
         match event {
             Event::Tick(at) => {
-                self.schedule.after(TICK, Event::Tick(at));
+                let tick = self.servers[&at.server].clock.measured(TICK);
+                self.schedule.after(tick, Event::Tick(at));
                 self.push_input(at, MemberInput::Zab(Input::Tick));
-                Ok(())
+                self.seal_if_idle(at)
             }
             Event::CoreTurn(at) => self.core_turn(at),
             Event::LogTurn(at) => self.log_turn(at),
@@ -316,10 +400,7 @@ impl World {
                 self.fetched(at, request, leader, snapshot);
                 Ok(())
             }
-            Event::Dial(a, b) => {
-                self.dial(a, b);
-                Ok(())
-            }
+            Event::Dial(a, b) => self.dial(a, b),
             Event::StreamUp(stream, side) => {
                 self.stream_up(stream, side);
                 Ok(())
@@ -331,6 +412,16 @@ impl World {
             Event::Deliver(stream, side) => self.deliver(stream, side),
             Event::Start(id) => self.start(id),
             Event::Fault(fault) => self.strike(fault),
+            Event::Block(blocked, duration) => {
+                self.block(blocked, duration);
+                Ok(())
+            }
+            Event::LinkNormal(from, to) => {
+                self.network.back_to_normal(from, to);
+                Ok(())
+            }
+            Event::Stop(id) => self.stop(id),
+            Event::PeerStarted(at, peer, instance, start_count) => self.peer_started(at, peer, instance, start_count),
             Event::Heal(blocked) => {
                 // At the end of the faults everything was healed at once.
                 if self.stage == Stage::Safety {
@@ -347,7 +438,15 @@ impl World {
                 self.client_silence_strikes(index);
                 Ok(())
             }
-            Event::ToServer { to, connection, client, message } => self.on_to_server(to, connection, client, message),
+            Event::ToServer { to, connection, client, message } => {
+                if let ToServer::Request(_, ClientRequest::Read { .. }) = &message {
+                    let seen = self.clients[client].seen;
+                    if self.process_mut(to).is_some_and(|p| p.apply.position().zxid < seen) {
+                        self.trace.reached("read waited for its floor");
+                    }
+                }
+                self.on_to_server(to, connection, client, message)
+            }
             Event::ToClient { client, connection, message } => self.on_to_client(client, connection, message),
             Event::Calm => self.calm(),
             Event::Probe => self.probe(),
@@ -368,7 +467,7 @@ impl World {
     }
 
     fn core_turn(&mut self, at: ProcessRef) -> Check {
-        let now = self.servers[&at.server].now(self.schedule.now());
+        let now = self.servers[&at.server].clock.now(self.schedule.now());
         let some = self.rng.chance(300);
         let bound = self.rng.next();
         let process = self.process_mut(at).expect("checked by handle");
@@ -383,11 +482,16 @@ impl World {
             let before = process.status.clone();
             let mut out = Vec::new();
             process.member.step(now, input, &mut out);
-            let status = process.member.status();
+            let status = process.member.brief_status();
             process.status = status.clone();
             self.trace.mix(status.last.hash ^ status.committed.0 ^ u64::from(status.epoch) ^ out.len() as u64);
             for output in &out {
                 if let MemberOutput::Zab(Output::Log { seq, op }) = output {
+                    if let LogOp::Truncate { to } = op
+                        && to.zxid.epoch() < before.last.zxid.epoch()
+                    {
+                        self.trace.reached("truncation across epochs");
+                    }
                     // With something outstanding, the proposal may have waited for the window since it was decided.
                     if before.last.zxid == before.committed {
                         self.note_expiries(at, op)?;
@@ -422,6 +526,9 @@ impl World {
             if before.role == Role::Leading && status.role != Role::Leading {
                 self.trace.reached("leader stepped down");
             }
+            if before.role == Role::Leading && before.last.zxid.counter() + 1 >= self.options.counter_limit {
+                self.trace.reached("counters rolled over into a new epoch");
+            }
             if status.role == Role::Leading && status.phase == Phase::Broadcast {
                 self.trace.reached("leader established");
                 let also = |s: &Server| {
@@ -434,7 +541,7 @@ impl World {
                     self.trace.reached("two servers believe to lead");
                 }
             }
-            self.say(|| {
+            self.tell(|| {
                 format!(
                     "{server:?} is {:?}/{:?} of epoch {}, leader {:?}, log {:?}, durable {:?}, committed {:?}",
                     status.role,
@@ -454,7 +561,8 @@ impl World {
 
     /// For I19: what a leader has heard of sessions.
     fn note_touches(&mut self, at: ProcessRef, input: &MemberInput) {
-        let now = self.schedule.now();
+        // By its own clock: how fast it goes is not what is judged.
+        let now = self.servers[&at.server].clock.mono(self.schedule.now());
         match input {
             MemberInput::Touched(sessions) => {
                 for session in sessions {
@@ -464,6 +572,9 @@ impl World {
             MemberInput::Zab(Input::PeerMessage { peer, link, message: Message::Pong { epoch, touched, .. } }) => {
                 let process = self.process_mut(at).expect("the caller found it");
                 let current = process.links.get(peer).is_some_and(|(l, _, _)| l == link);
+                // A learner that was given up for its silence is not heard any more until it asks anew.
+                let learner = |process: &Process| process.member.status().learners.iter().any(|(id, ..)| id == peer);
+                let current = current && !touched.is_empty() && learner(process);
                 if current && process.status.role == Role::Leading && process.status.epoch == *epoch {
                     for session in touched.clone() {
                         self.history.on_touch(at.process, session, now);
@@ -475,6 +586,7 @@ impl World {
     }
 
     fn note_expiries(&mut self, at: ProcessRef, op: &LogOp) -> Check {
+        let now = self.servers[&at.server].clock.mono(self.schedule.now());
         let status = &self.servers[&at.server].process.as_ref().expect("the caller found it").status;
         let LogOp::Append(entries) = op else { return Ok(()) };
         if status.role != Role::Leading {
@@ -487,7 +599,7 @@ impl World {
                     Txn::decode(&entry.payload)
             {
                 self.trace.reached("expiry proposed");
-                self.history.on_expiry(at.process, session, self.schedule.now())?;
+                self.history.on_expiry(at.process, session, now)?;
             }
         }
         Ok(())
@@ -534,7 +646,7 @@ impl World {
             Output::Send { peer, link, message } => {
                 self.say(|| format!("{:?} -> {peer:?} [{link}] {}", at.server, brief(&message)));
                 self.checks.on_send(at.server, peer, &message, before, status)?;
-                self.note_message(&message);
+                self.note_message(&message, status);
                 self.send(at, peer, link, message)
             }
             Output::Apply(entries) => {
@@ -543,6 +655,9 @@ impl World {
             }
             Output::ReadLog { request, after, max_bytes } => {
                 self.trace.reached("log read for a learner");
+                if status.phase == Phase::Broadcast && status.last.zxid > status.committed {
+                    self.trace.reached("learner caught up from the log behind a full window");
+                }
                 let delay = self.rng.below(self.options.write_time);
                 self.schedule.after(delay, Event::ReadLog(at, request, after, max_bytes));
                 Ok(())
@@ -590,7 +705,13 @@ impl World {
         }
     }
 
-    fn note_message(&mut self, message: &Message) {
+    fn note_message(&mut self, message: &Message, status: &Status) {
+        if matches!(message, Message::SyncPlan { .. })
+            && status.phase == Phase::Broadcast
+            && status.last.zxid > status.committed
+        {
+            self.trace.reached("late joiner under load");
+        }
         match message {
             Message::SyncPlan { plan: SyncPlan::Diff, .. } => self.trace.reached("sync plan: diff"),
             Message::SyncPlan { plan: SyncPlan::Trunc, .. } => self.trace.reached("sync plan: truncate"),
@@ -607,7 +728,13 @@ impl World {
     fn write_delay(&mut self, server: ServerId) -> Micros {
         let slow = self.servers[&server].slow_disk_until > self.schedule.now();
         let usual = 20 + self.rng.below(self.options.write_time);
-        if slow { usual + self.rng.below(self.options.sync_timeout_ms * MS) } else { usual }
+        if slow { usual + self.rng.below(self.options.faults.slow_disk) } else { usual }
+    }
+
+    /// How long a thread of the apply room waits for its turn.
+    fn apply_delay(&mut self, server: ServerId) -> Micros {
+        let stalled = self.servers[&server].store_stalled_until.saturating_sub(self.schedule.now());
+        self.rng.below(self.options.thread_delay) + if stalled > 0 { self.rng.below(stalled) } else { 0 }
     }
 
     fn log_turn(&mut self, at: ProcessRef) -> Check {
@@ -622,7 +749,16 @@ impl World {
             return Ok(());
         };
         let last = *last;
+        let installs = ops.iter().any(|(_, op)| matches!(op, LogOp::InstallSnapshot(_)));
+        let cut = if installs { self.install_crash.take() } else { None };
+        if let Some(skip) = cut {
+            self.server_mut(at.server).disk.plan(skip, Plan::PowerCut);
+        }
+        let process = self.process_mut(at).expect("checked by handle");
         let written = process.log.write(&ops);
+        if cut.is_some() && written.is_err() {
+            self.trace.reached(Fault::InstallCrash.habit().struck);
+        }
         match written {
             Ok(seq) if seq == last => {}
             Ok(seq) => {
@@ -647,7 +783,9 @@ impl World {
         let delay = self.rng.below(self.options.thread_delay);
         let next = self.write_delay(at.server);
         let now = self.schedule.now();
+        let prepares = self.rng.chance(50);
         let process = self.process_mut(at).expect("checked by handle");
+        process.log_written = now;
         process.log_answer = process.log_answer.max(now + delay);
         let answer = process.log_answer;
         process.log_busy = !process.log_queue.is_empty();
@@ -656,19 +794,62 @@ impl World {
         }
         let input = MemberInput::Zab(Input::LogDone { seq: last });
         self.schedule.at(answer, Event::Input(at, Box::new(input)));
+        if prepares {
+            let process = self.process_mut(at).expect("checked by handle");
+            if let Err(error) = process.log.prepare_next() {
+                return self.disk_failed(at, &error.to_string());
+            }
+            self.trace.reached("segment prepared ahead");
+        }
         Ok(())
     }
 
-    /// The log writer met an error: expected if a fault was planned, and then the end of the process.
-    fn disk_failed(&mut self, at: ProcessRef, error: &str) -> Check {
-        if !self.servers[&at.server].disk.is_off() {
-            return Err(Violation {
-                invariant: "the log does not fail by itself",
-                text: format!("{:?}: {error}", at.server),
-            });
+    /// A log that was quiet for a while gets a seal.
+    fn seal_if_idle(&mut self, at: ProcessRef) -> Check {
+        let now = self.schedule.now();
+        let process = self.process_mut(at).expect("checked by handle");
+        if process.log_busy || now < process.log_written + SEAL_AFTER {
+            return Ok(());
         }
-        self.trace.reached("power cut in a disk operation");
-        self.crash(at.server, "power cut in a disk operation")
+        process.log_written = now;
+        match process.log.seal_if_idle() {
+            Ok(sealed) => {
+                if sealed {
+                    self.trace.reached("log sealed");
+                }
+                Ok(())
+            }
+            Err(error) => self.disk_failed(at, &error.to_string()),
+        }
+    }
+
+    /// The log's thread met an error: expected if a fault was planned, and then the end of the process (P28).
+    fn disk_failed(&mut self, at: ProcessRef, error: &str) -> Check {
+        let disk = &self.servers[&at.server].disk;
+        let kind = match disk.struck() {
+            _ if disk.is_off() => Fault::DiskCrash,
+            Some(Plan::Failure) => Fault::DiskError,
+            Some(Plan::NoSpace) => Fault::DiskFull,
+            Some(Plan::ReadFailure) => Fault::ReadError,
+            Some(Plan::PowerCut) | None => {
+                return Err(Violation {
+                    invariant: "the log does not fail by itself",
+                    text: format!("{:?}: {error}", at.server),
+                });
+            }
+        };
+        self.trace.reached(kind.habit().struck);
+        self.crash(at.server, kind.habit().struck)
+    }
+
+    /// The log's thread notes durably which start of a peer it has seen (P9).
+    fn peer_started(&mut self, at: ProcessRef, peer: ServerId, instance: u64, start_count: u64) -> Check {
+        let server = self.servers.get_mut(&at.server).expect("servers are fixed");
+        let process = server.process.as_mut().expect("checked by handle");
+        match server.disk.observe(&mut process.peers, peer, instance, start_count) {
+            Ok(()) => Ok(()),
+            Err(error) => self.disk_failed(at, &error.to_string()),
+        }
     }
 
     fn read_log(&mut self, at: ProcessRef, request: u64, after: Zxid, max_bytes: usize) -> Check {
@@ -703,7 +884,7 @@ impl World {
     // ---- the apply room ----
 
     pub(crate) fn give_apply(&mut self, at: ProcessRef, work: ApplyWork) -> Check {
-        let delay = self.rng.below(self.options.thread_delay);
+        let delay = self.apply_delay(at.server);
         let process = self.process_mut(at).expect("the caller found it");
         process.apply_queue.push_back(work);
         if !process.apply_busy {
@@ -770,7 +951,7 @@ impl World {
             }
             Some(ApplyWork::Open(snapshot)) => self.open_snapshot(at, snapshot)?,
         }
-        let delay = self.rng.below(self.options.thread_delay);
+        let delay = self.apply_delay(at.server);
         if let Some(process) = self.process_mut(at) {
             process.apply_busy = !process.apply_queue.is_empty();
             if process.apply_busy {
@@ -874,7 +1055,11 @@ impl World {
 
     fn open_snapshot(&mut self, at: ProcessRef, snapshot: SnapshotMeta) -> Check {
         let server = self.servers.get_mut(&at.server).expect("servers are fixed");
-        let Some(store) = server.disk.open_installed(&snapshot) else {
+        let opened = server.disk.open_installed(&snapshot);
+        if opened.is_none() && (server.disk.is_off() || server.disk.struck().is_some()) {
+            return self.disk_failed(at, "the snapshot cannot be opened");
+        }
+        let Some(store) = opened else {
             return Err(Violation {
                 invariant: "I18 snapshot",
                 text: format!("{:?}: {snapshot:?} is not where it should be", at.server),
@@ -929,22 +1114,60 @@ impl World {
         Ok(())
     }
 
-    fn dial(&mut self, a: ServerId, b: ServerId) {
+    fn dial(&mut self, a: ServerId, b: ServerId) -> Check {
         if self.network.is_connected(a, b) {
-            return;
+            return Ok(());
         }
         let now = self.schedule.now();
         let (low, high) = (a.min(b), a.max(b));
         let (Some(first), Some(second)) = (self.process_of(low), self.process_of(high)) else {
             // The start of the one that is missing dials again.
-            return;
+            return Ok(());
         };
         let stands = |id: &ServerId| self.servers[id].paused_until > now;
         if stands(&low) || stands(&high) || self.network.is_blocked(a, b) || self.network.is_blocked(b, a) {
             let delay = REDIAL + self.rng.below(REDIAL);
             self.schedule.after(delay, Event::Dial(low, high));
-            return;
+            return Ok(());
         }
+        if let Some(outdated) = self.outdated(first, second) {
+            return self.condemn(outdated);
+        }
+        self.connect(low, high);
+        Ok(())
+    }
+
+    /// Of two servers that greet each other, the one whose disk the other has seen in a later start (P9).
+    fn outdated(&self, first: ProcessRef, second: ProcessRef) -> Option<ServerId> {
+        let outdated = |it: ProcessRef, other: ProcessRef| {
+            let process = |at: ProcessRef| self.servers[&at.server].process.as_ref();
+            let (me, memory) = (process(it)?.identity, &process(other)?.memory);
+            let (instance, start_count) = *memory.get(&it.server)?;
+            (instance == me.instance && start_count > me.start_count).then_some(it.server)
+        };
+        outdated(first, second).or_else(|| outdated(second, first))
+    }
+
+    /// A server was told that its folder is an old copy: it marks itself, and ends.
+    fn condemn(&mut self, id: ServerId) -> Check {
+        self.tell(|| format!("{id:?} is told that its folder is an old copy"));
+        self.trace.reached("old folder recognised");
+        let server = self.servers.get_mut(&id).expect("servers are fixed");
+        server.disk.withdraw();
+        let mut record = server.process.as_ref().expect("it greeted").log.record();
+        record.identity.membership = Membership::Amnesiac;
+        if let Err(error) = record.write(server.disk.device()) {
+            return Err(Violation { invariant: "the log does not fail by itself", text: format!("{id:?}: {error}") });
+        }
+        server.spoiled = false;
+        self.checks.on_condemned(id);
+        self.crash(id, "it runs on an old copy")
+    }
+
+    /// Makes a stream between two running servers.
+    pub(crate) fn connect(&mut self, low: ServerId, high: ServerId) {
+        let (Some(first), Some(second)) = (self.process_of(low), self.process_of(high)) else { return };
+        let now = self.schedule.now();
         let mut end = |at: ProcessRef| {
             let process = self.process_mut(at).expect("found above");
             process.last_link += 1;
@@ -973,6 +1196,9 @@ impl World {
             return;
         }
         process.links.insert(peer.server, (end.link, stream, side));
+        process.memory.insert(peer.server, (peer.instance, peer.start_count));
+        let delay = self.write_delay(at.server);
+        self.schedule.after(delay, Event::PeerStarted(at, peer.server, peer.instance, peer.start_count));
         self.say(|| format!("{:?} has stream {} to {:?}", end.server, end.link, peer.server));
         let input =
             Input::PeerUp { peer: peer.server, link: end.link, instance: peer.instance, start_count: peer.start_count };
@@ -1017,33 +1243,61 @@ impl World {
 
     fn start(&mut self, id: ServerId) -> Check {
         let now = self.schedule.now();
-        let unlucky =
-            self.stage == Stage::Safety && self.fault_rng.chance(self.options.faults.recovery_crash_per_mille);
-        let cut_after = unlucky.then(|| self.fault_rng.below(30));
         let machine_seed = self.rng.next();
+        let safety = self.stage == Stage::Safety;
+        let (per_mille, restart_ms) = (self.options.faults.recovery_per_mille, self.options.faults.restart_ms);
         let server = self.servers.get_mut(&id).expect("servers are fixed");
         server.starting = false;
         if server.process.is_some() || server.retired {
             return Ok(());
         }
-        let started = match server.disk.start(cut_after) {
+        let life = &mut server.life;
+        let unlucky = safety && life.chance(per_mille);
+        let plan = *life.pick(&[Plan::PowerCut, Plan::PowerCut, Plan::Failure, Plan::ReadFailure]);
+        let skip = life.below(30);
+        let full = (server.disk_full_until > now).then_some((skip % 6, Plan::NoSpace));
+        let started = match server.disk.start(full.or(unlucky.then_some((skip, plan)))) {
             Ok(started) => started,
             Err(StartError::PowerCut) => {
+                let (seed, delay) = (server.life.next(), server.life.below(restart_ms * MS));
+                server.disk.after_power_cut(seed);
+                self.put_back_if_outdated(id);
+                self.tell(|| format!("{id:?} loses power while it starts"));
                 self.trace.reached("power cut during recovery");
-                let seed = self.fault_rng.next();
-                self.servers.get_mut(&id).expect("servers are fixed").disk.after_power_cut(seed);
-                let delay = self.fault_rng.below(self.options.faults.restart_ms * MS);
                 self.start_after(id, delay);
+                return Ok(());
+            }
+            Err(StartError::Failed(plan)) => {
+                let delay = server.life.below(restart_ms * MS);
+                self.put_back_if_outdated(id);
+                self.tell(|| format!("{id:?} cannot start: {plan:?}"));
+                self.trace.reached(match plan {
+                    Plan::NoSpace => Fault::DiskFull.habit().struck,
+                    _ => "disk error during recovery",
+                });
+                self.start_after(id, delay);
+                return Ok(());
+            }
+            Err(StartError::Refused(text)) if server.spoiled => {
+                // An operator gives it an empty folder.
+                self.tell(|| format!("{id:?} refuses its folder: {text}"));
+                self.trace.reached("damage: folder refused");
+                self.wipe(id)?;
+                self.start_after(id, 0);
                 return Ok(());
             }
             Err(StartError::Refused(text)) => {
                 return Err(Violation { invariant: "recovery is exact", text: format!("{id:?} cannot start: {text}") });
             }
         };
+        // An old copy stays one until somebody says so.
+        let outdated = self.checks.ghost.server(id).outdated;
+        let spoiled = self.servers[&id].spoiled && !outdated;
+        self.server_mut(id).spoiled = outdated;
         self.next_process += 1;
         let at = ProcessRef { server: id, process: self.next_process };
         let recovered = started.recovered;
-        self.say(|| {
+        self.tell(|| {
             format!(
                 "{id:?} starts: log {:?}..{:?}, promise {}, store {:?}, {:?}",
                 recovered.base.zxid,
@@ -1056,7 +1310,10 @@ impl World {
         if recovered.identity.membership == Membership::Amnesiac {
             self.trace.reached("amnesiac started");
         }
-        self.checks.on_recovered(id, &recovered)?;
+        if started.torn {
+            self.trace.reached("hole or tear in the tail of a log");
+        }
+        self.checks.on_recovered(id, &recovered, spoiled)?;
         let identity = recovered.identity;
         let member = Member::new(
             self.options.zab(id, machine_seed),
@@ -1076,11 +1333,15 @@ impl World {
         server.process = Some(Process {
             number: at.process,
             identity,
-            status: member.status(),
+            status: member.brief_status(),
             member,
             inbox: Default::default(),
             turn: false,
             crash_after: None,
+            crash_at: None,
+            memory: started.peers.latest(),
+            peers: started.peers,
+            log_written: now,
             log: started.log,
             log_queue: Default::default(),
             log_busy: false,
@@ -1116,12 +1377,41 @@ impl World {
         Ok(())
     }
 
+    /// Ends a process in good order, as an operator does: what is queued for the log is written, and sealed.
+    fn stop(&mut self, id: ServerId) -> Check {
+        let Some(at) = self.process_of(id).filter(|_| self.stage == Stage::Safety) else { return Ok(()) };
+        if self.process(id).log_busy {
+            self.log_turn(at)?;
+        }
+        let Some(process) = self.process_mut(at) else { return Ok(()) };
+        if let Err(error) = process.log.seal_if_idle() {
+            return self.disk_failed(at, &error.to_string());
+        }
+        self.end(id, "stopped by an operator", false)
+    }
+
     /// Ends a process without warning. Sometimes only the process dies; sometimes, and always if the device is off, the
     /// machine loses power with it.
     pub(crate) fn crash(&mut self, id: ServerId, why: &str) -> Check {
-        let power = self.fault_rng.chance(500) || self.servers[&id].disk.is_off();
-        let seed = self.fault_rng.next();
         let server = self.servers.get_mut(&id).expect("servers are fixed");
+        let power = server.life.chance(500) || server.disk.is_off();
+        self.end(id, why, power)
+    }
+
+    /// Every start from an old copy is another first one: by its own count it would catch up with what its peers
+    /// remember.
+    fn put_back_if_outdated(&mut self, id: ServerId) {
+        let backup = self.servers[&id].backup.clone().filter(|_| self.checks.ghost.server(id).outdated);
+        if let Some(backup) = backup {
+            self.server_mut(id).disk.restore(&backup);
+            self.checks.on_restored(id, backup.ghost);
+        }
+    }
+
+    fn end(&mut self, id: ServerId, why: &str, power: bool) -> Check {
+        let server = self.servers.get_mut(&id).expect("servers are fixed");
+        let seed = server.life.next();
+        let delay = server.life.below(self.options.faults.restart_ms * MS);
         let Some(mut process) = server.process.take() else { return Ok(()) };
         let store = process.apply.store().clone();
         for (connection, Connection { client, .. }) in std::mem::take(&mut process.connections) {
@@ -1133,8 +1423,9 @@ impl World {
         if power {
             server.disk.after_power_cut(seed);
         }
+        self.put_back_if_outdated(id);
         let why = why.to_owned();
-        self.say(|| format!("{id:?} crashes ({}{why})", if power { "power: " } else { "" }));
+        self.tell(|| format!("{id:?} crashes ({}{why})", if power { "power: " } else { "" }));
         self.trace.reached(if power { "power lost" } else { "process killed" });
         self.checks.on_crash(id);
         for peer in self.server_ids() {
@@ -1142,7 +1433,6 @@ impl World {
                 self.break_stream(stream, Some(id));
             }
         }
-        let delay = self.fault_rng.below(self.options.faults.restart_ms * MS);
         self.start_after(id, delay);
         Ok(())
     }
@@ -1160,8 +1450,33 @@ impl Event {
             | Event::TrimLog(at, _)
             | Event::ApplyTurn(at)
             | Event::Flush(at)
-            | Event::Fetched(at, ..) => Some(*at),
+            | Event::Fetched(at, ..)
+            | Event::PeerStarted(at, ..) => Some(*at),
             Event::ToServer { to, .. } => Some(*to),
+            _ => None,
+        }
+    }
+
+    /// The step of a thread that it is, for crashes around it.
+    fn step(&self) -> Option<Step> {
+        match self {
+            Event::CoreTurn(_) => Some(Step::Core),
+            Event::LogTurn(_) => Some(Step::Log),
+            Event::Input(..) => Some(Step::Answer),
+            Event::ApplyTurn(_) => Some(Step::Apply),
+            Event::Flush(_) => Some(Step::Flush),
+            Event::ReadLog(..) => Some(Step::ReadLog),
+            Event::TrimLog(..) => Some(Step::Trim),
+            Event::Fetched(..) => Some(Step::Fetched),
+            Event::ToServer { .. } => Some(Step::Request),
+            _ => None,
+        }
+    }
+
+    /// The client whose doing it is.
+    fn client(&self) -> Option<usize> {
+        match self {
+            Event::ClientActs(client) | Event::ClientCut(client) | Event::ClientSilence(client) => Some(*client),
             _ => None,
         }
     }
@@ -1183,7 +1498,7 @@ impl Event {
             Event::StreamDown(stream, side) => [12, stream << 1 | *side as u64],
             Event::Deliver(stream, side) => [13, stream << 1 | *side as u64],
             Event::Start(id) => [14, id.0],
-            Event::Fault(fault) => [15, *fault as u64],
+            Event::Fault(id) => [15, (id.kind as u64) << 32 | id.number],
             Event::Heal(blocked) => [16, blocked.len() as u64],
             Event::ClientActs(index) => [17, *index as u64],
             Event::ClientCut(index) => [18, *index as u64],
@@ -1192,6 +1507,10 @@ impl Event {
             Event::ToClient { connection, .. } => [21, *connection],
             Event::Calm => [22, 0],
             Event::Probe => [23, 0],
+            Event::Block(blocked, duration) => [24, duration << 8 | blocked.len() as u64],
+            Event::LinkNormal(from, to) => [25, from.0 << 8 | to.0],
+            Event::Stop(id) => [26, id.0],
+            Event::PeerStarted(at, peer, ..) => [27, at.process << 8 | peer.0],
         }
     }
 }

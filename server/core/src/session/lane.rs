@@ -174,6 +174,8 @@ struct State {
     /// Of these, what waited when the last batch with events ended.
     old_event_bytes: usize,
     feeds: Feeds,
+    outgoing_bytes_max: usize,
+    event_bytes_max: usize,
     floor: Zxid,
     closed: bool,
 }
@@ -234,10 +236,20 @@ impl Lane {
             event_bytes: 0,
             old_event_bytes: 0,
             feeds: Feeds::default(),
+            outgoing_bytes_max: OUTGOING_BYTES_MAX,
+            event_bytes_max: EVENT_BYTES_MAX,
             floor: seen,
             closed: false,
         };
         Lane { id, session, protocol, state: Mutex::new(state), wake }
+    }
+
+    /// The same with other bounds than [`OUTGOING_BYTES_MAX`] and [`EVENT_BYTES_MAX`]: small ones are reached sooner.
+    pub fn bounded(mut self, outgoing_bytes_max: usize, event_bytes_max: usize) -> Lane {
+        let state = self.state.get_mut();
+        state.outgoing_bytes_max = outgoing_bytes_max;
+        state.event_bytes_max = event_bytes_max;
+        self
     }
 
     /// Tells the connection's task that there is something to do.
@@ -421,7 +433,7 @@ impl Lane {
     /// unread is given up.
     pub fn end_batch(&self) {
         let mut state = self.state.lock();
-        if state.old_event_bytes > EVENT_BYTES_MAX {
+        if state.old_event_bytes > state.event_bytes_max {
             state.close(CloseReason::SlowReader);
         }
         state.old_event_bytes = state.event_bytes;
@@ -469,7 +481,7 @@ impl State {
         before_write: bool,
     ) -> Stuck {
         loop {
-            if self.out_bytes > OUTGOING_BYTES_MAX && !before_write {
+            if self.out_bytes > self.outgoing_bytes_max && !before_write {
                 return Stuck::OnReader;
             }
             let Some(front) = self.queue.front() else { return Stuck::Empty };
@@ -674,7 +686,7 @@ impl State {
         table: Option<&mut WatchTable>,
     ) -> CatchUp {
         // What is behind goes on when this is read; a state older than what was shown has nothing to tell.
-        if self.closed || self.out_bytes > OUTGOING_BYTES_MAX || self.floor > zxid || !self.feeds.has_behind() {
+        if self.closed || self.out_bytes > self.outgoing_bytes_max || self.floor > zxid || !self.feeds.has_behind() {
             return CatchUp::Done;
         }
         let mut notices = Vec::new();

@@ -28,6 +28,7 @@ const FLAG_RESET: u32 = 1;
 const FLAG_PROMISE: u8 = 1;
 const FLAG_TRUNCATE: u8 = 2;
 const FLAG_SEAL: u8 = 4;
+const FLAG_FOLLOWED: u8 = 8;
 
 /// `len` rounded up to whole blocks.
 pub fn blocks(len: usize) -> usize {
@@ -138,6 +139,8 @@ pub struct FrameHead {
     pub truncate: bool,
     /// Whether it is a seal.
     pub seal: bool,
+    /// Of the seal that ends a segment: the next one was begun, so its absence is damage.
+    pub followed: bool,
 }
 
 impl FrameHead {
@@ -160,7 +163,8 @@ impl FrameHead {
         put_u32(&mut head, 0);
         let flags = if self.promise.is_some() { FLAG_PROMISE } else { 0 }
             | if self.truncate { FLAG_TRUNCATE } else { 0 }
-            | if self.seal { FLAG_SEAL } else { 0 };
+            | if self.seal { FLAG_SEAL } else { 0 }
+            | if self.followed { FLAG_FOLLOWED } else { 0 };
         head.extend_from_slice(&[LOG_VERSION as u8, flags, 0, 0]);
         put_u32(&mut head, self.body_len as u32);
         put_u64(&mut head, self.segment);
@@ -212,6 +216,7 @@ impl FrameHead {
             promise: None,
             truncate: flags & FLAG_TRUNCATE != 0,
             seal: flags & FLAG_SEAL != 0,
+            followed: flags & FLAG_FOLLOWED != 0,
         };
         let promise = r.promise();
         head.promise = (flags & FLAG_PROMISE != 0).then_some(promise);

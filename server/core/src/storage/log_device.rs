@@ -119,6 +119,7 @@ pub fn list_or_empty(device: &dyn LogDevice, dir: &str) -> DeviceResult<Vec<Stri
 pub const SECTOR: usize = 512;
 
 const PAGE: usize = 4096;
+const ZEROS: [u8; PAGE] = [0; PAGE];
 const SECTORS_PER_PAGE: u64 = (PAGE / SECTOR) as u64;
 
 /// What a power cut found half done.
@@ -216,6 +217,8 @@ struct State {
     pending: Vec<PendingName>,
     operations: u64,
     fault: Option<(u64, Fault)>,
+    /// A read fails after so many more.
+    read_fault: Option<u64>,
     power_off: bool,
 }
 
@@ -241,9 +244,22 @@ impl MemoryDevice {
         state.fault = Some((state.operations + skip, fault));
     }
 
-    /// Withdraws the planned fault.
+    /// Plans the failure of the read after the next `skip` ones. Replaces a former plan of this kind.
+    pub fn fail_read_after(&self, skip: u64) {
+        self.state.lock().read_fault = Some(skip);
+    }
+
+    /// Withdraws the planned faults.
     pub fn heal(&self) {
-        self.state.lock().fault = None;
+        let mut state = self.state.lock();
+        state.fault = None;
+        state.read_fault = None;
+    }
+
+    /// Whether a planned fault has yet to strike.
+    pub fn is_planned(&self) -> bool {
+        let state = self.state.lock();
+        state.fault.is_some() || state.read_fault.is_some()
     }
 
     /// Whether a planned [`Fault::PowerCut`] has struck.
@@ -366,7 +382,7 @@ impl Content {
             let part = (PAGE - within).min(bytes.len() - done);
             let piece = &bytes[done..done + part];
             let page = &mut self.pages[at / PAGE];
-            if page.is_some() || piece.iter().any(|b| *b != 0) {
+            if page.is_some() || *piece != ZEROS[..part] {
                 let page = page.get_or_insert_with(|| Arc::new([0; PAGE]));
                 Arc::make_mut(page)[within..within + part].copy_from_slice(piece);
             }
@@ -685,8 +701,15 @@ impl MemoryFile {
 
 impl DeviceFile for MemoryFile {
     fn read(&self, offset: u64, len: usize) -> DeviceResult<Vec<u8>> {
-        let state = self.state.lock();
+        let mut state = self.state.lock();
         state.check_power("read", &self.path)?;
+        state.read_fault = match state.read_fault {
+            Some(0) => {
+                state.read_fault = None;
+                return outcome(Some(Fault::Failure), "read", &self.path).map(|()| Vec::new());
+            }
+            later => later.map(|skip| skip - 1),
+        };
         Ok(state.inodes.get(&self.inode).map(|inode| inode.now.read(offset, len)).unwrap_or_default())
     }
 
@@ -785,6 +808,16 @@ mod tests {
         assert_eq!(device.content("a").unwrap(), [7; 512]);
         let after = device.after_power_cut(SECTOR, &mut |_| Fate::Kept);
         assert_eq!(after.content("a").unwrap(), [0; 512]);
+    }
+
+    #[test]
+    fn planned_read_fails_once() {
+        let device = MemoryDevice::new();
+        let file = file_with(&device, "a", b"x");
+        device.fail_read_after(1);
+        assert_eq!(file.read(0, 1).unwrap(), b"x");
+        assert!(device.is_planned() && file.read(0, 1).is_err() && !device.is_planned());
+        assert_eq!(file.read(0, 1).unwrap(), b"x");
     }
 
     #[test]

@@ -672,6 +672,28 @@ fn sealed_last_frame_that_rots_is_damage_not_a_torn_write() {
 }
 
 #[test]
+fn last_segment_that_is_lost_is_damage_though_the_one_before_it_is_whole() {
+    let (device, _, recovery) = fresh();
+    let mut log = recovery.log;
+    for seq in 1.. {
+        let begins = if seq == 1 { 0 } else { log.end().zxid.counter() + 1 };
+        let entry = Entry::after(log.end().hash, Zxid::new(1, begins), 0, vec![7; BLOCK].into());
+        log.write(&[(seq, LogOp::Append(vec![entry]))]).unwrap();
+        if segments(&device).len() == 3 {
+            break;
+        }
+    }
+    drop(log);
+    let sound = device.fork();
+    let last = segments(&device).pop().unwrap();
+    device.remove(&last).unwrap();
+    assert!(matches!(scan(&device, OWNER, Position::default()), Err(ScanError::Damaged(_))));
+    // So is one whose header is unreadable and that holds no frame yet.
+    sound.rot(&last, 0, |bytes| bytes.fill(0), 3 * BLOCK);
+    assert!(matches!(scan(&sound, OWNER, Position::default()), Err(ScanError::Damaged(_))));
+}
+
+#[test]
 fn payload_that_looks_like_a_frame_is_not_taken_for_one() {
     let (device, _, recovery) = fresh();
     let mut log = recovery.log;

@@ -51,6 +51,8 @@ pub struct Segment {
     pub path: String,
     /// The open file.
     pub file: Arc<dyn DeviceFile>,
+    /// Where the log ended when it was begun.
+    pub base: Position,
     /// The lowest position at which it says the log ended: its base, or a cut below it.
     pub low: Position,
     /// Largest promise in it.
@@ -59,6 +61,10 @@ pub struct Segment {
     pub used: u64,
     /// Frames with living entries, ascending.
     pub frames: Vec<FrameRef>,
+    /// Frames of every kind.
+    pub count: u64,
+    /// It ends with the seal that says that the next segment was begun.
+    pub followed: bool,
 }
 
 /// Which entries are where.
@@ -109,6 +115,8 @@ impl Index {
         self.end = head.last;
         let segment = self.segments.back_mut().expect("a frame is written into a segment");
         segment.used = offset + blocks(head.len()) as u64;
+        segment.count = head.number;
+        segment.followed = head.followed;
         if let Some(promise) = head.promise {
             segment.promise = segment.promise.max(promise);
         }
@@ -418,6 +426,9 @@ fn analyse(candidates: &[Candidate], owner: Owner) -> Result<Scanned, (usize, Sc
             return Err(damaged(at, offset as u64, &what));
         }
         if at + 1 == candidates.len() {
+            if reading.index.segments.back().is_some_and(|segment| segment.followed) {
+                return Err(damaged(at, offset as u64, "the segment after this one is missing"));
+            }
             let rest = bytes.get(offset..).unwrap_or_default();
             reading.torn_at = rest.iter().any(|b| *b != 0).then_some(offset as u64);
         }
@@ -455,10 +466,13 @@ impl Reading {
             number: candidate.number,
             path: candidate.path.clone(),
             file: candidate.file.clone(),
+            base: header.base,
             low: header.base,
             promise: header.promise,
             used: BLOCK as u64,
             frames: Vec::new(),
+            count: 0,
+            followed: false,
         });
     }
 

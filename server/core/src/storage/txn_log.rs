@@ -194,6 +194,12 @@ impl TxnLog {
         }
         let Scanned { mut index, promise, stamp_ms, last_frames, sealed, .. } = scanned;
         let end = index.end;
+        // A crash may have come between the two steps of a change of segments.
+        let unmarked = index.segments.len().checked_sub(2).filter(|at| !index.segments[*at].followed);
+        if let Some(at) = unmarked {
+            let seam = index.segments[at + 1].base;
+            mark_followed(record.identity.instance, &mut index.segments[at], seam)?;
+        }
         let last = index.segments.back_mut().expect("a scanned log has a segment");
         let active = rewrite_tail(device.as_ref(), options, record.identity.instance, last, end, last_frames, sealed)?;
         let shared = Shared::new(device, options, record, index);
@@ -248,7 +254,7 @@ impl TxnLog {
     /// # Errors
     /// See [`LogError`]: final.
     pub fn seal_if_idle(&mut self) -> Result<bool, LogError> {
-        let fits = self.active.offset + BLOCK as u64 <= self.active.capacity;
+        let fits = self.active.offset + 2 * BLOCK as u64 <= self.active.capacity;
         if self.active.sealed || self.active.frames == 0 || !fits || self.failed {
             return Ok(false);
         }
@@ -460,7 +466,8 @@ impl TxnLog {
     /// Writes one frame, whose body is in the batch, and waits until it is durable.
     fn write_frame(&mut self, mut head: FrameHead) -> Result<(), LogError> {
         let bytes = blocks(head.len()) as u64;
-        if self.active.frames > 0 && self.active.offset + bytes > self.active.capacity {
+        // The seal that ends the segment must fit, too.
+        if self.active.frames > 0 && self.active.offset + bytes + BLOCK as u64 > self.active.capacity {
             self.change_segment(self.end(), self.stamp_ms, false)?;
         }
         head.segment = self.active.number;
@@ -479,9 +486,14 @@ impl TxnLog {
 
     fn change_segment(&mut self, base: Position, stamp_ms: i64, reset: bool) -> Result<(), LogError> {
         let number = self.active.number + 1;
+        let end = self.end();
         let (active, segment) = begin_segment(&self.shared, &self.record, number, base, stamp_ms, self.promise, reset)?;
         self.active = active;
         let mut index = self.shared.index.write();
+        // Before anything in the new segment is acknowledged, the old one says that it must be there.
+        if let Some(before) = index.segments.back_mut() {
+            mark_followed(self.shared.instance, before, end)?;
+        }
         if reset {
             self.void.extend(index.segments.drain(..).map(|segment| segment.path));
             index.base = base;
@@ -637,8 +649,32 @@ fn begin_segment(
     let offset = BLOCK as u64;
     let active =
         Active { number, file: prepared.file.clone(), offset, capacity: prepared.bytes, frames: 0, sealed: false };
-    let segment = Segment { number, path, file: prepared.file, low: base, promise, used: offset, frames: Vec::new() };
+    let file = prepared.file;
+    let frames = Vec::new();
+    let segment =
+        Segment { number, path, file, base, low: base, promise, used: offset, frames, count: 0, followed: false };
     Ok((active, segment))
+}
+
+/// Ends a segment, whose log ended at `end`, with the seal that says that the next one was begun.
+fn mark_followed(instance: u64, segment: &mut Segment, end: Position) -> DeviceResult<()> {
+    let head = FrameHead {
+        segment: segment.number,
+        number: segment.count + 1,
+        prev: end,
+        last: end,
+        seal: true,
+        followed: true,
+        ..FrameHead::default()
+    };
+    let mut mark = vec![0; FRAME_HEAD];
+    head.seal_into(instance, &mut mark);
+    segment.file.write(segment.used, &mark)?;
+    segment.file.sync()?;
+    segment.used += mark.len() as u64;
+    segment.count += 1;
+    segment.followed = true;
+    Ok(())
 }
 
 /// Copies the last segment up to its end, adds a seal, and puts the copy in its place.
@@ -681,6 +717,7 @@ fn rewrite_tail(
         head.seal_into(instance, &mut seal);
         file.write(last.used, &seal)?;
         last.used += seal.len() as u64;
+        last.count += 1;
     }
     let capacity = segment_bytes(options).min(last.used + REWRITE_SPARE_BYTES).max(last.used);
     write_zeros(file.as_ref(), last.used, capacity)?;

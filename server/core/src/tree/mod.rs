@@ -16,6 +16,7 @@ pub mod execute;
 pub mod feed;
 pub mod keeper;
 pub mod key;
+pub mod model;
 pub mod multi;
 pub mod op;
 pub mod overlay;

@@ -1,5 +1,4 @@
 //! Scripts that read as stories (`testscripts/`), and random transactions against a naive model.
 
-mod model;
 mod random;
 mod script;

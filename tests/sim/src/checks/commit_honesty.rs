@@ -28,7 +28,7 @@ pub(super) fn on_status(ghost: &mut Ghost, server: ServerId, before: &Status, st
     let holders: Vec<ServerId> =
         ghost.servers().filter(|(_, s)| s.voter && s.disk.holds(position)).map(|(id, _)| id).collect();
     // A disk that is lost held it when it said so, and does not vote any more: as in I9.
-    let lost = ghost.servers().filter(|(_, s)| s.voter && !s.counts() && !s.disk.holds(position)).count();
+    let lost = ghost.servers().filter(|(_, s)| s.voter && (!s.counts() || s.forgot) && !s.disk.holds(position)).count();
     ensure!(
         holders.len() + lost >= ghost.majority(),
         NAME,

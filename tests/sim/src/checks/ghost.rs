@@ -138,6 +138,10 @@ pub struct ServerGhost {
     pub persisted: Zxid,
     /// Whether a process runs.
     pub running: bool,
+    /// Its folder is an old copy, and every other voter knows: it takes part in nothing.
+    pub outdated: bool,
+    /// The last frame of its log rotted, which nobody can tell from a torn write.
+    pub forgot: bool,
 }
 
 impl ServerGhost {
@@ -156,6 +160,8 @@ impl ServerGhost {
             store: Position::default(),
             persisted: Zxid::ZERO,
             running: false,
+            outdated: false,
+            forgot: false,
         }
     }
 
@@ -168,6 +174,20 @@ impl ServerGhost {
     /// The disk is gone.
     pub fn on_wiped(&mut self) {
         *self = ServerGhost::new(self.voter);
+    }
+
+    /// What a copy of the folder holds: what is durable.
+    pub fn as_copied(&self) -> ServerGhost {
+        let disk = self.disk.clone();
+        ServerGhost {
+            mem: disk.clone(),
+            disk,
+            pending: VecDeque::new(),
+            committed: Zxid::ZERO,
+            running: false,
+            outdated: true,
+            ..self.clone()
+        }
     }
 
     /// An operation reached the disk.
@@ -187,7 +207,7 @@ impl ServerGhost {
 
     /// Whether its vote counts, by what is on its disk.
     pub fn counts(&self) -> bool {
-        self.voter && self.identity.is_some_and(|i| super::votes(i.membership))
+        self.voter && !self.outdated && self.identity.is_some_and(|i| super::votes(i.membership))
     }
 }
 

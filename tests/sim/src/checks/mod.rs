@@ -59,9 +59,12 @@ impl Checks {
         Checks { ghost: Ghost::new(voters, observers) }
     }
 
-    /// A process began with what it found on disk.
-    pub fn on_recovered(&mut self, server: ServerId, recovered: &Recovered) -> Check {
-        recovery::on_recovered(&mut self.ghost, server, recovered)?;
+    /// A process began with what it found on disk, which was damaged before if `spoiled`.
+    pub fn on_recovered(&mut self, server: ServerId, recovered: &Recovered, spoiled: bool) -> Check {
+        match spoiled {
+            false => recovery::on_recovered(&mut self.ghost, server, recovered)?,
+            true => recovery::on_recovered_from_damage(&mut self.ghost, server, recovered)?,
+        }
         apply_discipline::on_recovered(&mut self.ghost, server, recovered)?;
         committed_never_lost::check(&self.ghost)
     }
@@ -75,6 +78,20 @@ impl Checks {
     pub fn on_wiped(&mut self, server: ServerId) -> Check {
         self.ghost.server_mut(server).on_wiped();
         committed_never_lost::check(&self.ghost)
+    }
+
+    /// An old copy of a folder was put back.
+    pub fn on_restored(&mut self, server: ServerId, old: ServerGhost) {
+        *self.ghost.server_mut(server) = old;
+    }
+
+    /// A server was told that its folder is outdated, and made itself amnesiac.
+    pub fn on_condemned(&mut self, server: ServerId) {
+        let ghost = self.ghost.server_mut(server);
+        ghost.outdated = false;
+        if let Some(identity) = &mut ghost.identity {
+            identity.membership = Membership::Amnesiac;
+        }
     }
 
     /// A step gave an operation to the log writer. `status` is the machine's after the step.

@@ -1,10 +1,10 @@
 //! Recovery is exact: a restart finds what was durable, and of what was being written a prefix, in order; it invents
 //! nothing. The rest of I9 and I13 stands on this.
 
-use corral_core::zab::io::{LogOp, Membership, Position, Recovered};
+use corral_core::zab::io::{Identity, LogOp, Membership, Position, Recovered};
 use corral_proto::ServerId;
 
-use super::{Check, Ghost, ServerGhost, ensure};
+use super::{Check, Ghost, LogImage, ServerGhost, ensure};
 
 const NAME: &str = "recovery is exact";
 
@@ -106,4 +106,43 @@ pub(super) fn on_recovered(ghost: &mut Ghost, server: ServerId, recovered: &Reco
     }
     *ghost.server_mut(server) = found;
     Ok(())
+}
+
+/// A start after damage: everything is there (old segments may be missing whose entries the store holds), or the server
+/// knows that something is missing and does not vote. Nobody can tell a rotten last frame from a torn write: then the
+/// log is shorter, and the promise is the same.
+pub(super) fn on_recovered_from_damage(ghost: &mut Ghost, server: ServerId, recovered: &Recovered) -> Check {
+    let truth = ghost.server_mut(server);
+    truth.trimming = truth.trimming.max(recovered.applied.zxid);
+    // A store that was lost is filled from the log again.
+    truth.persisted = truth.persisted.min(recovered.persisted);
+    if recovered.identity.membership == Membership::Amnesiac {
+        let same_disk = truth.identity.filter(|was| was.instance == recovered.identity.instance);
+        let start_count = same_disk.map_or(0, |was| was.start_count);
+        truth.identity = Some(Identity { start_count, ..recovered.identity });
+        if recovered.base == recovered.applied && recovered.end == recovered.applied {
+            // The log was set aside, and begun anew behind the store.
+            truth.disk = LogImage::from_base(recovered.applied);
+            truth.promise = recovered.promise;
+            truth.pending.clear();
+        }
+        return on_recovered(ghost, server, recovered);
+    }
+    let was = truth.clone();
+    if on_recovered(ghost, server, recovered).is_ok() {
+        return Ok(());
+    }
+    let end = recovered.end;
+    ensure!(
+        was.disk.hash_at(end.zxid) == Some(end.hash),
+        NAME,
+        "{server:?} goes on after damage with a log that ends at {end:?}; it held {:?}..{:?}",
+        was.disk.base(),
+        was.disk.end()
+    );
+    let truth = ghost.server_mut(server);
+    truth.disk.truncate(end.zxid);
+    truth.pending.clear();
+    truth.forgot = true;
+    on_recovered(ghost, server, recovered)
 }

@@ -7,10 +7,10 @@ use corral_proto::{Acl, CreateMode, ErrorCode, Id, ServerId, SessionId, Zxid};
 use proptest::prelude::*;
 use proptest::strategy::ValueTree;
 
-use super::model::{Kind, Model};
 use crate::storage::memory::{MemoryStore, MemoryView};
 use crate::tree::entry::{Command, EntryDecodeError, Outcome, SessionEvent, Settings, Txn, Verdict};
 use crate::tree::execute::{execute, execute_skipped};
+use crate::tree::model::{Kind, Model};
 use crate::tree::op::{Answer, Create, MultiOp, ReadOp, WriteOp};
 use crate::tree::overlay::Overlay;
 use crate::tree::record::Meta;
@@ -269,7 +269,7 @@ fn assert_same_state(model: &Model, view: &MemoryView) {
         let stat = model.stat(path);
         assert_eq!(read::stat(view, path), Some(stat), "stat of {path}");
         let get = |op: ReadOp| read::read(view, &op, SessionId(1), &root);
-        let data = node.data.clone().map(Bytes::from);
+        let data = node.data.clone();
         assert_eq!(get(ReadOp::GetData { path: path.clone() }), Ok(Answer::Data { data, stat }), "data of {path}");
         let children = model.children(path);
         assert_eq!(get(ReadOp::GetChildren { path: path.clone() }), Ok(Answer::Children { children, stat }));

@@ -1,67 +1,92 @@
 //! The tree as one would write it on a napkin: a map from paths to znodes, rules straight from wire 3.2 and P29-P32.
-//! Shares no code with execution but the types that both speak of.
+//! Shares no code with execution but the types that both speak of. For tests and the simulator: it is slow, keeps
+//! everything in memory, and knows neither ClickHouse Keeper's operations nor the bounds on kept results in bytes.
 
 use std::collections::BTreeMap;
 
+use bytes::Bytes;
 use corral_proto::{Acl, CreateMode, ErrorCode, EventKind, Id, Stat, perms};
 
 use crate::tree::entry::{Command, Settings, Txn, Verdict};
 use crate::tree::op::{Answer, Create, MultiOp, WriteOp};
 
+/// What becomes of a znode by itself.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) enum Kind {
+pub enum Kind {
+    /// It stays.
     Persistent,
+    /// It goes with this session.
     Ephemeral(i64),
+    /// It goes after its last child.
     Container,
+    /// It goes when it was not changed for so many ms.
     Ttl(i64),
 }
 
+/// A znode. What is not explained is as in its stat.
 #[derive(Clone, Debug)]
-pub(super) struct Node {
-    pub(super) data: Option<Vec<u8>>,
-    pub(super) acl: Vec<Acl>,
-    pub(super) kind: Kind,
-    pub(super) czxid: i64,
-    pub(super) mzxid: i64,
-    pub(super) pzxid: i64,
-    pub(super) ctime: i64,
-    pub(super) mtime: i64,
-    pub(super) version: i32,
-    pub(super) aversion: i32,
-    pub(super) created: i64,
-    pub(super) deleted: i64,
+pub struct Node {
+    pub data: Option<Bytes>,
+    pub acl: Vec<Acl>,
+    pub kind: Kind,
+    pub czxid: i64,
+    pub mzxid: i64,
+    pub pzxid: i64,
+    pub ctime: i64,
+    pub mtime: i64,
+    pub version: i32,
+    pub aversion: i32,
+    /// Children that were ever created.
+    pub created: i64,
+    /// Children that were ever deleted.
+    pub deleted: i64,
     /// What the built-in znodes get wrong: their first children were never created.
-    pub(super) cversion_error: i64,
+    pub cversion_error: i64,
 }
 
+/// A session (P29, P31).
 #[derive(Clone, Debug)]
-pub(super) struct Session {
-    pub(super) created_at: u64,
-    pub(super) created_nonce: u64,
-    pub(super) attach: u64,
-    pub(super) nonce: u64,
-    pub(super) server: u64,
-    pub(super) timeout_ms: i32,
-    pub(super) grpc: bool,
-    pub(super) last_n: u64,
-    pub(super) results: BTreeMap<u64, (u64, Result<Answer, ErrorCode>)>,
+pub struct Session {
+    /// Zxid of its beginning.
+    pub created_at: u64,
+    /// Drawn for that.
+    pub created_nonce: u64,
+    /// Zxid of its current connection.
+    pub attach: u64,
+    /// Drawn for that.
+    pub nonce: u64,
+    /// Where that is.
+    pub server: u64,
+    /// Negotiated, ms.
+    pub timeout_ms: i32,
+    /// Whether results are kept.
+    pub grpc: bool,
+    /// Highest number executed.
+    pub last_n: u64,
+    /// Zxid and result of each number that the client has not seen answered.
+    pub results: BTreeMap<u64, (u64, Result<Answer, ErrorCode>)>,
 }
 
 /// An event: kind, path, the znode's list, the parent's list (for creations and deletions).
-pub(super) type Event = (EventKind, String, Vec<Acl>, Option<Vec<Acl>>);
+pub type Event = (EventKind, String, Vec<Acl>, Option<Vec<Acl>>);
 
+/// The whole replicated state.
 #[derive(Clone, Debug)]
-pub(super) struct Model {
-    pub(super) nodes: BTreeMap<String, Node>,
-    pub(super) sessions: BTreeMap<i64, Session>,
-    pub(super) settings: Settings,
-    pub(super) events: Vec<Event>,
+pub struct Model {
+    /// By path.
+    pub nodes: BTreeMap<String, Node>,
+    /// By id.
+    pub sessions: BTreeMap<i64, Session>,
+    /// The replicated settings.
+    pub settings: Settings,
+    /// What the last transaction caused, in order.
+    pub events: Vec<Event>,
     zxid: u64,
     stamp: i64,
 }
 
 fn parent_of(path: &str) -> String {
-    let (parent, _) = path.rsplit_once('/').unwrap();
+    let (parent, _) = path.rsplit_once('/').unwrap_or_default();
     if parent.is_empty() { "/".to_owned() } else { parent.to_owned() }
 }
 
@@ -77,10 +102,17 @@ fn valid_path(path: &str) -> bool {
             && path.split('/').skip(1).all(|name| !["", ".", ".."].contains(&name))
 }
 
+impl Default for Model {
+    fn default() -> Model {
+        Model::new()
+    }
+}
+
 impl Model {
-    pub(super) fn new() -> Model {
+    /// The fresh tree.
+    pub fn new() -> Model {
         let node = |acl: Vec<Acl>, aversion, cversion_error| Node {
-            data: Some(vec![]),
+            data: Some(Bytes::new()),
             acl,
             kind: Kind::Persistent,
             czxid: 0,
@@ -103,12 +135,19 @@ impl Model {
         Model { nodes, sessions: BTreeMap::new(), settings: Settings::default(), events: vec![], zxid: 0, stamp: 0 }
     }
 
-    pub(super) fn children(&self, path: &str) -> Vec<String> {
-        let child = |other: &&String| *other != "/" && parent_of(other) == path;
-        self.nodes.keys().filter(child).map(|child| child.rsplit_once('/').unwrap().1.to_owned()).collect()
+    /// Names of the children, ascending.
+    pub fn children(&self, path: &str) -> Vec<String> {
+        let below = if path == "/" { path.to_owned() } else { format!("{path}/") };
+        let name = |other: &String| Some(other.strip_prefix(&below)?.to_owned());
+        let names = self.nodes.range(below.clone()..).map_while(|(other, _)| name(other));
+        names.filter(|name| !name.is_empty() && !name.contains('/')).collect()
     }
 
-    pub(super) fn stat(&self, path: &str) -> Stat {
+    /// The stat of a znode.
+    ///
+    /// # Panics
+    /// If it is not there.
+    pub fn stat(&self, path: &str) -> Stat {
         let node = &self.nodes[path];
         Stat {
             czxid: node.czxid,
@@ -119,13 +158,14 @@ impl Model {
             cversion: (node.created + node.deleted + node.cversion_error) as i32,
             aversion: node.aversion,
             ephemeral_owner: if let Kind::Ephemeral(owner) = node.kind { owner } else { 0 },
-            data_length: node.data.as_ref().map_or(0, Vec::len) as i32,
+            data_length: node.data.as_ref().map_or(0, Bytes::len) as i32,
             num_children: self.children(path).len() as i32,
             pzxid: node.pzxid,
         }
     }
 
-    pub(super) fn allowed(&self, acl: &[Acl], bits: i32, ids: &[Id]) -> bool {
+    /// Whether a list grants these permissions to somebody.
+    pub fn allowed(&self, acl: &[Acl], bits: i32, ids: &[Id]) -> bool {
         let is_for = |line: &Acl, id: &Id| match line.id.scheme.as_str() {
             // The only networks that the tests use are 10.0.0.0/8 and single addresses.
             "ip" if line.id.id == "10.0.0.0/8" => id.scheme == "ip" && id.id.starts_with("10."),
@@ -163,7 +203,8 @@ impl Model {
         if fixed.is_empty() { Err(ErrorCode::InvalidAcl) } else { Ok(fixed) }
     }
 
-    pub(super) fn run(&mut self, txn: &Txn, zxid: u64, stamp: i64) -> Verdict {
+    /// Executes a transaction under a zxid and the leader's clock.
+    pub fn run(&mut self, txn: &Txn, zxid: u64, stamp: i64) -> Verdict {
         self.zxid = zxid;
         self.stamp = stamp;
         self.events.clear();
@@ -177,7 +218,7 @@ impl Model {
                     return verdict;
                 }
                 let result = self.write(op, session, &txn.ids);
-                let row = self.sessions.get_mut(&session).unwrap();
+                let row = self.sessions.get_mut(&session).expect("its turn was looked up in it");
                 row.last_n = txn.n;
                 if row.grpc {
                     row.results.retain(|n, _| *n > txn.answered_through);
@@ -267,10 +308,10 @@ impl Model {
                     if !text.is_empty() {
                         text += &format!("\nversion={zxid:x}");
                     }
-                    let node = self.nodes.get_mut("/zookeeper/config").unwrap();
-                    let before = node.data.as_ref().map_or(0, Vec::len);
+                    let node = self.nodes.get_mut("/zookeeper/config").expect("nobody can delete it");
+                    let before = node.data.as_ref().map_or(0, Bytes::len);
                     let growth = text.len() as i64 - before as i64;
-                    node.data = Some(text.into_bytes());
+                    node.data = Some(Bytes::from(text));
                     node.version = -1;
                     node.mzxid = zxid as i64;
                     node.mtime = stamp;
@@ -319,7 +360,7 @@ impl Model {
         let data = self.nodes.get(&format!("/zookeeper/quota{root}/{leaf}"))?.data.clone().unwrap_or_default();
         let mut numbers = [-1; 4];
         if data.len() <= 1024
-            && let Ok(text) = String::from_utf8(data)
+            && let Ok(text) = str::from_utf8(&data)
         {
             for pair in text.replace(';', ",").split(',') {
                 let pair: Vec<&str> = pair.split('=').collect();
@@ -341,8 +382,9 @@ impl Model {
             (hard, -1) => text += &format!("=;byteHardLimit={hard}"),
             (bytes, count) => text += &format!("=;byteHardLimit={bytes};countHardLimit={count}"),
         }
-        let node = self.nodes.get_mut(&format!("/zookeeper/quota{root}/zookeeper_stats")).unwrap();
-        node.data = Some(text.into_bytes());
+        let stats = format!("/zookeeper/quota{root}/zookeeper_stats");
+        let node = self.nodes.get_mut(&stats).expect("the caller found or made it");
+        node.data = Some(Bytes::from(text));
     }
 
     fn charge(&mut self, path: &str, count: i64, bytes: i64) {
@@ -379,8 +421,8 @@ impl Model {
     }
 
     fn remove(&mut self, path: &str) {
-        let gone = self.nodes.remove(path).unwrap();
-        let parent = self.nodes.get_mut(&parent_of(path)).unwrap();
+        let gone = self.nodes.remove(path).expect("the caller found it");
+        let parent = self.nodes.get_mut(&parent_of(path)).expect("a znode has a parent");
         parent.deleted += 1;
         parent.pzxid = self.zxid as i64;
         let parent_acl = Some(parent.acl.clone());
@@ -392,7 +434,7 @@ impl Model {
         match op {
             WriteOp::Create(op) => self.create(op, session, ids),
             WriteOp::Delete { path, version } => self.delete(path, *version, ids),
-            WriteOp::SetData { path, data, version } => self.set(path, data.as_deref(), *version, ids),
+            WriteOp::SetData { path, data, version } => self.set(path, data.clone(), *version, ids),
             WriteOp::SetAcl { path, acl, version } => {
                 if !valid_path(path) {
                     return Err(ErrorCode::BadArguments);
@@ -405,7 +447,7 @@ impl Model {
                 if *version != -1 && *version != node.aversion {
                     return Err(ErrorCode::BadVersion);
                 }
-                let node = self.nodes.get_mut(path).unwrap();
+                let node = self.nodes.get_mut(path).expect("found above");
                 node.acl = acl;
                 node.aversion += 1;
                 Ok(Answer::Stat(self.stat(path)))
@@ -414,20 +456,21 @@ impl Model {
             WriteOp::CreateIfNotExists(_) | WriteOp::RemoveRecursive { .. } => Err(ErrorCode::Unimplemented),
             WriteOp::Multi(ops) if ops.iter().any(MultiOp::is_extension) => Err(ErrorCode::MarshallingError),
             WriteOp::Multi(ops) => {
-                let before = self.clone();
+                let (nodes, events) = (self.nodes.clone(), self.events.len());
                 let mut answers = vec![];
                 for (failed, op) in ops.iter().enumerate() {
                     let result = match op {
                         MultiOp::Create(op) => self.create(op, session, ids),
                         MultiOp::Delete { path, version } => self.delete(path, *version, ids),
-                        MultiOp::SetData { path, data, version } => self.set(path, data.as_deref(), *version, ids),
+                        MultiOp::SetData { path, data, version } => self.set(path, data.clone(), *version, ids),
                         MultiOp::Check { path, version } => self.check(path, *version, ids),
                         _ => unreachable!("refused above"),
                     };
                     match result {
                         Ok(answer) => answers.push(answer),
                         Err(error) => {
-                            *self = before;
+                            self.nodes = nodes;
+                            self.events.truncate(events);
                             return Ok(Answer::MultiFailed { ops: ops.len(), failed, error });
                         }
                     }
@@ -475,13 +518,13 @@ impl Model {
         if op.mode.is_ephemeral() && owned >= self.settings.ephemerals_per_session as usize {
             return Err(ErrorCode::QuotaExceeded);
         }
-        let parent = self.nodes.get_mut(&parent_path).unwrap();
+        let parent = self.nodes.get_mut(&parent_path).expect("found above");
         parent.created += 1;
         parent.pzxid = self.zxid as i64;
         let parent_acl = Some(parent.acl.clone());
         let zxid = self.zxid as i64;
         let node = Node {
-            data: op.data.as_ref().map(|data| data.to_vec()),
+            data: op.data.clone(),
             acl: acl.clone(),
             kind: match op.mode {
                 mode if mode.is_ephemeral() => Kind::Ephemeral(session),
@@ -506,7 +549,7 @@ impl Model {
         {
             let covered = |other: &&String| *other == root || other.starts_with(&format!("{root}/"));
             let nodes: Vec<&Node> = self.nodes.iter().filter(|(path, _)| covered(path)).map(|(_, node)| node).collect();
-            let bytes = nodes.iter().map(|node| node.data.as_ref().map_or(0, Vec::len)).sum::<usize>();
+            let bytes = nodes.iter().map(|node| node.data.as_ref().map_or(0, Bytes::len)).sum::<usize>();
             self.set_usage(root, [nodes.len() as i64, bytes as i64, -1, -1]);
         }
         let stat = self.stat(&path);
@@ -553,15 +596,15 @@ impl Model {
         if version != -1 && version != node.version { Err(ErrorCode::BadVersion) } else { Ok(()) }
     }
 
-    fn set(&mut self, path: &str, data: Option<&[u8]>, version: i32, ids: &[Id]) -> Result<Answer, ErrorCode> {
+    fn set(&mut self, path: &str, data: Option<Bytes>, version: i32, ids: &[Id]) -> Result<Answer, ErrorCode> {
         // Everything but the version goes before the quota.
         self.at_version(path, -1, perms::WRITE, ids)?;
-        let len = |data: Option<&[u8]>| data.map_or(0, <[u8]>::len) as i64;
-        let growth = len(data) - len(self.nodes[path].data.as_deref());
+        let len = |data: &Option<Bytes>| data.as_ref().map_or(0, Bytes::len) as i64;
+        let growth = len(&data) - len(&self.nodes[path].data);
         self.has_room(path, 0, growth)?;
         self.at_version(path, version, perms::WRITE, ids)?;
-        let node = self.nodes.get_mut(path).unwrap();
-        node.data = data.map(<[u8]>::to_vec);
+        let node = self.nodes.get_mut(path).expect("found above");
+        node.data = data;
         node.version += 1;
         node.mzxid = self.zxid as i64;
         node.mtime = self.stamp;

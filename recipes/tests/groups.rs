@@ -1,0 +1,293 @@
+//! Presence, groups, discovery and partitions against a server that cuts connections and ends sessions.
+
+mod common;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use common::{Server, client, no_violations, soon, until};
+use corral_client::Client;
+use corral_recipes::{
+    Change, Discovery, DownPolicy, Error, Group, GroupLayout, Here, PartitionEvent, Partitioner, Presence, Rejoin,
+    ServiceInstance, ServiceType, Strategy, UriSpec, View, WhenSuspended,
+};
+use parking_lot::Mutex;
+
+fn new_session(server: &Server) -> Rejoin {
+    Rejoin::NewSession(Box::new(Client::builder(&server.address)))
+}
+
+#[tokio::test]
+async fn a_presence_comes_back_after_a_deletion_with_its_latest_data() {
+    let server = Server::start().await;
+    let a = client(&server).await;
+    let mut here = Presence::new(&a, "/hosts/a").data("up").start();
+    let first = soon(here.created()).await.unwrap();
+    soon(here.set_data("busy")).await.unwrap();
+    server.delete("/hosts/a");
+    let mut state = here.here();
+    soon(state.wait_for(|here| matches!(here, Here::At { token, .. } if *token > first))).await.unwrap();
+    assert_eq!(server.data("/hosts/a").as_deref(), Some(b"busy".as_slice()));
+    soon(here.close()).await.unwrap();
+    assert!(!server.exists("/hosts/a"));
+    assert_eq!(*state.borrow(), Here::Closed);
+}
+
+#[tokio::test]
+async fn a_presence_ends_with_its_session_or_begins_another_as_asked() {
+    let server = Server::start().await;
+    let (a, b) = (client(&server).await, client(&server).await);
+    let mortal = Presence::new(&a, "/hosts/a").start();
+    let immortal = Presence::new(&b, "/hosts/b").data("b").rejoin(new_session(&server)).start();
+    soon(mortal.created()).await.unwrap();
+    let first = soon(immortal.created()).await.unwrap();
+    server.expire(a.session_id().0);
+    server.expire(b.session_id().0);
+    let mut state = mortal.here();
+    let over = soon(state.wait_for(|here| matches!(here, Here::Ended(_)))).await.unwrap().clone();
+    let Here::Ended(Error::Client(error)) = over else { panic!("{over:?}") };
+    assert!(error.is_session_end(), "{error}");
+    let mut state = immortal.here();
+    soon(state.wait_for(|here| matches!(here, Here::At { token, .. } if *token > first))).await.unwrap();
+    assert_eq!(server.data("/hosts/b").as_deref(), Some(b"b".as_slice()));
+    assert!(!server.exists("/hosts/a"));
+    // Dropped: gone in the background.
+    drop(immortal);
+    until("b is gone", || !server.exists("/hosts/b")).await;
+}
+
+#[tokio::test]
+async fn a_name_of_a_dying_session_is_waited_for_and_never_taken_for_ours() {
+    let server = Server::start().await;
+    let (old, new) = (client(&server).await, client(&server).await);
+    let before = Presence::new(&old, "/hosts/a").data("old").start();
+    let token = soon(before.created()).await.unwrap();
+    let after = Presence::new(&new, "/hosts/a").data("new").start();
+    server.cut_all();
+    soon(new.sync("/")).await.unwrap();
+    assert_eq!(*after.here().borrow(), Here::Not);
+    server.expire(old.session_id().0);
+    assert!(soon(after.created()).await.unwrap() > token);
+    assert_eq!(server.data("/hosts/a").as_deref(), Some(b"new".as_slice()));
+    no_violations(&server);
+}
+
+#[tokio::test]
+async fn a_presence_that_closes_leaves_anothers_znode_of_the_same_name_alone() {
+    let server = Server::start().await;
+    let (a, b) = (client(&server).await, client(&server).await);
+    // Events reach the older connection first, so of two that race for the name the other's wins.
+    let mine = Presence::new(&b, "/hosts/x").data("mine").start();
+    soon(mine.created()).await.unwrap();
+    let theirs = Presence::new(&a, "/hosts/x").data("theirs").start();
+    soon(async {
+        while server.data("/hosts/x").as_deref() != Some(b"theirs") {
+            a.sync("/").await.unwrap();
+            if server.exists("/hosts/x") {
+                server.delete("/hosts/x");
+            }
+            until("somebody is there", || server.exists("/hosts/x")).await;
+        }
+    })
+    .await;
+    soon(theirs.created()).await.unwrap();
+    soon(mine.close()).await.unwrap();
+    assert_eq!(server.data("/hosts/x").as_deref(), Some(b"theirs".as_slice()));
+}
+
+fn ids(view: &View) -> Vec<&str> {
+    view.members.iter().map(|member| member.id.as_str()).collect()
+}
+
+#[tokio::test]
+async fn members_see_the_same_order_under_the_same_epoch() {
+    let server = Server::start().await;
+    let (a, b, c) = (client(&server).await, client(&server).await, client(&server).await);
+    let group = |client: &Client| Group::new(client, "/g/one");
+    let mut views = soon(group(&c).views()).await.unwrap();
+    assert_eq!(soon(views.next()).await.unwrap(), View::default());
+    let first = group(&a).join("z", "1").start();
+    soon(first.created()).await.unwrap();
+    let mut second = group(&b).layout(GroupLayout::Kazoo).join("a", ()).start();
+    soon(second.created()).await.unwrap();
+    let view = loop {
+        let view = soon(views.next()).await.unwrap();
+        if view.members.len() == 2 {
+            break view;
+        }
+    };
+    // In the order of joining, and not by name; kazoo's layout beside Curator's.
+    assert_eq!(ids(&view), ["z", "a"]);
+    assert_eq!(soon(group(&a).view()).await.unwrap(), soon(group(&b).view()).await.unwrap());
+    assert_eq!(view.member("z").unwrap().session, a.session_id());
+    // Other data is another view of the same epoch.
+    soon(second.set_data("b")).await.unwrap();
+    let updated = soon(views.next()).await.unwrap();
+    assert_eq!((updated.epoch, ids(&updated)), (view.epoch, vec!["z", "b"]));
+    server.expire(a.session_id().0);
+    let alone = soon(views.next()).await.unwrap();
+    assert!(alone.epoch > view.epoch && ids(&alone) == ["b"]);
+    assert!(matches!(updated.changes(&alone).as_slice(), [Change::Left(left)] if left.id == "z"));
+    server.expire(c.session_id().0);
+    let over = soon(views.next()).await.unwrap_err();
+    assert!(matches!(&over, Error::Client(error) if error.is_session_end()), "{over}");
+}
+
+#[tokio::test]
+async fn views_survive_broken_connections() {
+    let server = Server::start().await;
+    let (a, b) = (client(&server).await, client(&server).await);
+    let group = Group::new(&a, "/g");
+    let mut views = soon(group.views()).await.unwrap();
+    let mut epoch = soon(views.next()).await.unwrap().epoch;
+    for round in 0..5 {
+        let member = Group::new(&b, "/g").join(&format!("m{round}"), ()).start();
+        soon(member.created()).await.unwrap();
+        server.cut_all();
+        let seen = soon(async {
+            loop {
+                let view = views.next().await.unwrap();
+                assert!(view.epoch > epoch, "views go forward");
+                epoch = view.epoch;
+                if view.member(&format!("m{round}")).is_some() {
+                    return view;
+                }
+            }
+        })
+        .await;
+        assert!(!seen.members.is_empty());
+        soon(member.close()).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn services_are_found_chosen_and_avoided() {
+    let server = Server::start().await;
+    let (a, b, c) = (client(&server).await, client(&server).await, client(&server).await);
+    let discovery = |client: &Client| Discovery::new(client, "/services");
+    let instance = |id: &str| ServiceInstance::new("web", id, "10.0.0.7", 80);
+    let mut one = soon(discovery(&a).register(instance("1"), Rejoin::Never)).await.unwrap();
+    let two = soon(discovery(&b).register(instance("2"), Rejoin::Never)).await.unwrap();
+    assert_eq!(soon(discovery(&c).services()).await.unwrap(), ["web"]);
+    let written: serde_json::Value = serde_json::from_slice(&server.data("/services/web/1").unwrap()).unwrap();
+    assert_eq!((&written["serviceType"], &written["sslPort"]), (&"DYNAMIC".into(), &serde_json::Value::Null));
+    let down = DownPolicy { errors: 2, within: Duration::from_secs(3_600) };
+    let mut provider = soon(discovery(&c).provider("web", Strategy::RoundRobin, down)).await.unwrap();
+    let pick = |provider: &corral_recipes::ServiceProvider| provider.instance().unwrap().map(|instance| instance.id);
+    let picked: Vec<Option<String>> = (0..3).map(|_| pick(&provider)).collect();
+    assert_eq!(picked, ["1", "2", "1"].map(|id| Some(id.to_owned())));
+    // One that fails is left alone.
+    let failing = instance("1");
+    provider.note_error(&failing);
+    provider.note_error(&failing);
+    assert_eq!([pick(&provider), pick(&provider)], [Some("2".to_owned()), Some("2".to_owned())]);
+    // A disabled one too.
+    let mut changed = one.instance().clone();
+    changed.enabled = false;
+    changed.uri_spec = Some(UriSpec::parse("{scheme}://{address}:{port}"));
+    soon(one.update(changed)).await.unwrap();
+    soon(provider.changed()).await.unwrap();
+    let all = provider.instances().unwrap();
+    assert_eq!(all[0].uri().as_deref(), Some("http://10.0.0.7:80"));
+    assert!(!all[0].enabled && all[1].enabled);
+    let renamed = soon(one.update(instance("3"))).await.unwrap_err();
+    assert!(matches!(renamed, Error::BadArgument { .. }), "{renamed}");
+    soon(two.unregister()).await.unwrap();
+    soon(async {
+        while provider.instance().unwrap().is_some() {
+            provider.changed().await.unwrap();
+        }
+    })
+    .await;
+    // A static one stays without its session.
+    let mut fixed = instance("fixed");
+    fixed.service_type = ServiceType::Static;
+    let registered = soon(discovery(&b).register(fixed.clone(), Rejoin::Never)).await.unwrap();
+    server.expire(b.session_id().0);
+    drop(registered);
+    assert_eq!(soon(discovery(&c).instances("web")).await.unwrap()[1], fixed);
+    server.expire(c.session_id().0);
+    soon(async { while provider.changed().await.is_ok() {} }).await;
+    provider.instance().unwrap_err();
+}
+
+/// Who has which item, as told to the members; an item that two have is noticed at once.
+type Owners = Arc<Mutex<BTreeMap<String, (String, u64)>>>;
+
+/// A member that works as it is told, until its session or the test ends.
+fn work(partitioner: Partitioner, name: &'static str, owners: &Owners) -> tokio::task::JoinHandle<()> {
+    let owners = owners.clone();
+    tokio::spawn(async move {
+        let mut partition = partitioner.join();
+        while let Some(event) = partition.next().await {
+            match event {
+                PartitionEvent::Acquired { item, hold } => {
+                    let mut owners = owners.lock();
+                    let token = hold.token().value();
+                    if let Some((_, before)) = owners.insert(item, (name.to_owned(), token)) {
+                        assert!(token > before, "tokens grow");
+                    }
+                }
+                PartitionEvent::Release { item } => partition.give_back(&item).await.unwrap(),
+                PartitionEvent::Lost { .. } => {}
+                PartitionEvent::Ended(_) => return,
+            }
+        }
+    })
+}
+
+#[tokio::test]
+async fn items_are_divided_evenly_and_move_as_little_as_needed() {
+    let server = Server::start().await;
+    let clients = [client(&server).await, client(&server).await, client(&server).await];
+    let owners = Owners::default();
+    let items: Vec<String> = (0..6).map(|n| format!("i{n}")).collect();
+    let join = |at: usize, name: &'static str| {
+        let partitioner = Partitioner::new(&clients[at], "/parts", name, items.clone()).unwrap();
+        let partitioner = partitioner.settle(Duration::from_millis(20)).when_suspended(WhenSuspended::UntilDeadline);
+        work(partitioner, name, &owners)
+    };
+    let of = |name: &str| -> BTreeSet<String> {
+        let owners = owners.lock();
+        owners.iter().filter(|(_, (owner, _))| owner == name).map(|(item, _)| item.clone()).collect()
+    };
+    let a = join(0, "a");
+    until("a has all", || of("a").len() == 6).await;
+    let b = join(1, "b");
+    until("b has half", || of("b").len() == 3 && of("a").len() == 3).await;
+    let before = (of("a"), of("b"));
+    let c = join(2, "c");
+    until("all have two", || of("a").len() == 2 && of("b").len() == 2 && of("c").len() == 2).await;
+    assert!(of("a").is_subset(&before.0) && of("b").is_subset(&before.1), "only what went to c has moved");
+    let (kept_a, kept_c) = (of("a"), of("c"));
+    // One dies, and so does the elected one with it or without: only its items move.
+    server.expire(clients[1].session_id().0);
+    until("a and c have half each", || of("a").len() == 3 && of("c").len() == 3).await;
+    assert!(kept_a.is_subset(&of("a")) && kept_c.is_subset(&of("c")));
+    server.expire(clients[0].session_id().0);
+    until("c has all", || of("c").len() == 6).await;
+    for worker in [a, b] {
+        soon(worker).await.unwrap();
+    }
+    c.abort();
+    until("c's items are free", || {
+        items.iter().all(|item| server.children(&format!("/parts/locks/{item}")).is_empty())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_partition_that_is_closed_has_released_everything() {
+    let server = Server::start().await;
+    let a = client(&server).await;
+    let partitioner = Partitioner::new(&a, "/parts", "a", ["x"]).unwrap().settle(Duration::ZERO);
+    let mut partition = partitioner.join();
+    assert!(matches!(soon(partition.next()).await, Some(PartitionEvent::Acquired { .. })));
+    soon(partition.close()).await.unwrap();
+    for directory in ["/parts/locks/x", "/parts/members", "/parts/election"] {
+        assert_eq!(server.children(directory), Vec::<String>::new(), "{directory}");
+    }
+    let bad = Partitioner::new(&a, "/parts", "a", ["x/y"]).unwrap_err();
+    assert!(matches!(bad, Error::BadArgument { .. }), "{bad}");
+}
