@@ -1,5 +1,6 @@
 //! Caches against a server that cuts connections and forgets.
 
+#[allow(dead_code, reason = "not all of the server is needed here")]
 mod fake;
 
 use std::time::Duration;
