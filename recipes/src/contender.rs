@@ -613,6 +613,11 @@ impl Task {
             Name::Numbered(naming) => {
                 let prefix = naming.prefix(random_id());
                 let data = self.data.lock().clone();
+                if self.spec.lock_delay.is_some()
+                    && let Err(error) = create_lasting(&self.client, &self.spec.directory).await
+                {
+                    return Entered::Failed(error);
+                }
                 // Not cut short by a leave: a create that is under way will be done, and what it makes must be deleted.
                 let path = paths::join(&self.spec.directory, &prefix);
                 let options = CreateOptions::new(CreateMode::EphemeralSequential).acl(self.spec.acl.clone());
@@ -1042,6 +1047,15 @@ pub(crate) async fn create_in(
             }
             other => return other,
         }
+    }
+}
+
+/// Creates a directory whose data must outlive its children: a container would be reaped with the mark in it.
+async fn create_lasting(client: &Client, directory: &str) -> corral_client::Result<()> {
+    let above = paths::parent(directory).unwrap_or("/");
+    match create_in(client, above, directory, Data::default(), CreateMode::Persistent.into()).await {
+        Err(error) if error.code() == Some(ErrorCode::NodeExists) => Ok(()),
+        other => other.map(drop),
     }
 }
 

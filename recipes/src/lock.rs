@@ -59,7 +59,8 @@ impl Mutex {
     ///
     /// The delay counts from when the next in the queue finds itself first, by its own steady clock, so it is never shorter
     /// than asked. It is the dead *holder's* delay that is waited for; all who use the lock must set one, be it zero, for
-    /// others neither leave the mark nor look for it. The mark is the data of the lock's directory.
+    /// others neither leave the mark nor look for it. The mark is the data of the lock's directory, which is
+    /// an ordinary znode then and stays: a container would be reaped, mark and all, when nobody waits.
     pub fn lock_delay(mut self, delay: Duration) -> Mutex {
         self.spec.lock_delay = Some(delay);
         self

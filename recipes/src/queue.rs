@@ -210,7 +210,7 @@ impl Queue {
     /// # Errors
     /// [`Error::Client`].
     pub async fn poll(&self) -> Result<Option<Option<Bytes>>, Error> {
-        Ok(self.next().await?.map_err(|_| ()).ok())
+        Ok(self.next().await?.ok())
     }
 
     /// Takes the next item, or gives what to wait for.

@@ -282,9 +282,7 @@ impl Counter {
             let after = change(before);
             let data = self.encode(after)?;
             if let (Some(_), Some(after)) = (self.value.try_set(now.as_ref(), data).await?, after) {
-                if let Some(turn) = turn {
-                    drop::<crate::lock::Guard>(turn);
-                }
+                drop(turn);
                 return Ok((before, after));
             }
             match &self.lock {

@@ -384,6 +384,9 @@ async fn after_an_unclean_loss_the_next_holder_waits_for_the_lock_delay() {
     let late = soon(lock(&b, 0).acquire_timeout(Duration::from_millis(200))).await.unwrap_err();
     assert!(matches!(late, Error::Timeout { .. }), "{late}");
     assert!(!dead.is_valid());
+    // Nobody waits, and the mark is still there: its directory is no container.
+    assert!(server.data(LOCK).is_some_and(|mark| mark.starts_with(b"held 86400000 _c_")));
+    assert!(!server.state.lock().containers.contains(LOCK));
     // Somebody who knows better takes the mark away.
     server.set(LOCK, "");
     let next = soon(lock(&b, 1).acquire()).await.unwrap();

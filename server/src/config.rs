@@ -251,6 +251,10 @@ pub struct Config {
     pub worker_threads: usize,
     /// Serve reads without a quorum to clients that allow it.
     pub read_only_mode: bool,
+    /// New sessions of ZooKeeper clients are known to their server alone.
+    pub local_sessions: bool,
+    /// Such a session becomes known to all when it makes an ephemeral znode.
+    pub local_sessions_upgrading: bool,
     /// ZooKeeper protocol: replay missed events of persistent watches after setWatches2.
     pub replay_persistent_watches: bool,
     /// `changeFeedSize`, bytes.
@@ -638,6 +642,18 @@ pub const KEYS: &[Key] = &[
     ),
     own("sessionOutstandingLimit", count(1, 1_000_000), Is("1000"), "The same for one session."),
     own("workerThreads", count(0, 1024), Is("0"), "Threads for connections; 0: one a processor."),
+    zk(
+        "localSessionsEnabled",
+        Kind::Flag,
+        Is("false"),
+        "New sessions of ZooKeeper clients are known to their server alone, and make no ephemeral znodes.",
+    ),
+    zk(
+        "localSessionsUpgradingEnabled",
+        Kind::Flag,
+        Is("false"),
+        "A local session becomes known to all servers when it makes an ephemeral znode.",
+    ),
     zk("readonlymode.enabled", Kind::Flag, Is("false"), "Serve reads without a quorum to clients that allow it."),
     own(
         "replayPersistentWatches",
@@ -841,8 +857,6 @@ pub const KEYS: &[Key] = &[
     ignored("serverCnxnFactory", "there is one implementation"),
     ignored("clientTcpKeepAlive", "sessions time out"),
     ignored("sessionlessCnxnTimeout", "a connection without a session is closed by the shortest session timeout"),
-    ignored("localSessionsEnabled", "every session is known to the whole ensemble"),
-    ignored("localSessionsUpgradingEnabled", "every session is known to the whole ensemble"),
     ignored("request_throttle_*", "a full server stops reading its sockets (globalOutstandingLimit)"),
     ignored("throttled_op_wait_time", "a full server stops reading its sockets (globalOutstandingLimit)"),
     ignored("connectionMaxTokens", "not available yet"),
@@ -1354,6 +1368,8 @@ impl Draft<'_> {
             session_outstanding_limit: self.unsigned("sessionOutstandingLimit") as usize,
             worker_threads: self.unsigned("workerThreads") as usize,
             read_only_mode: self.flag("readonlymode.enabled"),
+            local_sessions: self.flag("localSessionsEnabled"),
+            local_sessions_upgrading: self.flag("localSessionsUpgradingEnabled"),
             replay_persistent_watches: self.flag("replayPersistentWatches"),
             change_feed_bytes: self.unsigned("changeFeedSize"),
             change_feed_age_ms: self.unsigned("changeFeedAge"),

@@ -12,10 +12,10 @@ use bytes::Bytes;
 use corral_core::member::{Member, MemberInput, MemberOutput};
 use corral_core::session::CloseReason;
 use corral_core::session::outbox::Key;
-use corral_core::storage::folder::Condemned;
+use corral_core::storage::folder::{Condemned, Mark};
 use corral_core::tree::entry::Txn;
 use corral_core::zab::codec::{self, Encoded, decode_frame};
-use corral_core::zab::io::{Input, LogOp, Membership, Now, Output, Relation, Role, SnapshotMeta};
+use corral_core::zab::io::{Input, LogOp, Membership, Now, Output, Phase, Relation, Role, SnapshotMeta, Status};
 use corral_core::zab::message::{Message, SyncPlan};
 use corral_proto::{ServerId, Zxid};
 use tokio::sync::mpsc;
@@ -25,11 +25,14 @@ use crate::apply_loop::ApplyCommand;
 use crate::figures::SyncKind;
 use crate::log_loop::{LogCommand, ReadLog};
 use crate::mailbox::Mailbox;
-use crate::net::peer_link::{LinkEvent, PeerLinks};
+use crate::net::peer_link::{self, LinkEvent, Memory, PeerLinks, Standing};
 use crate::node::{CoreEvent, NodeShared};
 
 /// Between two ticks of the member, ms.
 const TICK_MS: u64 = 20;
+
+/// Between two times at which peers are told what this server holds, ms.
+const MARK_INTERVAL_MS: u64 = 1_000;
 
 /// Between two lines of the log that say why there is no quorum, ms.
 const WAITING_LOG_MS: u64 = 5_000;
@@ -44,10 +47,12 @@ pub(crate) enum PeerEvent {
     Up { peer: ServerId, link: u64, instance: u64, start_count: u64 },
     /// Messages of one frame, in order.
     Messages { peer: ServerId, link: u64, messages: Vec<Message> },
+    /// A peer said what it holds (P9).
+    Marked { peer: ServerId, instance: u64, mark: Mark },
     /// A stream ended.
     Down { peer: ServerId, link: u64 },
-    /// This very data folder is an old copy (P9).
-    Stale { reason: String },
+    /// This very data folder is an old copy (P9); up to which start of it more was seen.
+    Stale { reason: String, seen_start: u64 },
 }
 
 /// Begins to fetch a snapshot from a peer; ends with [`CoreEvent::SnapshotFetched`].
@@ -75,10 +80,15 @@ pub(crate) struct CoreLoop {
     /// The connections were told that there is no quorum.
     told: bool,
     next_waiting_log_ms: u64,
+    /// What peers were told last that this server holds, and when they may be told again, monotonic ms.
+    told_mark: Option<(u32, Zxid)>,
+    next_mark_ms: u64,
     /// Role, phase, leader and epoch as last written to the log.
     logged: String,
     /// Whether this server counts, as last written to the log.
     membership: Option<Membership>,
+    /// Trees differ and nobody can tell which is right (P35), as last written to the log.
+    diverged: bool,
     /// Since when there is an election, monotonic ms.
     looking_since_ms: Option<u64>,
 }
@@ -152,8 +162,11 @@ impl CoreLoop {
             lost_ms: Some(0),
             told: false,
             next_waiting_log_ms: WAITING_LOG_MS,
+            told_mark: None,
+            next_mark_ms: 0,
             logged: String::new(),
             membership: None,
+            diverged: false,
             looking_since_ms: None,
         }
     }
@@ -220,6 +233,8 @@ impl CoreLoop {
             CoreEvent::Peer(event) => match event {
                 PeerEvent::Up { peer, link, instance, start_count } => {
                     self.turn.log.push(LogCommand::PeerStarted { peer, instance, start_count });
+                    // It knows nothing of this server yet.
+                    self.told_mark = None;
                     Input::PeerUp { peer, link, instance, start_count }
                 }
                 PeerEvent::Messages { peer, link, messages } => {
@@ -228,10 +243,18 @@ impl CoreLoop {
                     }
                     return;
                 }
-                PeerEvent::Down { peer, link } => Input::PeerDown { peer, link },
-                PeerEvent::Stale { reason } => {
+                PeerEvent::Marked { peer, instance, mark } => {
+                    self.turn.log.push(LogCommand::PeerMarked { peer, instance, mark });
+                    return;
+                }
+                PeerEvent::Down { peer, link } => {
+                    self.turn.log.push(LogCommand::WriteMarks);
+                    Input::PeerDown { peer, link }
+                }
+                PeerEvent::Stale { reason, seen_start } => {
                     // What is in the log was so once: it stays, and does not count until a leader completed it.
-                    self.fatal(format!("this data folder is an old copy: {reason}"), Condemned::Nothing);
+                    let reason = format!("this data folder is an old copy: {reason}");
+                    self.fatal(reason, Condemned::Nothing, seen_start);
                     return;
                 }
             },
@@ -317,7 +340,7 @@ impl CoreLoop {
                 }
                 Output::OpenSnapshot(snapshot) => self.turn.apply.push(ApplyCommand::OpenSnapshot(snapshot)),
                 Output::TrimLog { upto } => self.turn.log.push(LogCommand::Trim { upto }),
-                Output::Fatal(text) => self.fatal(text, Condemned::All),
+                Output::Fatal(text) => self.fatal(text, Condemned::All, 0),
                 Output::Note(text) => info!("{text}"),
                 Output::Relation(_) | Output::Leading(_) | Output::Touches { .. } | Output::RoundConfirmed { .. } => {
                     unreachable!("dealt with by the member")
@@ -338,7 +361,12 @@ impl CoreLoop {
             }
             self.told = false;
             // Every session with a connection here is alive, whatever the former leader knew (P32).
-            self.turn.again.push(MemberInput::Touched(self.node.shared.lanes.sessions()));
+            let mut sessions = self.node.shared.lanes.sessions();
+            let mut local = self.node.shared.local.lock();
+            local.touch_all(now.mono_ms);
+            sessions.retain(|session| !local.contains(*session));
+            drop(local);
+            self.turn.again.push(MemberInput::Touched(sessions));
         } else {
             self.lost_ms.get_or_insert(now.mono_ms);
             self.next_waiting_log_ms = now.mono_ms + WAITING_LOG_MS;
@@ -352,12 +380,13 @@ impl CoreLoop {
         self.relation.is_some_and(|relation| relation.leader == self.node.options.server)
     }
 
-    /// Marks the folder and ends the process. The log thread does both, after what it was given already.
-    fn fatal(&mut self, text: String, files: Condemned) {
+    /// Marks the folder and ends the process. The log thread does both, after what it was given already. `seen_start`: see
+    /// [`LogCommand::Condemn`].
+    fn fatal(&mut self, text: String, files: Condemned, seen_start: u64) {
         if !self.turn.fatal {
             error!("stopping: {text}");
             self.turn.fatal = true;
-            self.turn.log.push(LogCommand::Condemn { reason: text, files });
+            self.turn.log.push(LogCommand::Condemn { reason: text, files, seen_start });
         }
     }
 
@@ -404,7 +433,10 @@ impl CoreLoop {
     fn on_tick(&mut self, now: Now) {
         self.publish(now);
         self.node.update_keyed();
-        let Some(lost_ms) = self.lost_ms else { return };
+        let Some(lost_ms) = self.lost_ms else {
+            self.expire_local(now);
+            return;
+        };
         let options = &self.node.options;
         if !self.told && now.mono_ms.saturating_sub(lost_ms) > options.sync_timeout_ms {
             // P33: reads went on from the published state for that long, and no longer.
@@ -424,6 +456,18 @@ impl CoreLoop {
         }
     }
 
+    /// Ends local sessions whose clients were not heard. Nobody else has to be asked: nobody else knows them.
+    fn expire_local(&self, now: Now) {
+        let expired = self.node.shared.local.lock().expire(now.mono_ms);
+        if expired.is_empty() {
+            return;
+        }
+        self.node.stats.expired(expired.len());
+        for lane in expired.into_iter().filter_map(|session| self.node.shared.lanes.of(session)) {
+            lane.close(CloseReason::Expired);
+        }
+    }
+
     /// Makes the state of the machine visible to operators; writes changes of role to the log.
     fn publish(&mut self, now: Now) {
         let status = self.member.status();
@@ -437,6 +481,17 @@ impl CoreLoop {
             say_membership(self.membership, membership);
             self.membership = Some(membership);
         }
+        if self.diverged != status.divergence.is_some() {
+            self.diverged = status.divergence.is_some();
+            match status.divergence {
+                Some(zxid) => error!(
+                    %zxid,
+                    "ALARM: the trees of the servers differ, and no majority agrees on one. Nobody stops, and no snapshot is \
+                     given, until a majority of equal trees is known: look at every server with `corral check`"
+                ),
+                None => warn!("the alarm about trees that differ is over"),
+            }
+        }
         let line = format!("{:?}/{:?} epoch {} leader {:?}", status.role, status.phase, status.epoch, status.leader);
         if line != self.logged {
             match (status.role, status.leader) {
@@ -448,8 +503,39 @@ impl CoreLoop {
             }
             self.logged = line;
         }
+        self.stand(now, &status);
         self.node.set_status(status);
     }
+
+    /// Says to peers what this server remembers, so that they recognise an old copy of its data folder (P9).
+    fn stand(&mut self, now: Now, status: &Status) {
+        let Some(links) = &self.outlets.links else { return };
+        let memory = match status.identity.membership {
+            Membership::Empty => Memory::Fresh,
+            Membership::Member => Memory::Whole,
+            Membership::Amnesiac => Memory::Lost,
+        };
+        links.set_standing(Standing { memory, promise: status.promise.epoch, end: status.durable });
+        let mark = mark_of(status);
+        if now.mono_ms >= self.next_mark_ms
+            && let Some((promise, end)) = mark
+            && self.told_mark != mark
+        {
+            self.next_mark_ms = now.mono_ms + MARK_INTERVAL_MS;
+            self.told_mark = mark;
+            links.tell(promise, end);
+        }
+    }
+}
+
+/// What this server can never know less of: its promise, and what it holds of the history of that epoch, once its log is a
+/// prefix of the leader's. Until then a truncation may take entries back.
+fn mark_of(status: &Status) -> Option<(u32, Zxid)> {
+    if status.identity.membership != Membership::Member {
+        return None;
+    }
+    let synchronized = status.phase == Phase::Broadcast && status.epoch == status.promise.epoch;
+    Some((status.promise.epoch, if synchronized { status.durable } else { Zxid::ZERO }))
 }
 
 /// Says in plain words whether this server counts, when that changes and when it starts.
@@ -479,6 +565,9 @@ pub(crate) async fn receive_from_peers(node: Arc<NodeShared>, links: PeerLinks, 
             LinkEvent::Up { peer, link, instance, start_count, .. } => {
                 PeerEvent::Up { peer, link, instance, start_count }
             }
+            LinkEvent::Marked { peer, instance, mark: peer_link::Mark { start_count, promise, end } } => {
+                PeerEvent::Marked { peer, instance, mark: Mark { start_count, promise, end } }
+            }
             LinkEvent::Down { peer, link } => PeerEvent::Down { peer, link },
             LinkEvent::Frame { peer, link, bytes } => match decode_frame(&bytes) {
                 Ok(mut messages) => {
@@ -494,8 +583,8 @@ pub(crate) async fn receive_from_peers(node: Arc<NodeShared>, links: PeerLinks, 
                 }
             },
             // Said by the links already.
-            LinkEvent::Refused { stale: false, .. } => continue,
-            LinkEvent::Refused { reason, stale: true, .. } => PeerEvent::Stale { reason },
+            LinkEvent::Refused { stale: None, .. } => continue,
+            LinkEvent::Refused { reason, stale: Some(seen_start), .. } => PeerEvent::Stale { reason, seen_start },
         };
         node.core.push(CoreEvent::Peer(event));
     }

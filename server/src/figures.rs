@@ -40,7 +40,7 @@ pub(crate) struct Stats {
     /// Learners that were brought up to date, by how.
     snaps: AtomicU64,
     diffs: AtomicU64,
-    /// Sessions that expired while this server led.
+    /// Sessions that expired while this server led, and sessions of its own.
     expired: AtomicU64,
     /// Checkpoints made for learners, ms.
     snapshots: Summary,
@@ -181,6 +181,11 @@ impl Stats {
         if !leading {
             self.leader_unavailable.record(after_ms);
         }
+    }
+
+    /// Sessions of this server alone expired.
+    pub(crate) fn expired(&self, sessions: usize) {
+        self.expired.fetch_add(sessions as u64, Relaxed);
     }
 
     /// A batch was executed: what a crash would leave, what expired, digests.

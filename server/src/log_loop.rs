@@ -8,7 +8,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use corral_core::storage::folder::{Condemned, PeerBook, SeenStart};
+use corral_core::storage::folder::{Condemned, Mark, PeerBook, SeenStart};
 use corral_core::storage::log_device::LogDevice;
 use corral_core::storage::txn_log::{LogError, LogReader, SegmentPreparer, TxnLog};
 use corral_core::zab::io::{LogOp, Membership};
@@ -25,6 +25,10 @@ const IDLE: Duration = Duration::from_millis(100);
 /// Bytes appended after which the thread that prepares segments looks whether one is missing.
 const PREPARE_EVERY_BYTES: usize = 1 << 20;
 
+/// Between two times at which what peers said is put on disk, ms: it takes the time of a write. Of a server that is killed
+/// the rest is forgotten, until the peers say it again.
+const MARKS_INTERVAL_MS: u64 = 10_000;
+
 /// Log that is always kept.
 const RETENTION_MIN_BYTES: u64 = 16 << 20;
 
@@ -36,8 +40,13 @@ pub(crate) enum LogCommand {
     Trim { upto: Zxid },
     /// A peer came up with this start of this disk: remember it (P9).
     PeerStarted { peer: ServerId, instance: u64, start_count: u64 },
-    /// Mark the data folder amnesiac, and what of it is to be set aside, then end the process.
-    Condemn { reason: String, files: Condemned },
+    /// A peer said what it holds: remember it, not at once on disk (P9).
+    PeerMarked { peer: ServerId, instance: u64, mark: Mark },
+    /// Put what peers said on disk.
+    WriteMarks,
+    /// Mark the data folder amnesiac, and what of it is to be set aside, then end the process. Its starts are counted on from
+    /// `seen_start`, if that is more: no two of them may be taken for each other.
+    Condemn { reason: String, files: Condemned, seen_start: u64 },
     /// End the thread.
     Stop,
 }
@@ -81,8 +90,14 @@ impl LogLoop {
     pub(crate) fn run(mut self) {
         let mut commands = Vec::new();
         let mut unprepared = PREPARE_EVERY_BYTES;
+        let mut next_marks_ms = 0;
         loop {
             self.inbox.take(&mut commands, Some(IDLE));
+            let now_ms = self.node.clock.now().mono_ms;
+            if now_ms >= next_marks_ms {
+                next_marks_ms = now_ms + MARKS_INTERVAL_MS;
+                self.write_marks();
+            }
             if commands.is_empty() {
                 self.or_abort(|log| log.seal_if_idle());
                 continue;
@@ -117,12 +132,15 @@ impl LogLoop {
                             Err(error) => abort(&format!("cannot remember the start of a peer: {error}")),
                         }
                     }
-                    LogCommand::Condemn { reason, files } => {
+                    LogCommand::PeerMarked { peer, instance, mark } => self.peers.mark(peer, instance, mark),
+                    LogCommand::WriteMarks => self.write_marks(),
+                    LogCommand::Condemn { reason, files, seen_start } => {
                         self.write(&mut ops);
-                        condemn(&*self.device, &self.log, files, &reason);
+                        condemn(&*self.device, &self.log, files, seen_start, &reason);
                     }
                     LogCommand::Stop => {
                         self.write(&mut ops);
+                        self.write_marks();
                         self.or_abort(|log| log.seal_if_idle());
                         self.prepare.push(Prepare::Stop);
                         return;
@@ -152,6 +170,12 @@ impl LogLoop {
         ops.clear();
     }
 
+    fn write_marks(&mut self) {
+        if let Err(error) = self.peers.write_marks(&*self.device) {
+            abort(&format!("cannot remember what peers hold: {error}"));
+        }
+    }
+
     fn or_abort<T>(&mut self, operation: impl FnOnce(&mut TxnLog) -> Result<T, LogError>) -> T {
         match operation(&mut self.log) {
             Ok(value) => value,
@@ -166,8 +190,9 @@ fn retention(configured: u64, store_bytes: u64) -> u64 {
 }
 
 /// Makes the next start an amnesiac one, and ends this process.
-fn condemn(device: &dyn LogDevice, log: &TxnLog, files: Condemned, reason: &str) -> ! {
+fn condemn(device: &dyn LogDevice, log: &TxnLog, files: Condemned, seen_start: u64, reason: &str) -> ! {
     let mut record = log.record();
+    record.identity.start_count = record.identity.start_count.max(seen_start);
     record.identity.membership = Membership::Amnesiac;
     record.condemned = record.condemned.max(files);
     match record.write(device) {

@@ -11,7 +11,9 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use corral_proto::{SessionId, Zxid};
 use corral_server::config::{self, Config, Override, Parsed};
+use corral_server::inspect::{InspectError, log};
 use corral_server::node::Node;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing::{error, info, warn};
@@ -39,6 +41,14 @@ enum Command {
     Ensemble(ensemble::EnsembleArgs),
     /// Force a stopped server's copy of the data to be the one that counts, when a majority is lost for good.
     Recover(RecoverArgs),
+    /// Verify the log and the store of a stopped server, and say what its next start would make of them. Changes nothing.
+    ///
+    /// Exit code 0: sound; 1: something is wrong; 2: the folder could not be read.
+    Check(CheckArgs),
+    /// Print the log of a server, as far as it can be read. Changes nothing.
+    ///
+    /// Exit code 0: whole; 1: damaged; 2: it could not be read.
+    Log(LogCommandArgs),
     /// Print every key of the configuration as a Markdown table.
     Keys,
     /// Print the version.
@@ -101,6 +111,46 @@ struct RecoverArgs {
 }
 
 #[derive(Args)]
+struct CheckArgs {
+    /// The server's dataDir.
+    dir: PathBuf,
+    /// One JSON object instead of text.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Args)]
+struct LogCommandArgs {
+    /// The server's dataDir.
+    dir: PathBuf,
+    /// The first entry, as zxid in hexadecimal.
+    #[arg(long, value_name = "ZXID", value_parser = zxid)]
+    from: Option<Zxid>,
+    /// The last entry, as zxid in hexadecimal.
+    #[arg(long, value_name = "ZXID", value_parser = zxid)]
+    to: Option<Zxid>,
+    /// Entries of this session only, in hexadecimal.
+    #[arg(long, value_name = "SESSION", value_parser = session)]
+    session: Option<SessionId>,
+    /// One JSON object a line instead of text.
+    #[arg(long)]
+    json: bool,
+}
+
+fn hexadecimal(text: &str) -> Result<u64, String> {
+    let digits = text.strip_prefix("0x").unwrap_or(text);
+    u64::from_str_radix(digits, 16).map_err(|_| "it must be a number in hexadecimal, as 0x10000002a".to_owned())
+}
+
+fn zxid(text: &str) -> Result<Zxid, String> {
+    hexadecimal(text).map(Zxid)
+}
+
+fn session(text: &str) -> Result<SessionId, String> {
+    hexadecimal(text).map(|id| SessionId(id as i64))
+}
+
+#[derive(Args)]
 struct LogArgs {
     /// Form of the log on standard error; RUST_LOG chooses what is in it (default: info).
     #[arg(long, value_enum, default_value_t = LogFormat::Text, env = "CORRAL_LOG_FORMAT")]
@@ -118,6 +168,8 @@ fn main() -> ExitCode {
         Command::Serve(args) => serve(args),
         Command::Ensemble(args) => ensemble::run(args),
         Command::Recover(args) => recover(args),
+        Command::Check(args) => check(&args),
+        Command::Log(args) => log(&args),
         Command::Keys => print(&config::keys_as_markdown()),
         Command::Version => print(&format!("corral {}\n", env!("CARGO_PKG_VERSION"))),
     }
@@ -249,6 +301,58 @@ fn recover(args: RecoverArgs) -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+fn check(args: &CheckArgs) -> ExitCode {
+    let people = std::io::stderr().is_terminal();
+    let mut sign = |what: &str| {
+        if people {
+            eprint!("\r\x1b[K{what}");
+        }
+    };
+    let checked = corral_server::inspect::check::check(&args.dir, &mut sign);
+    sign("");
+    match checked {
+        Ok(report) => {
+            print(&if args.json { format!("{}\n", report.json()) } else { report.text() });
+            if report.is_sound() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+        }
+        Err(error) => cannot_read(&args.dir, &error),
+    }
+}
+
+fn log(args: &LogCommandArgs) -> ExitCode {
+    let options = log::Options { from: args.from, to: args.to, session: args.session, json: args.json };
+    let mut out = std::io::BufWriter::new(std::io::stdout().lock());
+    let printed = log::print(&args.dir, &options, &mut out);
+    let flushed = out.flush();
+    match printed {
+        Err(InspectError::Print(_)) => ExitCode::SUCCESS,
+        _ if flushed.is_err() => ExitCode::SUCCESS,
+        Ok(printed) => {
+            if printed.in_use {
+                eprintln!(
+                    "corral: a server uses this folder: it may have written on meanwhile, and its end may look torn"
+                );
+            }
+            if printed.damaged { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+        }
+        Err(error) => cannot_read(&args.dir, &error),
+    }
+}
+
+fn cannot_read(dir: &Path, error: &dyn std::error::Error) -> ExitCode {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text.push_str(&format!(": {cause_text}"));
+        }
+        source = cause.source();
+    }
+    eprintln!("corral: {} cannot be looked at: {text}", dir.display());
+    ExitCode::from(EXIT_USAGE)
 }
 
 /// Reads the configuration and says what is wrong or strange in it.

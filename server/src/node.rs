@@ -25,15 +25,18 @@ use corral_core::auth::sasl;
 use corral_core::member::{Member, MemberOptions};
 use corral_core::session::CloseReason;
 use corral_core::session::lane::Lane;
+use corral_core::session::local::LocalSessions;
 use corral_core::session::outbox::Key;
-use corral_core::storage::folder::{FolderError, LOG_DIR, PeerBook};
+use corral_core::storage::folder::{FolderError, LOG_DIR, PeerBook, SeenDisk};
 use corral_core::storage::log_device::DeviceError;
 use corral_core::storage::recover::{RecoverError, RecoverOptions, recover};
 use corral_core::storage::txn_log::{LogOptions, TxnLog};
 use corral_core::tree::entry::Settings;
 use corral_core::tree::feed::FeedBounds;
 use corral_core::tree::{TreeStore, read};
-use corral_core::zab::io::{Admin, Entry, Identity, MemberKind, Options, Position, Recovered, SnapshotMeta, Status};
+use corral_core::zab::io::{
+    Admin, Entry, Identity, MemberKind, Membership, Options, Position, Recovered, SnapshotMeta, Status,
+};
 use corral_core::zab::quorum::QuorumSet;
 use corral_proto::{ServerId, SessionId, Zxid};
 use dashmap::DashMap;
@@ -57,7 +60,7 @@ use crate::frontend::wire::{FrontendStats, Whitelist, WireOptions, Word};
 use crate::frontend::{Frontend, grpc};
 use crate::log_loop::{self, LogCommand, LogLoop, ReadLog};
 use crate::mailbox::Mailbox;
-use crate::net::peer_link::{self, LinkError, LinkOptions, PeerLinks, StartMemory};
+use crate::net::peer_link::{self, Disk, LinkError, LinkOptions, Mark, Memory, PeerLinks, Standing, StartMemory};
 use crate::report;
 use crate::states::StateFolders;
 use crate::storage::files::{self, FileDevice, FolderLock, LockError};
@@ -150,6 +153,10 @@ pub(crate) struct NodeOptions {
     pub(crate) read_only_mode: bool,
     /// ZooKeeper protocol: what persistent watches missed is told after a reconnect.
     pub(crate) replay_persistent_watches: bool,
+    /// New sessions of ZooKeeper clients are known to this server alone.
+    pub(crate) local_sessions: bool,
+    /// Such a session becomes known to all when it makes an ephemeral znode.
+    pub(crate) local_sessions_upgrading: bool,
     /// Unresolved writes beyond which connections are not read.
     pub(crate) outstanding_max: usize,
     /// Largest transaction, bytes.
@@ -199,6 +206,7 @@ impl NodeShared {
     pub(crate) fn new(options: NodeOptions, clock: Clock, shared: Arc<Shared<View>>, seed: u64) -> NodeShared {
         let now = clock.now();
         let applied = shared.published().zxid;
+        *shared.local.lock() = LocalSessions::new(options.touch_interval_ms);
         NodeShared {
             clock,
             stats: Stats::default(),
@@ -523,6 +531,16 @@ impl Node {
         let node = Arc::new(NodeShared::new(node_options(&config), clock, apply.shared(), nonces));
         node.stats.recovered(node.clock.now().mono_ms.saturating_sub(opening_ms), recovered.persisted);
         let identity = recovered.identity;
+        let standing = Standing {
+            memory: match identity.membership {
+                Membership::Empty => Memory::Fresh,
+                Membership::Member => Memory::Whole,
+                Membership::Amnesiac => Memory::Lost,
+            },
+            promise: recovered.promise.epoch,
+            end: recovered.end.zxid,
+        };
+        let whole_since = log.record().whole_since;
         let member = Member::new(zab_options(&config, seed), recovered, member_options(&config, password_key));
         node.set_status(member.status());
 
@@ -535,7 +553,7 @@ impl Node {
 
         let links = peer_listener.map(|listener| {
             let (events, received) = mpsc::channel(LINK_EVENTS);
-            let options = link_options(&config, &identity, &peers, seed);
+            let options = link_options(&config, &identity, (standing, whole_since), &peers, seed);
             let _there = link_runtime.handle.enter();
             let links = PeerLinks::start(options, listener, states.clone(), events);
             let receiving = receive_from_peers(node.clone(), links.clone(), received);
@@ -779,6 +797,9 @@ fn node_options(config: &Config) -> NodeOptions {
         read_only_mode: config.read_only_mode,
         replay_persistent_watches: config.replay_persistent_watches,
         sync_timeout_ms: config.sync_timeout_ms,
+        // As in ZooKeeper, where a server alone has one kind of sessions.
+        local_sessions: config.local_sessions && !config.is_alone(),
+        local_sessions_upgrading: config.local_sessions_upgrading,
         outstanding_max: config.global_outstanding_limit,
         txn_bytes_max: TXN_BYTES_MAX,
         request_bytes_max: config.jute_max_buffer,
@@ -830,7 +851,13 @@ fn member_options(config: &Config, password_key: Vec<u8>) -> MemberOptions {
     }
 }
 
-fn link_options(config: &Config, identity: &Identity, peers: &PeerBook, seed: u64) -> LinkOptions {
+fn link_options(
+    config: &Config,
+    identity: &Identity,
+    (standing, whole_since): (Standing, u64),
+    peers: &PeerBook,
+    seed: u64,
+) -> LinkOptions {
     let others = || config.servers.iter().filter(|(id, _)| **id != config.my_id);
     LinkOptions {
         me: config.my_id,
@@ -841,13 +868,24 @@ fn link_options(config: &Config, identity: &Identity, peers: &PeerBook, seed: u6
         secret: config.peer_secret.as_ref().map(|secret| secret.reveal().to_owned()).unwrap_or_default(),
         peers: others().map(|(id, spec)| (*id, spec.peer_addr().to_string())).collect(),
         connect_timeout: Duration::from_millis(config.peer_connect_timeout_ms),
+        keep_alive: Duration::from_millis(config.sync_timeout_ms),
         queue_bytes: peer_link::QUEUE_BYTES_MAX,
         seed,
         remembered: peers
             .latest()
             .into_iter()
-            .map(|(peer, (instance, start_count))| (peer, StartMemory { instance, start_count }))
+            .map(|(peer, SeenDisk { instance, start_count, mark })| {
+                let mark = Mark { start_count: mark.start_count, promise: mark.promise, end: mark.end };
+                (peer, StartMemory { instance, start_count, mark })
+            })
             .collect(),
+        superseded: peers
+            .superseded()
+            .into_iter()
+            .map(|(peer, SeenDisk { instance, start_count, .. })| (peer, Disk { instance, start_count }))
+            .collect(),
+        whole_since,
+        standing,
     }
 }
 

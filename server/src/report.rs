@@ -91,10 +91,12 @@ fn report(
         version: VERSION.to_owned(),
         mode,
         zxid: meta.applied,
-        node_count: meta.znodes,
+        // ZooKeeper keeps its root under two names, and counts both (wire 5.2).
+        node_count: meta.znodes + 1,
         ephemerals: meta.ephemerals,
         data_bytes: meta.data_bytes,
         sessions: meta.sessions,
+        local_sessions: node.shared.local.lock().len() as u64,
         watch_count: node.shared.watch_count() as u64,
         proposal_sizes: (mode == ServerMode::Leader).then(|| node.stats.proposal_sizes()),
         unix_ms: wall_ms,
@@ -124,8 +126,13 @@ fn report(
         let rows = read::sessions(&published.view);
         let ephemerals = rows.iter().filter(|(_, row)| row.ephemerals > 0);
         let from_now = |mono_ms: u64| (wall_ms + mono_ms).saturating_sub(now.mono_ms);
+        let dated = |deadlines: Vec<(u64, Vec<SessionId>)>| {
+            deadlines.into_iter().map(|(mono_ms, sessions)| (from_now(mono_ms), sessions)).collect()
+        };
+        let local = || node.shared.local.lock().deadlines(config.tick_time_ms);
         report.session_dump = SessionDump {
-            by_expiry: deadlines.into_iter().map(|(mono_ms, sessions)| (from_now(mono_ms), sessions)).collect(),
+            by_expiry: dated(deadlines),
+            local_by_expiry: node.options.local_sessions.then(|| dated(local())),
             ephemerals: ephemerals.map(|(id, _)| (*id, read::ephemerals(&published.view, *id, ""))).collect(),
             sessions: rows.iter().map(|(id, row)| (*id, row.timeout_ms)).collect(),
         };
@@ -156,6 +163,8 @@ fn figures(node: &NodeShared, config: &Config, status: &Status, mode: ServerMode
         Metric::gauge("unresolved_writes", node.unresolved.load(Relaxed)),
         Metric::counter("looking_count", status.elections),
         Metric::counter("election_count", status.elections),
+        Metric::counter("digest_mismatches_count", status.mismatches),
+        Metric::gauge("digest_alarm", i64::from(status.divergence.is_some())),
         Metric::gauge("epoch", status.epoch),
         Metric::text("committed_zxid", status.committed.to_string()),
         Metric::text("log_end_zxid", status.last.zxid.to_string()),

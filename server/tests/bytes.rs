@@ -465,3 +465,75 @@ async fn a_session_goes_on_at_another_server_and_not_at_the_first() {
         server.stop().await;
     }
 }
+
+/// What ClickHouse's own serialization makes of its operations (`Coordination::write` of each field): the filter of a list
+/// is one byte, the limit of a removal four; results in a multi have the opcode of their request, but for the plain ones.
+#[tokio::test(flavor = "multi_thread")]
+async fn clickhouse_keepers_operations() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut config = alone(folder.path());
+    config.keeper_extensions = true;
+    let server = start(&config).await;
+    let address = server.client_addr();
+    common::Client::connect(address).await.close().await;
+    tokio::task::spawn_blocking(move || {
+        let mut raw = Raw::session(address);
+        // Its client asks what there is before anything else: eleven bits, the first the highest.
+        let read_only = stat(NEWBORN, NOBODY, "00000002 00000000");
+        raw.ask(
+            &format!("00000001 00000004 {} 00", path("/keeper/feature_flags")),
+            &format!("00000001 {Z} 00000000 00000002 f820 {read_only}"),
+        );
+        // 502, create if not exists: twice, and the path both times.
+        for xid in [2, 3] {
+            raw.ask(&create(xid, 502, "/k", 0), &format!("{xid:08x} {Z} 00000000 {}", path("/k")));
+        }
+        raw.ask(&create(4, 1, "/k/eph", 1), &format!("00000004 {Z} 00000000 {}", path("/k/eph")));
+        raw.ask(&create(5, 1, "/k/per", 0), &format!("00000005 {Z} 00000000 {}", path("/k/per")));
+        // 500, filtered list: path, watch, and a byte: all, persistent only, ephemeral only.
+        let parent = stat("00000000 00000002 00000000", NOBODY, "00000000 00000002");
+        let lists =
+            [("00", format!("00000002 {} {}", path("eph"), path("per"))), ("01", format!("00000001 {}", path("per")))];
+        for (filter, names) in lists.into_iter().chain([("02", format!("00000001 {}", path("eph")))]) {
+            let request = format!("00000006 000001f4 {} 00 {filter}", path("/k"));
+            raw.ask(&request, &format!("00000006 {Z} 00000000 {names} {parent}"));
+        }
+        // 506, list with stats and data: two more bytes in, two more lists out.
+        let owned = stat(NEWBORN, "ssssssssssssssss", "00000000 00000000");
+        raw.ask(
+            &format!("00000007 000001fa {} 00 02 01 01", path("/k")),
+            &format!("00000007 {Z} 00000000 00000001 {} {parent} 00000001 {owned} 00000001 00000000", path("eph")),
+        );
+        // 501, check that it is not there: -110 if it is, in this version or any.
+        raw.ask(&format!("00000008 000001f5 {} ffffffff", path("/k")), &format!("00000008 {Z} ffffff92"));
+        raw.ask(&format!("00000009 000001f5 {} 00000007", path("/k")), &format!("00000009 {Z} 00000000"));
+        raw.ask(&format!("0000000a 000001f5 {} ffffffff", path("/none")), &format!("0000000a {Z} 00000000"));
+        // 503, remove recursively: more znodes than the limit are too many; nothing there is no fault.
+        raw.ask(&format!("0000000b 000001f7 {} 00000002", path("/k")), &format!("0000000b {Z} ffffff91"));
+        // In a multi each has a result of its own kind.
+        raw.ask(
+            &format!(
+                "0000000c 0000000e 000001f5 00 ffffffff {none} ffffffff 000001f6 00 ffffffff {none} 00000000 {OPEN} \
+                 00000000 000001f7 00 ffffffff {all} 00000003 {TERMINATOR}",
+                none = path("/n"),
+                all = path("/k")
+            ),
+            &format!(
+                "0000000c {Z} 00000000 000001f5 00 00000000 000001f6 00 00000000 {} 000001f7 00 00000000 {TERMINATOR}",
+                path("/n")
+            ),
+        );
+        raw.ask(&format!("0000000d 000001f7 {} 00000001", path("/k")), &format!("0000000d {Z} 00000000"));
+        // Its multi-read takes lists, too.
+        raw.ask(
+            &format!("0000000e 00000016 000001f4 00 ffffffff {} 00 02 {TERMINATOR}", path("/n")),
+            &format!(
+                "0000000e {Z} 00000000 0000000c 00 00000000 00000000 {} {TERMINATOR}",
+                stat(NEWBORN, NOBODY, "00000000 00000000")
+            ),
+        );
+    })
+    .await
+    .unwrap();
+    server.stop().await;
+}

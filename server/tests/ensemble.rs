@@ -1,5 +1,6 @@
 //! Three real server processes, real clients, kill -9: what was acknowledged is there, once, everywhere.
 
+mod harm;
 mod processes;
 
 use std::collections::{BTreeSet, VecDeque};
@@ -8,6 +9,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use corral_client::{Client, CreateMode, EventKind, SessionState, WatchMode};
+use harm::{HARMS, Harm};
 use processes::{Ensemble, PATIENCE};
 use tokio::time::timeout;
 
@@ -341,6 +343,17 @@ fn kind_of(file: &Path, data: &Path) -> Option<&'static str> {
     })
 }
 
+/// How many ways of damage are tried on each kind of file in an ordinary run; together the kinds see all of them.
+/// `DAMAGE=all` tries all on each.
+const HARMS_PER_KIND: usize = 2;
+
+fn harms_for(kind: usize) -> Vec<Harm> {
+    if std::env::var("DAMAGE").is_ok_and(|which| which == "all") {
+        return HARMS.to_vec();
+    }
+    (0..HARMS_PER_KIND).map(|n| HARMS[(kind * HARMS_PER_KIND + n) % HARMS.len()]).collect()
+}
+
 /// A replica with a damaged or lost file never serves what it does not have: it repairs itself from its peers, or it
 /// says what is wrong and ends, and comes right with an empty folder.
 #[tokio::test]
@@ -365,9 +378,9 @@ async fn every_file_of_a_data_folder_may_be_damaged_or_lost() {
     for n in 0..40 {
         client.create(&format!("/{n:02}"), value(n), CreateMode::Persistent).await.unwrap();
     }
-    for kind in KINDS {
-        for damage in ["damaged", "lost"] {
-            let what = format!("{kind} {damage}");
+    for (number, kind) in KINDS.into_iter().enumerate() {
+        for harm in harms_for(number) {
+            let what = format!("{kind} {harm:?}");
             soon(&ensemble, "a write while all are well", client.set("/00", value(0), None)).await.unwrap();
             ensemble.converge().await;
             let is_member = |e: &Ensemble| e.mntr(victim, "zk_membership").is_some_and(|m| m == "member");
@@ -377,15 +390,7 @@ async fn every_file_of_a_data_folder_may_be_damaged_or_lost() {
             let files: Vec<PathBuf> =
                 files_under(&data).into_iter().filter(|file| kind_of(file, &data) == Some(kind)).collect();
             assert!(!files.is_empty(), "there is a {kind}");
-            for file in files {
-                if damage == "lost" {
-                    std::fs::remove_file(&file).unwrap();
-                } else {
-                    let mut bytes = std::fs::read(&file).unwrap();
-                    bytes.iter_mut().skip(9).step_by(97).take(2_000).for_each(|byte| *byte ^= 0x55);
-                    std::fs::write(&file, bytes).unwrap();
-                }
-            }
+            files.iter().for_each(|file| harm.strike(file));
             ensemble.start_server(victim);
             // It may find the damage when it starts or when it reads, and end; the next start knows of it. If even that
             // one ends, its folder is emptied, as its log says.

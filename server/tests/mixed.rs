@@ -32,7 +32,8 @@ fn left_out(who: &str, missing: &str) {
     eprintln!("SKIPPED: {who}: missing {missing}");
 }
 
-/// A program of another library, which said that it is connected and waits for a line.
+/// A program of another library, which said that it is connected and waits for a line. It is waited for in a blocking way, so
+/// our own client, which must go on pinging, has threads of its own.
 struct Other {
     name: &'static str,
     child: Child,
@@ -155,7 +156,7 @@ fn lock(client: &Client, path: &str, layout: Layout) -> Mutex {
     Mutex::new(client, path).layout(layout).when_suspended(WhenSuspended::UntilDeadline)
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn corral_and_curator_take_turns_at_one_lock() {
     let ensemble = Ensemble::start(3, "").await;
     let client = client(&ensemble).await;
@@ -163,7 +164,7 @@ async fn corral_and_curator_take_turns_at_one_lock() {
     take_turns(&client, others, || count_under(&client, lock(&client, "/lock", Layout::CuratorLock))).await;
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn corral_and_kazoo_take_turns_at_one_lock() {
     let ensemble = Ensemble::start(3, "").await;
     let client = client(&ensemble).await;
@@ -172,7 +173,7 @@ async fn corral_and_kazoo_take_turns_at_one_lock() {
 }
 
 /// Curator and kazoo need to be told of each other's names; Corral knows both.
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn corral_curator_and_kazoo_take_turns_at_one_lock() {
     let ensemble = Ensemble::start(3, "").await;
     let client = client(&ensemble).await;
@@ -180,7 +181,7 @@ async fn corral_curator_and_kazoo_take_turns_at_one_lock() {
     take_turns(&client, others, || count_under(&client, lock(&client, "/lock", Layout::CuratorLock))).await;
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn corral_and_curators_latch_take_turns_in_one_election() {
     let ensemble = Ensemble::start(3, "").await;
     let client = client(&ensemble).await;
@@ -189,7 +190,7 @@ async fn corral_and_curators_latch_take_turns_in_one_election() {
 }
 
 /// The latch of Curator sorts by its own names only, so the third party stands in as its lock does.
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn corral_curator_and_kazoo_take_turns_in_one_election() {
     let ensemble = Ensemble::start(3, "").await;
     let client = client(&ensemble).await;

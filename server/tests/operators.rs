@@ -5,16 +5,14 @@ mod common;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
-use common::{Client, PATIENCE, alone, ensemble, eventually, start, word};
+use common::{Client, alone, ensemble, eventually, get, start, word};
 use corral_client::CreateMode;
 use corral_proto::jute::{Request, Response};
 use corral_server::config::{Config, HostPort};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::time::timeout;
 
 /// Gauges, counters and summaries that dashboards of ZooKeeper ask for and every server has (wire 9.3, 9.4).
-const GAUGES: [&str; 20] = [
+const GAUGES: [&str; 22] = [
     "znode_count",
     "num_alive_connections",
     "outstanding_requests",
@@ -35,8 +33,10 @@ const GAUGES: [&str; 20] = [
     "last_client_response_size",
     "max_client_response_size",
     "auth_failed_count",
+    "non_mtls_local_conn_count",
+    "non_mtls_remote_conn_count",
 ];
-const COUNTERS: [&str; 13] = [
+const COUNTERS: [&str; 14] = [
     "bytes_received_count",
     "response_bytes",
     "watch_bytes",
@@ -47,6 +47,7 @@ const COUNTERS: [&str; 13] = [
     "looking_count",
     "connection_request_count",
     "connection_rejected",
+    "sessionless_connections_expired",
     "stale_sessions_expired",
     "unrecoverable_error_count",
     "learner_commit_received_count",
@@ -84,16 +85,6 @@ fn with_admin(mut config: Config) -> Config {
 }
 
 /// Status and body of a GET.
-async fn get(address: SocketAddr, path: &str) -> (u16, String) {
-    let mut stream = TcpStream::connect(address).await.unwrap();
-    let request = format!("GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
-    stream.write_all(request.as_bytes()).await.unwrap();
-    let mut text = String::new();
-    timeout(PATIENCE, stream.read_to_string(&mut text)).await.unwrap().unwrap();
-    let (head, body) = text.split_once("\r\n\r\n").expect("a head and a body");
-    (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned())
-}
-
 async fn json(address: SocketAddr, command: &str) -> serde_json::Value {
     let (status, body) = get(address, &format!("/commands/{command}")).await;
     assert_eq!(status, 200, "{body}");

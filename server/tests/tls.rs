@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use certificates::{Authority, Signed, place, server_files};
-use common::{PATIENCE, alone_with, eventually, start, word};
+use common::{PATIENCE, alone_with, eventually, get, start, word};
 use corral_client::{Acl, Client, CreateMode, CreateOptions, Error, ErrorCode, Id, TlsOptions, perms};
 use corral_server::node::ServerHandle;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -148,8 +148,14 @@ async fn whoever_is_not_known_or_speaks_no_tls_is_closed_and_disturbs_nobody() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_certificate_may_be_offered_or_not_where_it_is_only_wanted() {
-    let rig = rig("ssl.clientAuth=want\n").await;
+    let rig = rig("ssl.clientAuth=want\nadmin.serverPort=0\n").await;
     let anonymous = client(rig.secure, trusting(&rig.authority)).await.unwrap();
+    let plain = Client::builder(rig.server.client_addr().to_string()).connect().await.unwrap();
+    plain.whoami().await.unwrap();
+    let (_, page) = get(rig.server.admin_addr().expect("AdminServer listens"), "/commands/connections").await;
+    let (open, secure) = page.split_once("\"secure_connections\"").expect("both lists");
+    let listed = |list: &str| list.matches("\"session_id\"").count();
+    assert_eq!((listed(open), listed(secure)), (1, 1), "{page}");
     assert_eq!(anonymous.whoami().await.unwrap(), [Id::new("ip", "127.0.0.1")]);
     let known = client(rig.secure, showing(&rig.authority, &rig.authority.sign("known"))).await.unwrap();
     assert_eq!(known.whoami().await.unwrap().len(), 2);

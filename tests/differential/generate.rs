@@ -3,7 +3,9 @@
 
 use crate::bytes::Out;
 use crate::known::Known;
+use crate::peers::{SHORT_MS, Settings};
 use crate::program::{Hello, Password, Request, Since, Step, Whose, op};
+use crate::words::WORDS;
 
 /// Connections of a program.
 pub const SLOTS: usize = 5;
@@ -48,10 +50,9 @@ impl Rng {
     }
 }
 
-/// A program with about so many requests.
-///
-/// `quota`: whether quotas are enforced.
-pub fn program(seed: u64, operations: usize, known: &Known, servers: usize, quota: bool) -> Vec<Step> {
+/// A program with about so many requests, for servers with these settings.
+pub fn program(seed: u64, operations: usize, known: &Known, servers: usize, settings: Settings) -> Vec<Step> {
+    let quota = settings.enforces_quota;
     let mut generator = Generator {
         rng: Rng::new(seed),
         recent: Vec::new(),
@@ -59,6 +60,8 @@ pub fn program(seed: u64, operations: usize, known: &Known, servers: usize, quot
         state: [State::Fresh; SLOTS],
         servers,
         quota,
+        settings,
+        alone: 0,
         slot: 0,
     };
     let mut steps = Vec::new();
@@ -111,6 +114,9 @@ struct Generator<'a> {
     servers: usize,
     /// Quotas are enforced.
     quota: bool,
+    settings: Settings,
+    /// Znodes made so far that no other request names.
+    alone: usize,
     /// Whose step is being made.
     slot: usize,
 }
@@ -218,11 +224,27 @@ impl Generator<'_> {
         let slot = self.rng.below(SLOTS);
         self.slot = slot;
         match self.state[slot] {
+            State::Fresh if self.settings.expires && self.rng.percent(25) => return self.expire(slot),
             State::Fresh => return self.open(slot),
             State::Lost => return self.again(slot),
             State::Connected => {}
         }
-        let kinds = [(780, 0), (120, 1), (18, 2), (18, 3), (14, 4), (10, 5), (10, 6), (16, 7), (8, 8), (6, 9)];
+        let (words, reaps) =
+            (if self.settings.local.is_some() { 0 } else { 14 }, if self.settings.reaps { 6 } else { 0 });
+        let kinds = [
+            (780, 0),
+            (120, 1),
+            (18, 2),
+            (18, 3),
+            (14, 4),
+            (10, 5),
+            (10, 6),
+            (16, 7),
+            (8, 8),
+            (6, 9),
+            (words, 10),
+            (reaps, 11),
+        ];
         match kinds[self.rng.weighted(&kinds)].1 {
             0 => {
                 let request = self.request();
@@ -278,6 +300,8 @@ impl Generator<'_> {
                 let body = vec![0; usize::try_from(length).unwrap_or(0).min(7)];
                 Step::Raw { slot, bytes: Out::default().int(length).raw(&body).0 }
             }
+            10 => Step::Word { word: *self.rng.of(&WORDS) },
+            11 => self.reap(slot),
             _ => {
                 let (request, ends) = self.sasl();
                 if ends {
@@ -291,6 +315,73 @@ impl Generator<'_> {
     fn open(&mut self, slot: usize) -> Step {
         self.state[slot] = State::Connected;
         Step::Open { slot, hello: self.hello(Whose::New) }
+    }
+
+    /// A session that ends by itself, with an ephemeral of its own and others as they come.
+    fn expire(&mut self, slot: usize) -> Step {
+        let hello = Hello { timeout_ms: SHORT_MS, ..Hello::plain() };
+        let ephemeral = self.own_path();
+        let mut requests = vec![self.open_znode(op::CREATE, &ephemeral, 1)];
+        for _ in 0..self.rng.below(3) {
+            let path = self.znode();
+            let flags = *self.rng.of(&[1, 3]);
+            requests.push(self.open_znode(op::CREATE2, &path, flags));
+        }
+        // Its slot is free again: what is tried with its id afterwards is refused.
+        Step::Expire { slot, hello, requests, ephemeral }
+    }
+
+    /// A container that had a child, or a znode whose time is over at once.
+    fn reap(&mut self, slot: usize) -> Step {
+        let path = self.own_path();
+        let (child, grandchild) = (format!("{path}/c"), format!("{path}/c/x"));
+        let delete = |g: &mut Self, path: &str| {
+            g.made(op::DELETE, Out::default().string(path).int(-1), format!("{path:?} at last"))
+        };
+        let ttl_body = |path: &str| {
+            let out = Out::default().string(path).string("short").int(1).int(31).string("world").string("anyone");
+            out.int(5).long(1)
+        };
+        let kinds = if self.settings.extended_types { 4 } else { 2 };
+        let requests = match self.rng.below(kinds) {
+            0 => vec![
+                self.open_znode(op::CREATE_CONTAINER, &path, 4),
+                self.open_znode(op::CREATE, &child, 0),
+                delete(self, &child),
+            ],
+            // One after the other.
+            1 => vec![
+                self.open_znode(op::CREATE_CONTAINER, &path, 4),
+                self.open_znode(op::CREATE_CONTAINER, &child, 4),
+                self.open_znode(op::CREATE2, &grandchild, 0),
+                delete(self, &grandchild),
+            ],
+            2 => vec![self.made(op::CREATE_TTL, ttl_body(&path), format!("{path:?} ttl=1"))],
+            // A child keeps it, from the beginning.
+            _ => {
+                let multi = Out::default().int(op::CREATE_TTL).byte(0).int(-1).raw(&ttl_body(&path).0);
+                let multi = multi.int(op::CREATE).byte(0).int(-1).string(&child).string("").int(1).int(31);
+                let multi = multi.string("world").string("anyone").int(0).int(-1).byte(1).int(-1);
+                let set = Out::default().string(&path).string("touched").int(0);
+                vec![
+                    self.made(op::MULTI, multi, format!("[{path:?} ttl=1, {child:?}]")),
+                    self.made(op::SET_DATA, set, format!("{path:?}")),
+                    delete(self, &child),
+                ]
+            }
+        };
+        Step::Reap { slot, requests, path }
+    }
+
+    /// A path that no other request names.
+    fn own_path(&mut self) -> String {
+        self.alone += 1;
+        format!("/own-{}", self.alone)
+    }
+
+    fn open_znode(&mut self, opcode: i32, path: &str, flags: i32) -> Request {
+        let out = Out::default().string(path).string("").int(1).int(31).string("world").string("anyone").int(flags);
+        self.made(opcode, out, format!("{path:?} openly, flags={flags}"))
     }
 
     /// An open, persistent znode without ado.
@@ -313,7 +404,11 @@ impl Generator<'_> {
     // Connections.
 
     fn hello(&mut self, session: Whose) -> Hello {
-        let timeout_ms = *self.rng.of(&[90_000, 0, -5, 60_001, 1_000_000_000, i32::MIN]);
+        let timeouts: &[i32] = match self.settings.expires {
+            true => &[90_000, 60_001, 1_000_000_000, i32::MAX],
+            false => &[90_000, 0, -5, 60_001, 1_000_000_000, i32::MIN],
+        };
+        let timeout_ms = *self.rng.of(timeouts);
         let read_only = *self.rng.of(&[Some(0), Some(1), None]);
         let seen = if self.rng.percent(50) { Since::Zero } else { Since::Newest(self.rng.below(3)) };
         Hello { session, timeout_ms, read_only, seen, ..Hello::plain() }
@@ -453,7 +548,7 @@ impl Generator<'_> {
 
     fn odd_path(&mut self) -> String {
         let mut odd = *self.rng.of(&ODD);
-        if odd == "/zookeeper/config" && self.servers > 1 {
+        if odd == "/zookeeper/config" && (self.servers > 1 || self.settings.local.is_some()) {
             // Its text is that of an ensemble.
             odd = "/zookeeper/quota";
         }
@@ -467,7 +562,8 @@ impl Generator<'_> {
             opcode,
             op::CREATE | op::DELETE | op::EXISTS | op::GET_DATA | op::GET_CHILDREN | op::GET_CHILDREN2 | op::GET_ACL
         );
-        match refused && self.rng.below(150) == 0 {
+        let spared = self.spares_writes() && matches!(opcode, op::CREATE | op::DELETE);
+        match refused && !spared && self.rng.below(150) == 0 {
             true => (Out::default().buffer(None), "(null)".into()),
             false => (Out::default().string(path), format!("{path:?}")),
         }
@@ -501,7 +597,9 @@ impl Generator<'_> {
         let mut list = match self.rng.below(100) {
             0..=74 => open.to_vec(),
             75..=91 => self.rng.of(&LISTS).to_vec(),
-            92 if !(in_multi && self.known.has("multi-flags")) => return (out.int(-1), "null acl".into()),
+            92 if !(in_multi && (self.known.has("multi-flags") || self.spares_writes())) => {
+                return (out.int(-1), "null acl".into());
+            }
             _ => self.rng.of(&BAD_LISTS).to_vec(),
         };
         if self.known.has("read-permission") && !list.is_empty() {
@@ -518,7 +616,11 @@ impl Generator<'_> {
     fn create(&mut self) -> Request {
         let opcodes =
             [op::CREATE, op::CREATE, op::CREATE, op::CREATE2, op::CREATE2, op::CREATE_CONTAINER, op::CREATE_TTL];
-        let opcode = *self.rng.of(&opcodes);
+        let mut opcode = *self.rng.of(&opcodes);
+        if opcode == op::CREATE_CONTAINER && self.settings.reaps {
+            // They come and go in steps of their own.
+            opcode = op::CREATE2;
+        }
         let (out, text) = self.create_body(opcode, false);
         self.made(opcode, out, text)
     }
@@ -528,10 +630,10 @@ impl Generator<'_> {
             op::CREATE_CONTAINER => 4,
             // See `flags-agree`.
             op::CREATE_TTL if in_multi || self.rng.percent(85) => *self.rng.of(&[5, 6]),
-            _ if self.rng.percent(4) && !(in_multi && self.known.has("multi-flags")) => {
+            _ if self.rng.percent(4) && !(in_multi && (self.known.has("multi-flags") || self.spares_writes())) => {
                 *self.rng.of(&[5, 6, 7, -1, 100, i32::MAX])
             }
-            _ => *self.rng.of(&[0, 0, 0, 0, 1, 2, 3, 4]),
+            _ => *self.rng.of(&[0, 0, 0, 0, 1, 2, 3, if self.settings.reaps { 0 } else { 4 }]),
         };
         let path = match flags {
             2 | 3 | 6 if self.rng.percent(90) => format!("{}/{}", self.znode(), self.rng.of(&["s-", "s-", ""])),
@@ -766,7 +868,11 @@ impl Generator<'_> {
                 out.int(opcode).byte(0).int(-1).string(path).int(version)
             };
             let (seq, child) = (format!("{path}-"), format!("{path}/y"));
-            let story = if self.quota { *self.rng.of(&[0, 3, 5]) } else { self.rng.below(7) };
+            let story = match self.settings.reaps {
+                _ if self.quota => *self.rng.of(&[0, 3, 5]),
+                true => *self.rng.of(&[0, 1, 2, 3, 5, 6]),
+                false => self.rng.below(7),
+            };
             out = match story {
                 0 => create(out, op::CREATE, &path, 0),
                 1 => {
@@ -798,10 +904,13 @@ impl Generator<'_> {
                 op::CHECK,
             ];
             let mut opcode = *self.rng.of(&opcodes);
+            if opcode == op::CREATE_CONTAINER && self.settings.reaps {
+                opcode = op::CREATE;
+            }
             if opcode == op::CREATE2 {
                 opcode = self.create2_inside();
             }
-            if self.rng.below(80) == 0 {
+            if self.rng.below(80) == 0 && !self.spares_writes() {
                 // Not allowed inside.
                 opcode =
                     *self.rng.of(&[op::GET_DATA, op::EXISTS, op::SET_ACL, op::SYNC, op::MULTI, op::CLOSE, 99, 0, 23]);
@@ -854,9 +963,14 @@ impl Generator<'_> {
         self.made(op::MULTI_READ, out, format!("[{}]{end}", texts.join(", ")))
     }
 
+    /// Whether writes are never damaged; see `ensemble-damaged`.
+    fn spares_writes(&self) -> bool {
+        self.settings.local.is_some() && self.known.has("ensemble-damaged")
+    }
+
     fn terminated(&mut self, out: Out) -> (Out, &'static str) {
         match self.rng.below(50) {
-            0 => (out, " no terminator"),
+            0 if !self.spares_writes() => (out, " no terminator"),
             1 => (out.int(0).byte(1).int(0), " odd terminator"),
             2 => (out.int(-1).byte(1).int(-1).raw(b"junk"), " and junk"),
             _ => (out.int(-1).byte(1).int(-1), ""),
@@ -869,8 +983,10 @@ impl Generator<'_> {
             let request = self.request();
             // A damaged quota kills (see `kills-quota`).
             let quota = request.text.contains("zookeeper_");
-            let harmless =
-                !quota && !matches!(request.opcode, op::PING | op::WHO_AM_I | op::AUTH | op::SASL | op::CLOSE);
+            let spared = (request.is_write() || request.opcode == op::RECONFIG) && self.spares_writes();
+            let harmless = !quota
+                && !spared
+                && !matches!(request.opcode, op::PING | op::WHO_AM_I | op::AUTH | op::SASL | op::CLOSE);
             if harmless && !request.body.is_empty() && request.since.is_none() {
                 break request;
             }

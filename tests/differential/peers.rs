@@ -21,15 +21,19 @@ const DEBIANS: &str = "/usr/share/java/zookeeper.jar";
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Both understand these. Nothing may expire or be reaped while a seed runs.
-const COMMON: &str = "tickTime=2000\ninitLimit=10\nsyncLimit=5\nminSessionTimeout=60000\nmaxSessionTimeout=120000\n\
-    maxClientCnxns=0\n4lw.commands.whitelist=*\nclientPortAddress=127.0.0.1\n";
+/// Both understand these.
+const COMMON: &str = "initLimit=10\nsyncLimit=5\nmaxSessionTimeout=120000\nmaxClientCnxns=0\n\
+    4lw.commands.whitelist=*\nclientPortAddress=127.0.0.1\n";
+
+/// The shortest session of a seed in which sessions expire, ms. All others last longer than any run.
+pub const SHORT_MS: i32 = 2_000;
 
 /// The digest of `super:adm`.
 const SUPER: &str = "super:r6E2C++zNwVMDz3XvPehmL0jqnY=";
 
-/// A day, ms: longer than any run.
+/// Between two looks of the reaper, ms: a day, which is longer than any run; and in a seed in which znodes are reaped.
 const REAPER_MS: u64 = 86_400_000;
+const EAGER_REAPER_MS: u64 = 100;
 
 /// A folder for servers, in memory if that is to be had: what is compared here does not depend on the disk.
 fn folder() -> tempfile::TempDir {
@@ -44,6 +48,28 @@ pub struct Settings {
     pub enforces_quota: bool,
     /// `extendedTypesEnabled`
     pub extended_types: bool,
+    /// There are short sessions.
+    pub expires: bool,
+    /// Containers and TTL znodes are reaped at once.
+    pub reaps: bool,
+    /// `localSessionsEnabled`, and `localSessionsUpgradingEnabled`.
+    pub local: Option<bool>,
+}
+
+impl Settings {
+    /// Lines that both understand.
+    fn common(&self) -> String {
+        let (tick, min) = if self.expires { (500, SHORT_MS) } else { (2_000, 60_000) };
+        let mut text = format!("{COMMON}tickTime={tick}\nminSessionTimeout={min}\n");
+        if let Some(upgrading) = self.local {
+            text += &format!("localSessionsEnabled=true\nlocalSessionsUpgradingEnabled={upgrading}\n");
+        }
+        text
+    }
+
+    fn reaper_ms(&self) -> u64 {
+        if self.reaps { EAGER_REAPER_MS } else { REAPER_MS }
+    }
 }
 
 /// A real server.
@@ -74,8 +100,18 @@ impl ZooKeeper {
         let port = TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("a free port").port();
         let file = folder.path().join("zoo.cfg");
         let data = folder.path().join("data");
-        fs::write(&file, format!("{COMMON}dataDir={}\nclientPort={port}\nadmin.enableServer=false\n", data.display()))
-            .expect("written");
+        let mut text =
+            format!("{}dataDir={}\nclientPort={port}\nadmin.enableServer=false\n", settings.common(), data.display());
+        if settings.local.is_some() {
+            // A standalone server has no local sessions; an ensemble of one does.
+            let ports: Vec<TcpListener> =
+                (0..2).map(|_| TcpListener::bind("127.0.0.1:0").expect("a free port")).collect();
+            let port = |at: usize| ports[at].local_addr().expect("bound").port();
+            text += &format!("standaloneEnabled=false\nserver.1=127.0.0.1:{}:{}\n", port(0), port(1));
+            fs::create_dir_all(&data).expect("a folder");
+            fs::write(data.join("myid"), "1").expect("written");
+        }
+        fs::write(&file, text).expect("written");
         let log = folder.path().join("log");
         let output = fs::File::create(&log).expect("a log");
         let classpath = std::env::var(CLASSPATH).unwrap_or_else(|_| DEBIANS.into());
@@ -87,7 +123,7 @@ impl ZooKeeper {
             .arg(format!("-Dzookeeper.enforceQuota={}", settings.enforces_quota))
             .arg(format!("-Dzookeeper.DigestAuthenticationProvider.superDigest={SUPER}"))
             .arg("-Dzookeeper.authProvider.sasl=org.apache.zookeeper.server.auth.SASLAuthenticationProvider")
-            .arg(format!("-Dznode.container.checkIntervalMs={REAPER_MS}"))
+            .arg(format!("-Dznode.container.checkIntervalMs={}", settings.reaper_ms()))
             .arg("org.apache.zookeeper.server.quorum.QuorumPeerMain")
             .arg(&file)
             .stdin(Stdio::piped())
@@ -121,7 +157,7 @@ impl Drop for ZooKeeper {
 }
 
 /// What a server answers to a four-letter word; empty if it does not.
-fn word(address: SocketAddr, word: &str) -> String {
+pub fn word(address: SocketAddr, word: &str) -> String {
     let mut text = String::new();
     if let Ok(mut stream) = TcpStream::connect(address) {
         let _ = stream.set_read_timeout(Some(Duration::from_secs(2)));
@@ -154,13 +190,15 @@ impl Corral {
                 fs::create_dir_all(&data).expect("a folder");
                 fs::write(data.join("myid"), id.to_string()).expect("written");
                 format!(
-                    "{COMMON}dataDir={}\nclientPort=0\nsegmentSize=4M\nmemoryLimit=24M\nextendedTypesEnabled={}\n\
+                    "{}syncTimeout=500\ndataDir={}\nclientPort=0\nsegmentSize=4M\nmemoryLimit=24M\nextendedTypesEnabled={}\n\
                      enforceQuota={}\n\
                      replayPersistentWatches=false\nDigestAuthenticationProvider.superDigest={SUPER}\n\
-                     znode.container.checkIntervalMs={REAPER_MS}\n{}",
+                     znode.container.checkIntervalMs={}\n{}",
+                    settings.common(),
                     data.display(),
                     settings.extended_types,
                     settings.enforces_quota,
+                    settings.reaper_ms(),
                     if servers > 1 { lines.as_str() } else { "" },
                 )
             })

@@ -17,6 +17,13 @@ pub enum Step {
     Ask { slot: usize, requests: Vec<Request> },
     /// Bytes after which the server hangs up.
     Raw { slot: usize, bytes: Vec<u8> },
+    /// A four-letter word.
+    Word { word: &'static str },
+    /// A new session on this slot, which has none; these requests, which make an ephemeral of that name; then nothing, until
+    /// the session is over.
+    Expire { slot: usize, hello: Hello, requests: Vec<Request>, ephemeral: String },
+    /// Requests after which the server removes this znode by itself.
+    Reap { slot: usize, requests: Vec<Request>, path: String },
 }
 
 impl Step {
@@ -25,7 +32,8 @@ impl Step {
         match self {
             Step::Open { slot, .. } | Step::Again { slot, .. } | Step::Drop { slot } => Some(*slot),
             Step::Ask { slot, .. } | Step::Raw { slot, .. } => Some(*slot),
-            Step::Probe { .. } => None,
+            Step::Expire { slot, .. } | Step::Reap { slot, .. } => Some(*slot),
+            Step::Probe { .. } | Step::Word { .. } => None,
         }
     }
 }

@@ -14,10 +14,15 @@ use std::time::{Duration, Instant};
 
 use crate::bytes::{In, Out, Short, hex};
 use crate::known::Known;
+use crate::peers;
 use crate::program::{Hello, Password, Request, Since, Step, Whose, op};
+use crate::words;
 
 /// A server that says nothing for so long hangs.
 const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Between two looks for something that a server does by itself.
+const POLL: Duration = Duration::from_millis(20);
 
 /// Data longer than this is shown by its length and sum.
 const SHOWN_BYTES: usize = 48;
@@ -29,10 +34,19 @@ pub type Transcript = Vec<Vec<String>>;
 pub type Coverage = BTreeMap<String, usize>;
 
 /// Runs a program. The slots' connections go to `servers` in turn.
-pub fn run(servers: &[SocketAddr], slots: usize, program: &[Step], known: &Known) -> (Transcript, Coverage) {
+///
+/// `local`: sessions are local, so that the end of one need not be a change.
+pub fn run(
+    servers: &[SocketAddr],
+    slots: usize,
+    program: &[Step],
+    known: &Known,
+    local: bool,
+) -> (Transcript, Coverage) {
     let mut side = Side {
         servers,
         known,
+        local,
         slots: (0..slots).map(|_| Slot::default()).collect(),
         names: Names::default(),
         coverage: Coverage::new(),
@@ -53,6 +67,9 @@ pub fn run(servers: &[SocketAddr], slots: usize, program: &[Step], known: &Known
 }
 
 const HANGS: &str = "NO ANSWER";
+
+/// The error of a read of what is not there.
+const NO_NODE: i32 = -101;
 
 /// A session and, perhaps, its connection.
 #[derive(Default)]
@@ -191,6 +208,7 @@ impl Names {
 struct Side<'a> {
     servers: &'a [SocketAddr],
     known: &'a Known,
+    local: bool,
     slots: Vec<Slot>,
     names: Names,
     coverage: Coverage,
@@ -230,7 +248,7 @@ impl Side<'_> {
                     self.reached("connection/replaced".into());
                 }
                 if moved {
-                    self.barrier(None);
+                    self.barrier(None, 0);
                 }
             }
             Step::Probe { hello, server } => self.probe(hello, *server),
@@ -240,6 +258,24 @@ impl Side<'_> {
                 }
             }
             Step::Ask { slot, requests } => self.ask(*slot, requests),
+            Step::Word { word } => self.word(word),
+            Step::Expire { slot, hello, requests, ephemeral } => {
+                if self.slots[*slot].connection.is_some() {
+                    return self.pass();
+                }
+                self.expire(*slot, hello, requests, ephemeral);
+            }
+            Step::Reap { slot, requests, path } => {
+                if self.slots[*slot].connection.is_none() {
+                    return self.pass();
+                }
+                self.requests(*slot, requests);
+                match self.gone(path) {
+                    Some(zxid) => self.barrier(None, zxid),
+                    None => self.say(*slot, format!("{path} is not removed: {HANGS}")),
+                }
+                self.reached("znode/reaped".into());
+            }
             Step::Raw { slot, bytes } => {
                 let Some(mut connection) = self.slots[*slot].connection.take() else { return self.pass() };
                 connection.send(bytes);
@@ -389,7 +425,22 @@ impl Side<'_> {
     // Requests.
 
     fn ask(&mut self, slot: usize, requests: &[Request]) {
-        let Some(mut connection) = self.slots[slot].connection.take() else { return self.pass() };
+        if self.slots[slot].connection.is_none() {
+            return self.pass();
+        }
+        let first_line = self.lines.len();
+        let state = self.requests(slot, requests);
+        if requests.iter().any(Request::is_write) {
+            self.barrier(Some(slot), state);
+        }
+        if requests.iter().any(|request| request.opcode == op::CLOSE) {
+            self.lines[first_line..].sort();
+        }
+    }
+
+    /// Sends requests and takes their replies; returns the newest state among them.
+    fn requests(&mut self, slot: usize, requests: &[Request]) -> i64 {
+        let Some(mut connection) = self.slots[slot].connection.take() else { return 0 };
         let mut bytes = Vec::new();
         let mut sent = Vec::new();
         for request in requests {
@@ -412,7 +463,6 @@ impl Side<'_> {
         }
         connection.send(&bytes);
         let closes = requests.iter().any(|request| request.opcode == op::CLOSE);
-        let first_line = self.lines.len();
         let mut open = true;
         let mut waiting = sent.into_iter().peekable();
         while let Some((xid, opcode)) = waiting.peek().copied() {
@@ -445,17 +495,11 @@ impl Side<'_> {
         } else if open {
             self.slots[slot].connection = Some(connection);
         }
-        if requests.iter().any(Request::is_write) {
-            self.barrier(Some((slot, state)));
-        }
-        if closes {
-            self.lines[first_line..].sort();
-        }
+        state
     }
 
-    /// Waits until every other connection has a state that is not older than this one's.
-    fn barrier(&mut self, after: Option<(usize, i64)>) {
-        let (asker, state) = after.map_or((None, 0), |(slot, state)| (Some(slot), state));
+    /// Waits until every connection but the asker's has a state that is not older than this.
+    fn barrier(&mut self, asker: Option<usize>, state: i64) {
         let ping = Out::default().int(-2).int(op::PING).framed();
         for at in 0..self.slots.len() {
             if Some(at) != asker
@@ -505,6 +549,77 @@ impl Side<'_> {
         }
     }
 
+    /// A four-letter word, of the first server.
+    fn word(&mut self, word: &str) {
+        if self.slots.iter().all(|slot| slot.connection.is_none()) {
+            return self.pass();
+        }
+        let answer = peers::word(self.servers[0], word);
+        let connected: Vec<i64> = self
+            .slots
+            .iter()
+            .filter(|slot| slot.connection.is_some())
+            .filter_map(|slot| Some(slot.session.as_ref()?.id))
+            .collect();
+        let names = &self.names;
+        let session = |id: &str| {
+            let id = i64::from_str_radix(id.strip_prefix("0x")?, 16).ok()?;
+            connected.contains(&id).then(|| names.session(id))
+        };
+        let lines = words::shown(word, &answer, session).into_iter().map(|line| format!("{word}: {line}"));
+        self.lines.extend(lines);
+        self.reached(format!("word/{word}"));
+    }
+
+    /// A session that is left alone until the server ends it, and what the others see of that.
+    fn expire(&mut self, slot: usize, hello: &Hello, requests: &[Request], ephemeral: &str) {
+        self.open(slot, hello, slot);
+        if self.slots[slot].connection.is_none() {
+            return;
+        }
+        let state = self.requests(slot, requests);
+        self.slots[slot].connection = None;
+        // Before its end, so that the two cannot change places.
+        self.barrier(None, state);
+        let first_line = self.lines.len();
+        match self.gone(ephemeral) {
+            Some(zxid) => self.barrier(None, zxid),
+            None => self.say(slot, format!("the session does not end: {HANGS}")),
+        }
+        self.slots[slot].closed = true;
+        self.lines[first_line..].sort();
+        self.reached("session/expired".into());
+    }
+
+    /// Waits on a connection of its own until a znode is not there; returns a state without it.
+    fn gone(&mut self, path: &str) -> Option<i64> {
+        let mut newest = 0;
+        for server in self.servers {
+            let mut connection = Connection::open(*server);
+            connection.send(&self.hello(&Hello::plain()));
+            let Next::Frame(_) = connection.next() else { return None };
+            let deadline = Instant::now() + PATIENCE;
+            let exists = Out::default().int(1).int(op::EXISTS).string(path).byte(0).framed();
+            loop {
+                connection.send(&exists);
+                let Next::Frame(frame) = connection.next() else { return None };
+                let mut reply = In(&frame);
+                let (Ok(_), Ok(zxid), Ok(error)) = (reply.int(), reply.long(), reply.int()) else { return None };
+                if error == NO_NODE {
+                    newest = newest.max(zxid);
+                    break;
+                }
+                if Instant::now() > deadline {
+                    return None;
+                }
+                std::thread::sleep(POLL);
+            }
+            connection.send(&Out::default().int(2).int(op::CLOSE).framed());
+            while let Next::Frame(_) = connection.next() {}
+        }
+        Some(newest)
+    }
+
     fn event(&mut self, slot: usize, frame: &[u8]) {
         let words = self.event_words(frame).unwrap_or_else(|Short| format!("EVENT TOO SHORT {}", hex(frame)));
         self.say(slot, words);
@@ -546,15 +661,8 @@ impl Side<'_> {
         }
         let is_write = matches!(
             opcode,
-            op::CREATE
-                | op::DELETE
-                | op::SET_DATA
-                | op::SET_ACL
-                | op::CREATE2
-                | op::CREATE_CONTAINER
-                | op::CREATE_TTL
-                | op::CLOSE
-        );
+            op::CREATE | op::DELETE | op::SET_DATA | op::SET_ACL | op::CREATE2 | op::CREATE_CONTAINER | op::CREATE_TTL
+        ) || (opcode == op::CLOSE && !self.local);
         let mut header = is_write.then(|| self.names.zxid(zxid));
         let mut outcome = "ok";
         let words = match opcode {

@@ -74,6 +74,8 @@ pub struct State {
     pub timeout_ms: u32,
     /// The server's clock, which stands unless a test moves it: `ctime` and `mtime` of what is written.
     pub time_ms: i64,
+    /// Containers: the reaper takes them when they are empty.
+    pub containers: BTreeSet<String>,
     /// Events of a multi that is under way.
     deferred: Option<Vec<(EventKind, String)>>,
     /// Every write that was executed: `n op path`.
@@ -519,6 +521,9 @@ impl State {
         above.stat.cversion += 1;
         above.stat.num_children += 1;
         let owner = if mode.is_ephemeral() { session } else { 0 };
+        if mode == CreateMode::Container {
+            self.containers.insert(at.clone());
+        }
         let stat = pb::Stat {
             czxid: zxid,
             mzxid: zxid,

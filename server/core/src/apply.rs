@@ -16,6 +16,7 @@ use parking_lot::{Mutex, RwLock};
 
 use crate::session::feed::Told;
 use crate::session::lane::{Handshake, Lane, Published, Stuck};
+use crate::session::local::LocalSessions;
 use crate::session::outbox::Key;
 use crate::session::{CloseReason, SharedEvent};
 use crate::tree::entry::{Command, Outcome, SessionEvent, TreeEvent, Txn, Verdict};
@@ -25,6 +26,7 @@ use crate::tree::record::Meta;
 use crate::tree::{TreeStore, TreeView, execute, read};
 use crate::watch::{WatchTable, WatcherId};
 use crate::zab::io::{Entry, Position};
+use crate::zoo::{self, Switch};
 
 /// A digest is recorded at every entry whose counter is a multiple of this (P35).
 pub const DIGEST_INTERVAL: u32 = 1024;
@@ -119,6 +121,8 @@ pub struct Shared<V> {
     watches: Mutex<Watches>,
     /// The connections.
     pub lanes: Lanes,
+    /// Sessions that this server alone knows. Nothing else is locked under it.
+    pub local: Mutex<LocalSessions>,
 }
 
 #[derive(Default)]
@@ -159,6 +163,14 @@ impl<V: TreeView> Shared<V> {
                 continue;
             }
             return;
+        }
+    }
+
+    /// A local session has this connection from now on; a former one ends.
+    pub fn attach_local(&self, lane: &Arc<Lane>) {
+        let former = self.lanes.attached.write().insert(lane.session, lane.clone());
+        if let Some(former) = former {
+            close(&former, CloseReason::Moved, &mut self.watches.lock());
         }
     }
 
@@ -234,6 +246,7 @@ impl<S: TreeStore> Apply<S> {
             meta: RwLock::new(meta.clone()),
             watches: Mutex::default(),
             lanes: Lanes::default(),
+            local: Mutex::default(),
         });
         let persisted = store.persisted_meta().map_or(Zxid::ZERO, |meta| meta.applied);
         Apply { server, store, meta, feed, feed_bounds, shared, skip, batches: 0, persisted }
@@ -273,6 +286,7 @@ impl<S: TreeStore> Apply<S> {
     /// Closes every connection and forgets every watch: the state is about to be replaced.
     pub fn reset_clients(&mut self, reason: CloseReason) {
         self.shared.lanes.close_all(reason);
+        self.shared.local.lock().clear();
         let mut watches = self.shared.watches.lock();
         watches.table.clear();
         watches.lanes.clear();
@@ -289,7 +303,9 @@ impl<S: TreeStore> Apply<S> {
         self.feed = Feed::open(&view, self.feed_bounds);
         self.store = store;
         self.persisted = self.persisted.max(self.persisted());
-        self.meta = meta.clone();
+        if !zoo::broken(Switch::OldMetaAfterInstall) {
+            self.meta = meta.clone();
+        }
         self.publish(view, meta);
     }
 
@@ -301,6 +317,9 @@ impl<S: TreeStore> Apply<S> {
         let shared = self.shared.clone();
         let mut applied = Applied::default();
         let mut woken: BTreeMap<WatcherId, Arc<Lane>> = BTreeMap::new();
+        if zoo::broken(Switch::ReplyBeforePublish) {
+            self.publish(self.store.view(), self.meta.clone());
+        }
         let base = shared.published();
         let mut overlay = Overlay::new(&base.view);
         let mut happened: Vec<FeedEntry> = Vec::new();
@@ -313,6 +332,9 @@ impl<S: TreeStore> Apply<S> {
                 && lane.has_reads_before(txn.attach, txn.n)
             {
                 watches.lanes.entry(lane.id).or_insert_with(|| lane.clone());
+                if zoo::broken(Switch::WatchArmedLate) {
+                    lane.advance(|| base.clone(), Some(&mut watches.table));
+                }
                 lane.flush(&overlay, self.meta.applied, &mut watches.table, &happened);
                 woken.insert(lane.id, lane.clone());
             }
@@ -320,10 +342,16 @@ impl<S: TreeStore> Apply<S> {
             overlay.push(outcome.changes.iter().cloned());
             self.meta = meta_of(&overlay);
             assert_eq!(self.meta.applied, entry.zxid, "every entry advances the meta row");
-            self.fire(&outcome, entry.zxid, &overlay, &mut watches, &mut woken);
+            let late = zoo::broken(Switch::EventAfterReply);
+            if !late {
+                self.fire(&outcome, entry.zxid, &overlay, &mut watches, &mut woken);
+            }
             if let Some(txn) = &txn {
                 self.answer(txn, &outcome, entry.zxid, &overlay, &mut watches, &mut woken);
                 applied.resolved.extend(Key::of(txn));
+            }
+            if late {
+                self.fire(&outcome, entry.zxid, &overlay, &mut watches, &mut woken);
             }
             if entry.zxid.counter() % DIGEST_INTERVAL == 0 {
                 applied.digests.push((entry.zxid, self.meta.digest));
@@ -339,8 +367,9 @@ impl<S: TreeStore> Apply<S> {
         for lane in woken.values() {
             lane.end_feed_batch(self.meta.applied, &mut watches.table);
         }
-        let view = self.store.view();
-        self.publish(view, self.meta.clone());
+        if !zoo::broken(Switch::ReplyBeforePublish) {
+            self.publish(self.store.view(), self.meta.clone());
+        }
         drop(watches);
         for lane in woken.into_values() {
             lane.end_batch();
@@ -364,7 +393,10 @@ impl<S: TreeStore> Apply<S> {
             return execute::execute_skipped(view, entry.zxid, entry.stamp_ms, entry.hash, &entry.payload);
         }
         match txn {
-            Some(txn) => execute::execute_txn(view, entry.zxid, entry.stamp_ms, entry.hash, txn),
+            Some(txn) => {
+                let clock = if zoo::broken(Switch::LocalClock) { self.server.0 as i64 } else { 0 };
+                execute::execute_txn(view, entry.zxid, entry.stamp_ms + clock, entry.hash, txn)
+            }
             None => execute::execute(view, entry.zxid, entry.stamp_ms, entry.hash, &entry.payload),
         }
     }
@@ -453,7 +485,8 @@ impl<S: TreeStore> Apply<S> {
                     };
                     if matches!(handshake, Handshake::Attached { .. }) {
                         let former = lanes.attached.write().insert(txn.session, lane.clone());
-                        if let Some(former) = former {
+                        // A local session that becomes known to all keeps its connection.
+                        if let Some(former) = former.filter(|former| !Arc::ptr_eq(former, &lane)) {
                             close(&former, CloseReason::Moved, watches);
                         }
                     }
@@ -468,7 +501,10 @@ impl<S: TreeStore> Apply<S> {
                 if let Some(lane) = lanes.of(txn.session).filter(|lane| txn.n != 0 && lane.attach() == txn.attach) {
                     match &outcome.verdict {
                         Verdict::Executed(result) => lane.resolve(txn.n, zxid, result.clone()),
-                        Verdict::Repeated { zxid, result: Some(result) } => lane.resolve(txn.n, *zxid, result.clone()),
+                        Verdict::Repeated { zxid: first, result: Some(result) } => {
+                            let zxid = if zoo::broken(Switch::RepeatUnderNewZxid) { zxid } else { *first };
+                            lane.resolve(txn.n, zxid, result.clone());
+                        }
                         // Done, and nobody knows with which result; or a double of something this connection was
                         // answered long ago, which is in front of nothing.
                         Verdict::Repeated { result: None, .. } => {
@@ -485,7 +521,10 @@ impl<S: TreeStore> Apply<S> {
                     woken.entry(lane.id).or_insert(lane);
                 }
             }
-            Command::Reap { .. } | Command::Settings(_) => {}
+            Command::LocalWrite { carrier, .. } if carrier.server == self.server => {
+                self.answer_local(txn, outcome, zxid, watches, woken);
+            }
+            Command::LocalWrite { .. } | Command::OpenCarrier { .. } | Command::Reap { .. } | Command::Settings(_) => {}
         }
         for event in &outcome.sessions {
             match event {
@@ -494,12 +533,54 @@ impl<S: TreeStore> Apply<S> {
                         close(&lane, CloseReason::Moved, watches);
                     }
                 }
-                SessionEvent::Attached { .. } => {}
+                SessionEvent::Attached { session, .. } => {
+                    // Known to all from here on. Its connection is the one that asked for it, or none that is here.
+                    if self.shared.local.lock().remove(*session)
+                        && let Some(lane) = lanes.of(*session).filter(|lane| lane.attach() == Zxid::ZERO)
+                    {
+                        lanes.detach(&lane);
+                        close(&lane, CloseReason::Moved, watches);
+                    }
+                }
+                SessionEvent::Carried { .. } => {}
                 SessionEvent::Closed { session, expired } => {
                     if let Some(lane) = lanes.attached.write().remove(session) {
                         let reason = if *expired { CloseReason::Expired } else { CloseReason::ClosedByClient };
                         close(&lane, reason, watches);
                     }
+                }
+            }
+        }
+    }
+
+    /// A write of a session that this server alone knows, and its connection here, if it has one still.
+    fn answer_local(
+        &self,
+        txn: &Txn,
+        outcome: &Outcome,
+        zxid: Zxid,
+        watches: &mut Watches,
+        woken: &mut BTreeMap<WatcherId, Arc<Lane>>,
+    ) {
+        let lanes = &self.shared.lanes;
+        let lane = lanes.of(txn.session).filter(|lane| lane.attach() == Zxid::ZERO);
+        match &outcome.verdict {
+            Verdict::Executed(result) => {
+                self.shared.local.lock().decided(txn.session);
+                if let Some(lane) = lane {
+                    lane.resolve(txn.n, zxid, result.clone());
+                    woken.insert(lane.id, lane);
+                }
+            }
+            // A double: its original was answered.
+            Verdict::Repeated { .. } => {}
+            // Nothing changed, and nothing ever will by this write: its place is void.
+            _ => {
+                self.shared.local.lock().remove(txn.session);
+                if let Some(lane) = lane {
+                    lane.resolve(txn.n, zxid, Err(ErrorCode::SessionExpired));
+                    lanes.detach(&lane);
+                    close(&lane, CloseReason::Expired, watches);
                 }
             }
         }

@@ -12,6 +12,7 @@
 //! - [`watch`]: who is told of which change. [`auth`]: proofs to identities.
 //! - [`storage`]: the log's format and recovery over a small device trait, and the memory twins of the disk.
 //! - [`member`] joins the protocol, the outbox and the tracker: what the core loop and the simulator drive.
+//! - [`zoo`]: bugs that can be planted, to measure the simulator by; not there in programs.
 //! - [`apply`]: executes committed entries, queues events and replies, then publishes: the one place where
 //!   tree, sessions and watches meet.
 
@@ -23,3 +24,4 @@ pub mod storage;
 pub mod tree;
 pub mod watch;
 pub mod zab;
+pub mod zoo;

@@ -10,11 +10,13 @@ use std::collections::VecDeque;
 use bytes::Bytes;
 use corral_proto::{ServerId, SessionId, Zxid};
 
+use crate::session::carrier::{Carried, CarrierQueue};
 use crate::session::outbox::{Key, Outbox};
 use crate::session::tracker::{Tracker, Wish};
 use crate::tree::entry::{Command, SessionEvent, Settings, Txn};
 use crate::zab::Zab;
 use crate::zab::io::{Input, Now, Options, Output, Outputs, Recovered, Relation, Status};
+use crate::zoo::{self, Switch};
 
 /// Containers and TTL znodes proposed for reaping at once.
 pub const REAP_BATCH_MAX: usize = 1_000;
@@ -36,7 +38,7 @@ pub struct MemberOptions {
 pub enum MemberInput {
     /// For the protocol machine: time, peers, disk, operators.
     Zab(Input),
-    /// Writes of this server's clients, in order.
+    /// Writes of this server's clients, in order. Those under [`Key::Local`] get their place here.
     Submit(Vec<(Key, Bytes)>),
     /// Nobody waits for this handshake any more: it is not offered to another leader. What was offered already may
     /// still be executed.
@@ -77,6 +79,7 @@ pub enum MemberOutput {
 pub struct Member {
     zab: Zab,
     outbox: Outbox,
+    carrier: CarrierQueue,
     tracker: Tracker,
     options: MemberOptions,
     relation: Option<Relation>,
@@ -96,7 +99,11 @@ pub struct Member {
 impl Member {
     /// A member that starts from what was found on disk.
     pub fn new(options: Options, recovered: Recovered, member: MemberOptions) -> Member {
+        // No two starts of any data folder draw the same nonces, but for a folder that was copied.
+        let identity = recovered.identity;
+        let seed = identity.instance.wrapping_add(identity.start_count << 32);
         Member {
+            carrier: CarrierQueue::new(options.id, seed),
             zab: Zab::new(options, recovered),
             outbox: Outbox::default(),
             tracker: Tracker::new(member.touch_interval_ms),
@@ -129,7 +136,7 @@ impl Member {
 
     /// Writes not yet known to be executed.
     pub fn unresolved(&self) -> usize {
-        self.outbox.len()
+        self.outbox.len() + self.carrier.len()
     }
 
     /// Takes one input. Never blocks, never fails.
@@ -144,7 +151,7 @@ impl Member {
             }
             MemberInput::Submit(writes) => {
                 for (key, payload) in writes {
-                    self.outbox.push(key, payload);
+                    self.push(key, payload);
                 }
                 self.offer(now, out);
             }
@@ -164,6 +171,14 @@ impl Member {
             MemberInput::Applied(applied) => {
                 for key in &applied.resolved {
                     self.outbox.resolve(key);
+                }
+                for event in &applied.sessions {
+                    if let SessionEvent::Carried { server, nonce, attach, last_n } = event {
+                        match self.carrier.on_carried(*server, *nonce, *attach, *last_n) {
+                            Ok(writes) => writes.into_iter().for_each(|(key, payload)| self.outbox.push(key, payload)),
+                            Err(nonce) => self.open_carrier(nonce),
+                        }
+                    }
                 }
                 if self.tracking {
                     for event in applied.sessions {
@@ -187,6 +202,24 @@ impl Member {
                 }
             }
         }
+    }
+
+    /// Notes a write; one of a local session gets its place first.
+    fn push(&mut self, key: Key, payload: Bytes) {
+        let payload = match key {
+            Key::Local { .. } => match self.carrier.push(key, payload) {
+                Carried::Numbered(payload) => payload,
+                Carried::Open(nonce) => return self.open_carrier(nonce),
+                Carried::Waits => return,
+            },
+            Key::Request { .. } | Key::Handshake { .. } | Key::Carrier { .. } => payload,
+        };
+        self.outbox.push(key, payload);
+    }
+
+    fn open_carrier(&mut self, nonce: u64) {
+        let server = self.carrier.server();
+        self.outbox.push(Key::Carrier { nonce }, internal(Command::OpenCarrier { server, nonce }));
     }
 
     fn zab_step(&mut self, now: Now, input: Input, out: &mut Vec<MemberOutput>) {
@@ -233,6 +266,7 @@ impl Member {
                     out.push(MemberOutput::LoadSessions);
                 }
             }
+            Output::Touches { .. } if zoo::broken(Switch::TouchesLost) => {}
             Output::Touches { sessions, .. } => {
                 for session in sessions {
                     self.tracker.touch(now.mono_ms, session);
@@ -246,6 +280,7 @@ impl Member {
             Output::FetchSnapshot { .. } => {
                 // Connections and their unresolved writes go: clients attach again and find what they missed.
                 self.outbox.clear();
+                self.carrier.clear();
                 out.push(MemberOutput::Zab(output));
             }
             output => out.push(MemberOutput::Zab(output)),
@@ -320,6 +355,7 @@ impl Member {
                 self.tracker.attached(now.mono_ms, session, timeout_ms, attach, server);
             }
             SessionEvent::Closed { session, .. } => self.tracker.closed(session),
+            SessionEvent::Carried { .. } => {}
         }
     }
 }

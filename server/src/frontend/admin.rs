@@ -6,6 +6,7 @@
 
 mod json;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use http::StatusCode;
@@ -377,16 +378,22 @@ fn clients(report: &ServerReport, at_length: bool) -> Vec<(&'static str, Json)> 
         }
         object(fields)
     };
-    let all = report.traffic.clients.iter().map(one).collect();
-    vec![("connections", Json::List(all)), ("secure_connections", Json::List(Vec::new()))]
+    // By the port, as in ZooKeeper: TLS on a port that takes both is among the first.
+    let by_port =
+        |secure: bool| report.traffic.clients.iter().filter(|client| client.secure == secure).map(one).collect();
+    vec![("connections", Json::List(by_port(false))), ("secure_connections", Json::List(by_port(true)))]
 }
 
 fn dump(report: &ServerReport) -> Vec<(&'static str, Json)> {
     let dump = &report.session_dump;
-    let by_expiry = dump.by_expiry.iter().map(|(expiry_ms, sessions)| {
-        let sessions = sessions.iter().map(|session| Json::Number(session.0)).collect();
-        (expiry_ms.to_string(), Json::List(sessions))
-    });
+    // Those of a server that does not lead are not shown, as in ZooKeeper, whose followers answer with nothing here.
+    let leads = matches!(report.mode, ServerMode::Leader | ServerMode::Standalone);
+    let local = dump.local_by_expiry.iter().flatten().filter(|_| leads);
+    let mut by_expiry: BTreeMap<u64, Vec<Json>> = BTreeMap::new();
+    for (expiry_ms, sessions) in local.chain(&dump.by_expiry) {
+        by_expiry.entry(*expiry_ms).or_default().extend(sessions.iter().map(|session| Json::Number(session.0)));
+    }
+    let by_expiry = by_expiry.into_iter().map(|(expiry_ms, sessions)| (expiry_ms.to_string(), Json::List(sessions)));
     let ephemerals = dump.ephemerals.iter().map(|(session, paths)| (session.0.to_string(), strings(paths)));
     vec![
         ("expiry_time_to_session_ids", Json::Object(by_expiry.collect())),
@@ -463,6 +470,9 @@ fn server_stats(report: &ServerReport) -> Vec<(&'static str, Json)> {
         ("num_alive_client_connections", traffic.clients.len().into()),
         ("uptime", report.uptime_ms.into()),
         ("auth_failed_count", report.auth_failed.into()),
+        // As Jackson names them.
+        ("non_mtlsremote_conn_count", traffic.plain[1].into()),
+        ("non_mtlslocal_conn_count", traffic.plain[0].into()),
     ]);
     let mut fields = vec![
         ("version", Json::text(report.version.as_str())),

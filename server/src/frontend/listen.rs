@@ -394,7 +394,7 @@ impl<D: Door + 'static> Inner<D> {
     async fn connection(&self, stream: TcpStream, remote: SocketAddr, port: Port, admitted: Admitted) {
         let deadline = Instant::now() + self.options.wire.handshake_timeout;
         let mut received = BytesMut::new();
-        let mut peer = Peer { remote, identities: Vec::new() };
+        let mut peer = Peer { remote, secure: port == Port::Secure, identities: Vec::new() };
         let mut transport = Transport::Plain(stream);
         if port == Port::Secure {
             let Some(stream) = self.shake_hands(transport, received.split(), &mut peer, deadline).await else { return };
@@ -408,6 +408,9 @@ impl<D: Door + 'static> Inner<D> {
             let Some(inside) = self.sniff(&mut transport, &mut received, remote, deadline).await else { return };
             spoken = inside;
         }
+        if matches!(transport, Transport::Plain(_)) {
+            self.stats.plain(remote);
+        }
         match spoken {
             Protocol::Http2 => {
                 let inner = PrefixedStream { prefix: received, inner: transport };
@@ -418,7 +421,7 @@ impl<D: Door + 'static> Inner<D> {
                 }
             }
             Protocol::Word(word) => {
-                let registration = self.stats.register(remote);
+                let registration = self.stats.register(remote, port == Port::Secure);
                 registration.count_received(1);
                 let answering = self.word(&mut transport, word, received, deadline, registration);
                 if let Err(error) = answering.await {
@@ -426,7 +429,7 @@ impl<D: Door + 'static> Inner<D> {
                 }
             }
             Protocol::ZooKeeper => {
-                let registration = self.stats.register(remote);
+                let registration = self.stats.register(remote, port == Port::Secure);
                 let wire = &self.options.wire;
                 let end = match transport {
                     Transport::Plain(mut stream) => {
@@ -439,6 +442,10 @@ impl<D: Door + 'static> Inner<D> {
                     }
                 };
                 match end {
+                    End::NoHandshake => {
+                        self.stats.sessionless();
+                        tracing::debug!(%remote, %end, "connection ended");
+                    }
                     End::OutOfOrder { .. } => tracing::error!(%remote, %end, "connection ended"),
                     _ => tracing::debug!(%remote, %end, "connection ended"),
                 }
@@ -461,6 +468,7 @@ impl<D: Door + 'static> Inner<D> {
                 None
             }
             Err(_) => {
+                self.stats.sessionless();
                 tracing::debug!(%remote, "connection said nothing in time");
                 None
             }

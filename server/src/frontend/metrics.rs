@@ -205,8 +205,8 @@ pub fn metrics(report: &ServerReport) -> Vec<Metric> {
         Metric::gauge("ephemerals_count", report.ephemerals),
         Metric::gauge("approximate_data_size", report.data_bytes),
         Metric::gauge("global_sessions", report.sessions),
-        // There are none, and none is dropped for lack of tokens.
-        Metric::gauge("local_sessions", 0),
+        Metric::gauge("local_sessions", report.local_sessions),
+        // None is dropped for lack of tokens.
         Metric { name: "connection_drop_probability".into(), value: Value::Ratio(0.0) },
         Metric::gauge("uptime", report.uptime_ms),
         Metric::gauge("last_client_response_size", traffic.response_sizes[0]),
@@ -225,6 +225,9 @@ pub fn metrics(report: &ServerReport) -> Vec<Metric> {
     }
     all.extend([
         Metric::counter("connection_rejected", traffic.rejected),
+        Metric::gauge("non_mtls_local_conn_count", traffic.plain[0]),
+        Metric::gauge("non_mtls_remote_conn_count", traffic.plain[1]),
+        Metric::counter("sessionless_connections_expired", traffic.sessionless),
         Metric::gauge("outstanding_tls_handshake", traffic.tls_under_way),
         Metric::counter("tls_handshake_exceeded", traffic.tls_refused),
         Metric::counter("unsuccessful_handshake", traffic.tls_failed),

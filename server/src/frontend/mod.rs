@@ -52,6 +52,8 @@ const SESSION_ID_DRAWS: usize = 16;
 pub struct Peer {
     /// Where it is.
     pub remote: SocketAddr,
+    /// It came by the port that speaks TLS only.
+    pub secure: bool,
     /// Whom its certificate names; empty without TLS.
     pub identities: Vec<Id>,
 }
@@ -121,6 +123,10 @@ pub struct Connection {
     ids: Mutex<Arc<Vec<Id>>>,
     lane: Arc<Lane>,
     signals: Arc<Signals>,
+    /// No other server knows the session.
+    local: AtomicBool,
+    /// The attach its writes are made under: that of the handshake, until a local session becomes known to all.
+    attach: AtomicU64,
     /// An identity was not proven: what comes behind is not looked at.
     rejected: AtomicBool,
     /// ZooKeeper protocol: number of the last write under this attach.
@@ -137,6 +143,22 @@ struct Signals {
     outgoing: Notify,
     /// Something was sent: requests may be handed in again.
     room: Notify,
+    /// Something was executed: a local session may be settled, or known to all.
+    settled: Notify,
+}
+
+/// Removes a connection that never came to be from the lanes.
+struct Attaching<'a> {
+    node: &'a NodeShared,
+    lane: Option<&'a Arc<Lane>>,
+}
+
+impl Drop for Attaching<'_> {
+    fn drop(&mut self) {
+        if let Some(lane) = self.lane {
+            self.node.shared.detach(lane);
+        }
+    }
 }
 
 /// Removes a handshake that nobody waits for any more, whatever became of it.
@@ -201,10 +223,16 @@ impl Frontend {
             if !password::is_session_password(&key, request.session, &request.password) {
                 return Err(ConnectRefused::Expired);
             }
+            if let Some(connection) = self.reattach_local(&request, timeout_ms, &key).await? {
+                return Ok(connection);
+            }
             return match self.handshake(&request, request.session, timeout_ms).await? {
                 Ok(connection) => Ok(self.connection(connection, request.session, &key)),
                 Err(_) => Err(ConnectRefused::Expired),
             };
+        }
+        if request.protocol == Protocol::Wire && node.options.local_sessions {
+            return self.open_local(&request, timeout_ms, &key);
         }
         for _ in 0..SESSION_ID_DRAWS {
             let session = node.draw_session_id();
@@ -237,6 +265,52 @@ impl Frontend {
         Ok(self.connection(attached, session, &key))
     }
 
+    /// A new session of this server alone (wire 8.7): no entry, no other server.
+    fn open_local(&self, request: &ConnectRequest, timeout_ms: i32, key: &[u8]) -> Result<Connection, ConnectRefused> {
+        let node = &self.node;
+        let session = node.draw_session_id();
+        let (lane, signals) = self.lane(request, session);
+        let now_ms = node.clock.now().mono_ms;
+        if !node.shared.local.lock().open(now_ms, session, timeout_ms, lane.id) {
+            return Err(ConnectRefused::NotServing);
+        }
+        lane.finish_handshake(Handshake::Attached { attach: Zxid::ZERO, timeout_ms, last_n: 0 });
+        node.shared.attach_local(&lane);
+        let attached = Attached { lane, signals, attach: Zxid::ZERO, timeout_ms, last_n: 0, read_only: false };
+        Ok(self.connection(attached, session, key))
+    }
+
+    /// Takes up a session of this server alone, once everything that its former connection handed in is decided; `None`
+    /// if there is no such session here.
+    async fn reattach_local(
+        &self,
+        request: &ConnectRequest,
+        timeout_ms: i32,
+        key: &[u8],
+    ) -> Result<Option<Connection>, ConnectRefused> {
+        let (node, session) = (&self.node, request.session);
+        let (lane, signals) = self.lane(request, session);
+        let now_ms = node.clock.now().mono_ms;
+        if !node.shared.local.lock().attach(now_ms, session, timeout_ms, lane.id) {
+            return Ok(None);
+        }
+        lane.finish_handshake(Handshake::Attached { attach: Zxid::ZERO, timeout_ms, last_n: 0 });
+        node.shared.attach_local(&lane);
+        let mut attaching = Attaching { node, lane: Some(&lane) };
+        let patience = Duration::from_millis(timeout_ms.max(1) as u64);
+        match timeout(patience, settled(node, &lane, &signals)).await {
+            Ok(true) => {}
+            // It ended meanwhile, or it was taken up again, or became known to all.
+            Ok(false) if !node.shared.local.lock().contains(session) => return Err(ConnectRefused::Expired),
+            Ok(false) | Err(_) => return Err(ConnectRefused::NotServing),
+        }
+        attaching.lane = None;
+        drop(attaching);
+        let last_n = node.shared.local.lock().last_n(session);
+        let attached = Attached { lane, signals, attach: Zxid::ZERO, timeout_ms, last_n, read_only: false };
+        Ok(Some(self.connection(attached, session, key)))
+    }
+
     /// A lane for a connection, and what wakes its task.
     fn lane(&self, request: &ConnectRequest, session: SessionId) -> (Arc<Lane>, Arc<Signals>) {
         let signals = Arc::new(Signals::default());
@@ -249,7 +323,10 @@ impl Frontend {
             request.protocol,
             ids,
             request.last_zxid_seen,
-            Box::new(move || wake.outgoing.notify_one()),
+            Box::new(move || {
+                wake.outgoing.notify_one();
+                wake.settled.notify_one();
+            }),
         ));
         (lane, signals)
     }
@@ -307,6 +384,7 @@ impl Frontend {
         let node = self.node.clone();
         node.stats.connected();
         let Attached { lane, signals, attach, timeout_ms, last_n, read_only } = attached;
+        let local = AtomicBool::new(attach == Zxid::ZERO && !read_only);
         let connected = Connected {
             session,
             password: password::session_password(key, session),
@@ -323,6 +401,8 @@ impl Frontend {
             ids: Mutex::new(lane.ids()),
             lane,
             signals,
+            local,
+            attach: AtomicU64::new(attach.0),
             rejected: AtomicBool::new(false),
             last_n: AtomicU64::new(last_n),
             touched_ms: AtomicU64::new(0),
@@ -375,15 +455,79 @@ impl Connection {
             if self.rejected.load(Ordering::Relaxed) {
                 break;
             }
+            if self.needs_upgrade(&request) {
+                self.hand_in(&mut writes, &mut read_point);
+                self.upgrade().await;
+                if self.lane.is_closed() {
+                    return;
+                }
+            }
             self.enqueue(cookie, request, &mut writes, &mut read_point);
         }
-        if let Some(tag) = read_point {
+        self.hand_in(&mut writes, &mut read_point);
+    }
+
+    /// Passes on what was collected.
+    fn hand_in(&self, writes: &mut Vec<(Key, bytes::Bytes)>, read_point: &mut Option<u64>) {
+        if let Some(tag) = read_point.take() {
             self.node.core.push(CoreEvent::ReadIndex { tag });
         }
         if !writes.is_empty() {
-            self.node.core.push(CoreEvent::Submit(writes));
+            self.node.core.push(CoreEvent::Submit(std::mem::take(writes)));
         }
         self.signals.outgoing.notify_one();
+    }
+
+    fn is_local(&self) -> bool {
+        self.local.load(Ordering::Relaxed)
+    }
+
+    /// Whether a request can be done only for a session that all servers know, and this one may become so (wire 8.7).
+    fn needs_upgrade(&self, request: &ClientRequest) -> bool {
+        self.node.options.local_sessions_upgrading
+            && matches!(request, ClientRequest::Write { op, .. } if makes_ephemerals(op))
+            && self.is_local()
+            && self.may_ask()
+    }
+
+    /// Makes a local session known to all servers, by an entry, under its id and on this connection. It comes behind
+    /// everything the session has handed in, so that its writes stay in order. A session that cannot be made known is
+    /// closed: its client finds out that it is gone.
+    ///
+    /// Cancelled, it leaves nothing of this connection; the session may become known all the same.
+    async fn upgrade(&self) {
+        let (node, lane, session) = (&self.node, &self.lane, self.connected.session);
+        let timeout_ms = self.connected.timeout_ms;
+        if !settled(node, lane, &self.signals).await {
+            return lane.close(CloseReason::Expired);
+        }
+        let nonce = node.draw_nonce();
+        lane.begin_upgrade();
+        if !node.shared.lanes.join(session, nonce, lane.clone()) {
+            return lane.close(CloseReason::ShuttingDown);
+        }
+        let mut joining = Joining { node, lane, nonce, handed_over: false };
+        let command = Command::CreateSession { timeout_ms, server: node.options.server, nonce, keeps_results: false };
+        let ids = self.ids.lock().as_ref().clone();
+        let txn = Txn { session, attach: Zxid::ZERO, n: 0, answered_through: 0, ids, command };
+        node.core.push(CoreEvent::Submit(vec![(Key::Handshake { session, nonce }, txn.encode())]));
+        while lane.handshake().is_none() && !lane.is_closed() {
+            self.signals.settled.notified().await;
+        }
+        match lane.handshake() {
+            Some(Handshake::Attached { attach, .. }) => {
+                joining.handed_over = true;
+                self.attach.store(attach.0, Ordering::Relaxed);
+                self.last_n.store(0, Ordering::Relaxed);
+                self.touched_ms.store(0, Ordering::Relaxed);
+                self.local.store(false, Ordering::Relaxed);
+            }
+            Some(Handshake::Expired | Handshake::IdTaken) => {
+                node.shared.local.lock().remove(session);
+                lane.close(CloseReason::Expired);
+            }
+            None => {}
+        }
     }
 
     /// The same for a session that nobody else knows: nothing of it goes into the log.
@@ -401,9 +545,7 @@ impl Connection {
                     answer(cookie, Err(ErrorCode::NotReadOnly));
                 }
                 ClientRequest::CloseSession { .. } if self.may_ask() => {
-                    answer(cookie, Ok(Answer::Done));
-                    self.node.shared.advance(&self.lane);
-                    self.lane.close(CloseReason::ClosedByClient);
+                    self.lane.push(cookie, Step::Close, Consistency::Local, None);
                 }
                 request => self.enqueue(cookie, request, &mut Vec::new(), &mut None),
             }
@@ -427,6 +569,15 @@ impl Connection {
             ClientRequest::Write { op, n: None, .. } if self.node.is_full() && may_grow(&op) => {
                 // Not numbered: what follows is the next.
                 (Step::Answer(Err(ErrorCode::SystemError)), local)
+            }
+            ClientRequest::Write { op, .. } if self.is_local() => match self.local_write(op, writes) {
+                Some(step) => (step, local),
+                None => return,
+            },
+            ClientRequest::CloseSession { .. } if self.is_local() => {
+                // Nothing is known of it anywhere else; what it has handed in is done and answered first.
+                self.node.shared.local.lock().remove(self.connected.session);
+                (Step::Close, local)
             }
             ClientRequest::Write { op, n: given, answered_through } => {
                 let n = self.number(given);
@@ -480,8 +631,27 @@ impl Connection {
         given.unwrap_or_else(|| self.last_n.fetch_add(1, Ordering::Relaxed) + 1)
     }
 
+    /// The write of a local session: in its order among all of this server's it is put on the way to the log. `None`: the
+    /// session has another connection, or is over.
+    fn local_write(&self, op: WriteOp, writes: &mut Vec<(Key, bytes::Bytes)>) -> Option<Step> {
+        let session = self.connected.session;
+        let Some(n) = self.node.shared.local.lock().number(session, self.lane.id) else {
+            self.lane.close(CloseReason::Moved);
+            return None;
+        };
+        let ids = self.ids.lock().as_ref().clone();
+        let command = Command::Write(op);
+        let txn = Txn { session, attach: Zxid::ZERO, n, answered_through: 0, ids, command }.encode();
+        if txn.len() > self.node.options.txn_bytes_max {
+            self.node.shared.local.lock().unnumber(session);
+            return Some(Step::Answer(Err(ErrorCode::BadArguments)));
+        }
+        writes.push((Key::Local { session, n }, txn));
+        Some(Step::Write { n })
+    }
+
     fn txn(&self, n: u64, answered_through: u64, command: Command) -> (Key, bytes::Bytes) {
-        let (session, attach) = (self.connected.session, self.connected.attach);
+        let (session, attach) = (self.connected.session, Zxid(self.attach.load(Ordering::Relaxed)));
         let ids = self.ids.lock().as_ref().clone();
         let txn = Txn { session, attach, n, answered_through, ids, command };
         (Key::Request { session, attach, n }, txn.encode())
@@ -560,7 +730,11 @@ impl Connection {
         let last = self.touched_ms.load(Ordering::Relaxed);
         if last == 0 || now >= last + self.node.options.touch_interval_ms {
             self.touched_ms.store(now.max(1), Ordering::Relaxed);
-            self.node.touched.lock().push(self.connected.session);
+            if self.is_local() {
+                self.node.shared.local.lock().touch(now, self.connected.session);
+            } else {
+                self.node.touched.lock().push(self.connected.session);
+            }
         }
     }
 
@@ -596,6 +770,18 @@ impl Connection {
     }
 }
 
+/// Waits until everything that a local session has handed in is decided; false if this connection of it is over.
+async fn settled(node: &NodeShared, lane: &Lane, signals: &Signals) -> bool {
+    while !lane.is_closed() {
+        let settled = node.shared.local.lock().is_settled(lane.session);
+        match settled {
+            Some(false) => signals.settled.notified().await,
+            settled => return settled.is_some(),
+        }
+    }
+    false
+}
+
 /// An address as Java writes it, which is what clients are shown: IPv6 without abbreviation.
 fn java_address(address: IpAddr) -> String {
     match address.to_canonical() {
@@ -612,6 +798,19 @@ fn may_grow(op: &WriteOp) -> bool {
         WriteOp::Multi(ops) => ops
             .iter()
             .any(|op| matches!(op, MultiOp::Create(_) | MultiOp::CreateIfNotExists(_) | MultiOp::SetData { .. })),
+    }
+}
+
+/// Whether a write makes znodes that belong to its session.
+fn makes_ephemerals(op: &WriteOp) -> bool {
+    match op {
+        WriteOp::Create(op) | WriteOp::CreateIfNotExists(op) => op.mode.is_ephemeral(),
+        WriteOp::Multi(ops) => ops
+            .iter()
+            .any(|op| matches!(op, MultiOp::Create(op) | MultiOp::CreateIfNotExists(op) if op.mode.is_ephemeral())),
+        WriteOp::Delete { .. } | WriteOp::SetData { .. } | WriteOp::SetAcl { .. } | WriteOp::RemoveRecursive { .. } => {
+            false
+        }
     }
 }
 

@@ -82,6 +82,8 @@ pub struct ServerReport {
     pub data_bytes: u64,
     /// Open sessions of the whole ensemble.
     pub sessions: u64,
+    /// Sessions that this server alone knows.
+    pub local_sessions: u64,
     /// Watches of both tables.
     pub watch_count: u64,
     /// Leaders only: bytes of the last, smallest and largest proposal; -1 before the first.
@@ -192,8 +194,10 @@ pub struct LearnerReport {
 /// Open sessions and what hangs on them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SessionDump {
-    /// On the leader: sessions by the time at which they end unless they are heard, ms since the Unix epoch.
+    /// On the leader: sessions of the ensemble by the time at which they end unless they are heard, ms since the Unix epoch.
     pub by_expiry: Vec<(u64, Vec<SessionId>)>,
+    /// Sessions of this server alone, in the same way; `None`: there are none by configuration.
+    pub local_by_expiry: Option<Vec<(u64, Vec<SessionId>)>>,
     /// Every session with its timeout in ms.
     pub sessions: Vec<(SessionId, i32)>,
     /// Sessions with ephemeral znodes, and those.

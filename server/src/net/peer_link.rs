@@ -35,7 +35,7 @@ use tonic::{Request, Response, Status, Streaming};
 use tracing::{debug, info, warn};
 
 /// Version of what servers say to each other. Servers of different versions refuse each other.
-pub const PROTOCOL_VERSION: u32 = 1;
+pub const PROTOCOL_VERSION: u32 = 2;
 /// Bytes queued for one peer beyond which its stream is ended: the 8 MiB that a leader keeps in flight to a learner, the
 /// largest message on top, and room for what is no history.
 pub const QUEUE_BYTES_MAX: usize = 16 << 20;
@@ -52,7 +52,8 @@ const BACKOFF_MAX_MS: u64 = 1000;
 /// A stream that was up for so long was sound: the next attempt begins with the shortest pause again. One that ends right
 /// after it began, as with a server that is going down, counts as a failure.
 const SOUND_AFTER: Duration = Duration::from_millis(BACKOFF_MAX_MS);
-/// Backstop for connections that died without a word; liveness proper is the core's.
+/// Backstop for connections that died without a word; liveness proper is the core's. Who dialled a stream looks closer
+/// ([`LinkOptions::keep_alive`]): nobody else can begin it again.
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(10);
 const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(20);
 /// Bytes of a file in one chunk of a snapshot.
@@ -65,6 +66,8 @@ const CHUNKS_AHEAD: usize = 4;
 const FETCH_IDLE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Files of one snapshot; a store at its limits has some thousands.
 const SNAPSHOT_FILES_MAX: usize = 200_000;
+/// Replaced disks of one peer that are remembered.
+const SUPERSEDED_MAX: usize = 8;
 
 /// Who this server is to its peers, and who they are.
 #[derive(Clone)]
@@ -85,12 +88,64 @@ pub struct LinkOptions {
     pub peers: BTreeMap<ServerId, String>,
     /// Limit of one attempt to connect.
     pub connect_timeout: Duration,
+    /// A stream that this server dialled and that is silent for so long is asked whether it lives; without an answer for
+    /// twice as long it is ended, and dialled again.
+    pub keep_alive: Duration,
     /// See [`QUEUE_BYTES_MAX`].
     pub queue_bytes: usize,
     /// Of the jitter between attempts.
     pub seed: u64,
     /// What earlier processes on this data folder knew of the peers' starts.
     pub remembered: BTreeMap<ServerId, StartMemory>,
+    /// Disks of peers that were replaced by later ones, and their last starts.
+    pub superseded: Vec<(ServerId, Disk)>,
+    /// The start since which this server remembers everything, unless it does not now.
+    pub whole_since: u64,
+    /// What it remembers at its start; see [`PeerLinks::set_standing`].
+    pub standing: Standing,
+}
+
+/// Whether a server remembers what it promised and acknowledged (P9).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Memory {
+    /// There was nothing yet.
+    #[default]
+    Fresh,
+    /// All of it.
+    Whole,
+    /// Not all of it: nobody counts on it.
+    Lost,
+}
+
+/// What a server remembers, durably: peers compare it with what they saw of it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Standing {
+    /// Whether it counts.
+    pub memory: Memory,
+    /// The epoch it has promised.
+    pub promise: u32,
+    /// Where its log ends.
+    pub end: Zxid,
+}
+
+/// A start of a disk.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Disk {
+    /// Which disk.
+    pub instance: u64,
+    /// Which start.
+    pub start_count: u64,
+}
+
+/// What a server said that it holds, in the epoch it has promised (see `Mark` in `peer.proto`). Promise 0: nothing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Mark {
+    /// In which start.
+    pub start_count: u64,
+    /// The epoch.
+    pub promise: u32,
+    /// Everything up to here.
+    pub end: Zxid,
 }
 
 /// The last start of a peer that this server has seen.
@@ -100,6 +155,8 @@ pub struct StartMemory {
     pub instance: u64,
     /// Its highest start.
     pub start_count: u64,
+    /// What it said last that it holds.
+    pub mark: Mark,
 }
 
 /// What happens on the links. Events of one link come in order, `Up` first; those of a link that is not the peer's
@@ -128,6 +185,15 @@ pub enum LinkEvent {
         /// A batch of messages.
         bytes: Bytes,
     },
+    /// The peer said what it holds: to be remembered for the next process, too.
+    Marked {
+        /// Who.
+        peer: ServerId,
+        /// Its disk.
+        instance: u64,
+        /// What.
+        mark: Mark,
+    },
     /// The stream ended; nothing of it follows.
     Down {
         /// Whose.
@@ -141,9 +207,9 @@ pub enum LinkEvent {
         peer: ServerId,
         /// Why, naming both.
         reason: String,
-        /// The peer has seen a later start of this very data folder: it is an old copy, and what it promised since is
-        /// not in it (P9).
-        stale: bool,
+        /// The peer has seen more of this very data folder: it is an old copy, and what it promised since is not in it (P9).
+        /// Up to which start what was seen reaches: the copy must count its starts from there.
+        stale: Option<u64>,
     },
 }
 
@@ -231,6 +297,7 @@ struct Shared {
     /// Counts the links of this process.
     links: AtomicU64,
     peers: BTreeMap<ServerId, PeerState>,
+    standing: Mutex<Standing>,
     events: mpsc::Sender<LinkEvent>,
     source: Arc<dyn SnapshotSource>,
     sending: Arc<Semaphore>,
@@ -251,6 +318,8 @@ struct PeerState {
 struct Live {
     current: Option<LiveLink>,
     memory: StartMemory,
+    /// Its disks before that one.
+    superseded: Vec<Disk>,
     /// The last reason reported, so that it is said once.
     refused: Option<String>,
 }
@@ -267,6 +336,27 @@ struct Queue {
     /// Bytes in `frames`; bounded by `LinkOptions::queue_bytes`, which is what makes the channel's lack of a bound right.
     queued: Arc<AtomicUsize>,
     end: CancellationToken,
+}
+
+impl Live {
+    /// A stream of this start of this disk is up.
+    fn see(&mut self, hello: &Hello) {
+        let former = self.memory;
+        if former.instance == hello.instance {
+            // What it said before it lost its memory is void.
+            let mark = if former.mark.start_count >= hello.whole_since { former.mark } else { Mark::default() };
+            self.memory = StartMemory { start_count: hello.start_count, mark, ..former };
+            return;
+        }
+        self.superseded.retain(|disk| disk.instance != hello.instance);
+        if former.instance != 0 {
+            self.superseded.push(Disk { instance: former.instance, start_count: former.start_count });
+            if self.superseded.len() > SUPERSEDED_MAX {
+                self.superseded.remove(0);
+            }
+        }
+        self.memory = StartMemory { instance: hello.instance, start_count: hello.start_count, mark: Mark::default() };
+    }
 }
 
 /// What a stream sends. A type of its own because the compiler cannot prove a future `Send` that holds a boxed trait
@@ -295,11 +385,14 @@ impl PeerLinks {
             .iter()
             .map(|(id, addr)| {
                 let memory = options.remembered.get(id).copied().unwrap_or_default();
-                let live = Mutex::new(Live { memory, ..Live::default() });
+                let superseded =
+                    options.superseded.iter().filter(|(peer, _)| peer == id).map(|(_, disk)| *disk).collect();
+                let live = Mutex::new(Live { memory, superseded, ..Live::default() });
                 (*id, PeerState { addr: addr.clone(), coming_up: tokio::sync::Mutex::new(()), live })
             })
             .collect();
         let shared = Arc::new(Shared {
+            standing: Mutex::new(options.standing),
             options,
             links: AtomicU64::new(0),
             peers,
@@ -335,6 +428,22 @@ impl PeerLinks {
             return false;
         }
         current.queue.frames.send(Frame { body: Some(frame::Body::Messages(bytes)) }).is_ok()
+    }
+
+    /// What this server remembers now, for streams to come: not less than it ever said ([`PeerLinks::tell`]).
+    pub fn set_standing(&self, standing: Standing) {
+        *self.shared.standing.lock() = standing;
+    }
+
+    /// Tells every peer with a stream what this server holds in the epoch it has promised.
+    pub fn tell(&self, promise: u32, end: Zxid) {
+        let mark = pb::Mark { start_count: self.shared.options.start_count, promise, end: end.0 };
+        for peer in self.shared.peers.values() {
+            if let Some(current) = &peer.live.lock().current {
+                // Who is going away need not know.
+                let _ = current.queue.frames.send(Frame { body: Some(frame::Body::Mark(mark)) });
+            }
+        }
     }
 
     /// Ends this link, if it is the peer's current one: the peer broke a rule. It may connect again.
@@ -374,13 +483,111 @@ pub async fn bind(addr: &str) -> Result<TcpListener, LinkError> {
     TcpListener::bind(addr).await.map_err(|source| LinkError::Bind { addr: addr.to_string(), source })
 }
 
-/// Whether `me` talks to the sender of `hello`, whose starts it remembers as `memory`: the one rule for both sides.
+/// What is known of the sender of a Hello.
+#[derive(Clone, Debug, Default)]
+struct Known {
+    memory: StartMemory,
+    superseded: Vec<Disk>,
+}
+
+/// What a server says of its own data folder.
+struct Claim {
+    instance: u64,
+    start_count: u64,
+    whole_since: u64,
+    standing: Standing,
+}
+
+impl Claim {
+    fn of(hello: &Hello) -> Claim {
+        let memory = match hello.memory {
+            0 => Memory::Fresh,
+            1 => Memory::Whole,
+            _ => Memory::Lost,
+        };
+        Claim {
+            instance: hello.instance,
+            start_count: hello.start_count,
+            whole_since: hello.whole_since,
+            standing: Standing { memory, promise: hello.promise, end: Zxid(hello.end) },
+        }
+    }
+}
+
+fn known_to(hello: &Hello) -> Known {
+    let mark = hello.remembers_mark.unwrap_or_default();
+    Known {
+        memory: StartMemory {
+            instance: hello.remembers_instance,
+            start_count: hello.remembers_start_count,
+            mark: Mark { start_count: mark.start_count, promise: mark.promise, end: Zxid(mark.end) },
+        },
+        superseded: hello
+            .superseded
+            .iter()
+            .map(|disk| Disk { instance: disk.instance, start_count: disk.start_count })
+            .collect(),
+    }
+}
+
+/// Why two servers do not talk to each other.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Refusal {
+    /// Naming both.
+    reason: String,
+    /// *This* server runs on an old copy of its data folder: the start of it that was seen.
+    stale: Option<u64>,
+}
+
+impl Refusal {
+    fn new(reason: String) -> Refusal {
+        Refusal { reason, stale: None }
+    }
+}
+
+/// Why the data folder of `whose` is an old copy, by what `witness` has seen of it (P9), and the start that was seen; `None`:
+/// as far as is known it is not.
+fn old_copy(whose: ServerId, claim: &Claim, witness: ServerId, known: &Known) -> Option<(String, u64)> {
+    let seen = &known.memory;
+    let begin = format!("server {whose} runs on an old copy of its data folder");
+    let Claim { instance, start_count, whole_since, standing } = *claim;
+    if seen.instance == instance && seen.start_count > start_count {
+        let reason = format!(
+            "{begin}: this is its start {start_count}, and server {witness} has seen start {}",
+            seen.start_count
+        );
+        return Some((reason, seen.start_count));
+    }
+    // Nobody counts on what never knew anything, or does not know it any more.
+    if standing.memory != Memory::Whole {
+        return None;
+    }
+    // What was seen before it lost its memory says nothing about what it has learned since.
+    if let Some(disk) = known.superseded.iter().find(|d| d.instance == instance && d.start_count >= whole_since) {
+        let reason = format!("{begin}: server {witness} has seen it on a later one");
+        return Some((reason, disk.start_count));
+    }
+    let mark = seen.mark;
+    if seen.instance == instance
+        && mark.start_count >= whole_since
+        && (mark.promise, mark.end) > (standing.promise, standing.end)
+    {
+        let reason = format!(
+            "{begin}: it knows epoch {} and entries up to {}, and server {witness} has seen it know epoch {} and {}",
+            standing.promise, standing.end, mark.promise, mark.end
+        );
+        return Some((reason, mark.start_count));
+    }
+    None
+}
+
+/// Whether `me` talks to the sender of `hello`, of which `known` is remembered: the one rule for both sides.
 ///
 /// # Errors
-/// Why not, naming both; and whether it is *this* server that runs on an old copy of its data folder.
-fn check_hello(me: &LinkOptions, hello: &Hello, memory: StartMemory) -> Result<ServerId, (String, bool)> {
+/// Why not.
+fn check_hello(me: &LinkOptions, standing: Standing, hello: &Hello, known: &Known) -> Result<ServerId, Refusal> {
     let (mine, theirs) = (me.me, ServerId(hello.server));
-    let refuse = |reason: String| Err((reason, false));
+    let refuse = |reason: String| Err(Refusal::new(reason));
     if hello.protocol != PROTOCOL_VERSION {
         return refuse(format!(
             "server {mine} speaks version {PROTOCOL_VERSION} of the protocol between servers, server {theirs} version {}",
@@ -409,40 +616,32 @@ fn check_hello(me: &LinkOptions, hello: &Hello, memory: StartMemory) -> Result<S
     if hello.instance == me.instance {
         return refuse(format!("server {mine} and server {theirs} run on copies of one data folder"));
     }
-    if remembers_later(memory, hello) {
-        return refuse(old_copy(theirs, hello.start_count, mine, memory.start_count));
+    if let Some((reason, _)) = old_copy(theirs, &Claim::of(hello), mine, known) {
+        return refuse(reason);
     }
-    if hello.remembers_instance == me.instance && hello.remembers_start_count > me.start_count {
-        return Err((old_copy(mine, me.start_count, theirs, hello.remembers_start_count), true));
+    let own = Claim { instance: me.instance, start_count: me.start_count, whole_since: me.whole_since, standing };
+    match old_copy(mine, &own, theirs, &known_to(hello)) {
+        Some((reason, seen)) => Err(Refusal { reason, stale: Some(seen) }),
+        None => Ok(theirs),
     }
-    Ok(theirs)
-}
-
-fn remembers_later(memory: StartMemory, hello: &Hello) -> bool {
-    memory.instance == hello.instance && memory.start_count > hello.start_count
-}
-
-fn old_copy(whose: ServerId, start: u64, witness: ServerId, seen: u64) -> String {
-    format!(
-        "server {whose} runs on an old copy of its data folder: this is its start {start}, and server {witness} has seen \
-         start {seen}"
-    )
 }
 
 impl Shared {
     /// See [`check_hello`].
-    fn check(&self, hello: &Hello) -> Result<ServerId, (String, bool)> {
-        check_hello(&self.options, hello, self.memory(hello))
+    fn check(&self, hello: &Hello) -> Result<ServerId, Refusal> {
+        check_hello(&self.options, *self.standing.lock(), hello, &self.known(ServerId(hello.server)))
     }
 
-    fn remembers_later(&self, hello: &Hello) -> bool {
-        // Only after every other reason to refuse is out of the way.
-        let accepted_otherwise = check_hello(&self.options, hello, StartMemory::default()).is_ok();
-        accepted_otherwise && remembers_later(self.memory(hello), hello)
+    /// Whether the only reason to refuse a server is what is remembered of it.
+    fn remembers_more(&self, hello: &Hello) -> bool {
+        let (standing, sender) = (*self.standing.lock(), ServerId(hello.server));
+        check_hello(&self.options, standing, hello, &Known::default()).is_ok()
+            && old_copy(sender, &Claim::of(hello), self.options.me, &self.known(sender)).is_some()
     }
 
     fn hello(&self, peer: ServerId, link: u64) -> Frame {
-        let memory = self.peers.get(&peer).map(|p| p.live.lock().memory).unwrap_or_default();
+        let Known { memory, superseded } = self.known(peer);
+        let standing = *self.standing.lock();
         let o = &self.options;
         let hello = Hello {
             server: o.me.0,
@@ -455,12 +654,44 @@ impl Shared {
             remembers_start_count: memory.start_count,
             remembers_instance: memory.instance,
             feature_level: o.feature_level,
+            memory: match standing.memory {
+                Memory::Fresh => 0,
+                Memory::Whole => 1,
+                Memory::Lost => 2,
+            },
+            whole_since: o.whole_since,
+            promise: standing.promise,
+            end: standing.end.0,
+            remembers_mark: Some(pb::Mark {
+                start_count: memory.mark.start_count,
+                promise: memory.mark.promise,
+                end: memory.mark.end.0,
+            }),
+            superseded: superseded
+                .iter()
+                .map(|disk| pb::Disk { instance: disk.instance, start_count: disk.start_count })
+                .collect(),
         };
         Frame { body: Some(frame::Body::Hello(hello)) }
     }
 
-    fn memory(&self, hello: &Hello) -> StartMemory {
-        self.peers.get(&ServerId(hello.server)).map(|p| p.live.lock().memory).unwrap_or_default()
+    fn known(&self, peer: ServerId) -> Known {
+        let Some(state) = self.peers.get(&peer) else { return Known::default() };
+        let live = state.live.lock();
+        Known { memory: live.memory, superseded: live.superseded.clone() }
+    }
+
+    /// A peer said what it holds. `None`: no more than was known, or over a stream that is not its latest.
+    fn marked(&self, peer: ServerId, link: u64, mark: &pb::Mark) -> Option<LinkEvent> {
+        let mut live = self.peers.get(&peer)?.live.lock();
+        live.current.as_ref().filter(|current| current.link == link)?;
+        let mark = Mark { start_count: mark.start_count, promise: mark.promise, end: Zxid(mark.end) };
+        let former = live.memory.mark;
+        if (mark.promise, mark.end) <= (former.promise, former.end) || mark.start_count != live.memory.start_count {
+            return None;
+        }
+        live.memory.mark = mark;
+        Some(LinkEvent::Marked { peer, instance: live.memory.instance, mark })
     }
 
     /// Makes a stream the peer's current one and reports it.
@@ -470,7 +701,7 @@ impl Shared {
         let link = link.unwrap_or_else(|| self.next_link());
         {
             let mut live = state.live.lock();
-            live.memory = StartMemory { instance: hello.instance, start_count: hello.start_count };
+            live.see(hello);
             live.refused = None;
             if let Some(old) = live.current.replace(LiveLink { link, queue }) {
                 debug!(%peer, old = old.link, link, "a new stream replaces the old one");
@@ -502,8 +733,16 @@ impl Shared {
             };
             let bytes = match next {
                 Ok(Some(Frame { body: Some(frame::Body::Messages(bytes)) })) => bytes,
+                Ok(Some(Frame { body: Some(frame::Body::Mark(mark)) })) => {
+                    if let Some(event) = self.marked(peer, link, &mark)
+                        && self.events.send(event).await.is_err()
+                    {
+                        break "this server is going down".to_string();
+                    }
+                    continue;
+                }
                 Ok(Some(Frame { body: Some(frame::Body::Refused(reason)) })) => {
-                    self.refused(peer, reason.clone(), false).await;
+                    self.refused(peer, Refusal::new(reason.clone())).await;
                     break reason;
                 }
                 Ok(Some(_)) => break "a frame that is none".to_string(),
@@ -533,7 +772,7 @@ impl Shared {
     }
 
     /// Reports a refusal, unless it was reported already.
-    async fn refused(&self, peer: ServerId, reason: String, stale: bool) {
+    async fn refused(&self, peer: ServerId, Refusal { reason, stale }: Refusal) {
         let Some(state) = self.peers.get(&peer) else {
             warn!(%peer, reason, "refused a server");
             return;
@@ -614,7 +853,8 @@ fn mix(value: u64) -> u64 {
 /// One stream to `peer`, from its connection to its end. `Ok` if it was up: for how long.
 async fn dial(shared: Arc<Shared>, peer: ServerId) -> Result<Duration, LinkError> {
     let state = shared.peers.get(&peer).expect("started for each peer");
-    let channel = connect(&state.addr, shared.options.connect_timeout).await?;
+    let keep_alive = (shared.options.keep_alive, shared.options.keep_alive * 2);
+    let channel = connect(&state.addr, shared.options.connect_timeout, keep_alive).await?;
     let client = PeerClient::new(channel).max_decoding_message_size(FRAME_BYTES_MAX);
     let link = shared.next_link();
     let (queue, frames) = shared.queue();
@@ -628,16 +868,18 @@ async fn dial(shared: Arc<Shared>, peer: ServerId) -> Result<Duration, LinkError
     let hello = match first.and_then(|f| f.body) {
         Some(frame::Body::Hello(hello)) => hello,
         Some(frame::Body::Refused(reason)) => {
-            shared.refused(peer, reason.clone(), false).await;
+            shared.refused(peer, Refusal::new(reason.clone())).await;
             return Err(LinkError::Refused(reason));
         }
         _ => return Err(LinkError::Protocol("the first frame is no hello".to_string())),
     };
     let checked = shared.check(&hello).and_then(|id| {
-        if id == peer { Ok(()) } else { Err((format!("{} is server {id}, not server {peer}", state.addr), false)) }
+        let other = || Refusal::new(format!("{} is server {id}, not server {peer}", state.addr));
+        if id == peer { Ok(()) } else { Err(other()) }
     });
-    if let Err((reason, stale)) = checked {
-        shared.refused(peer, reason.clone(), stale).await;
+    if let Err(refusal) = checked {
+        let reason = refusal.reason.clone();
+        shared.refused(peer, refusal).await;
         // Let the other side know why, and give the word a moment to get there.
         let _ = queue.frames.send(Frame { body: Some(frame::Body::Refused(reason.clone())) });
         drop(queue);
@@ -667,7 +909,7 @@ fn ended(status: Status) -> LinkError {
     LinkError::Ended(status.message().to_string())
 }
 
-async fn connect(addr: &str, timeout: Duration) -> Result<Channel, LinkError> {
+async fn connect(addr: &str, timeout: Duration, keep_alive: (Duration, Duration)) -> Result<Channel, LinkError> {
     let refuse = |e: tonic::transport::Error| {
         // tonic's own text says only "transport error"; the cause is what helps.
         let mut reason = e.to_string();
@@ -684,8 +926,8 @@ async fn connect(addr: &str, timeout: Duration) -> Result<Channel, LinkError> {
         .tcp_nodelay(true)
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
-        .http2_keep_alive_interval(KEEP_ALIVE_INTERVAL)
-        .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
+        .http2_keep_alive_interval(keep_alive.0)
+        .keep_alive_timeout(keep_alive.1)
         .connect()
         .await;
     connecting.map_err(refuse)
@@ -733,19 +975,19 @@ impl Peer for Service {
         let checked = shared.check(&hello).and_then(|peer| {
             let me = shared.options.me;
             if peer < me {
-                Err((format!("server {me} dials server {peer}, not the other way"), false))
+                Err(Refusal::new(format!("server {me} dials server {peer}, not the other way")))
             } else {
                 Ok(peer)
             }
         });
         let peer = match checked {
             Ok(peer) => peer,
-            Err((reason, stale)) => {
-                let peer = ServerId(hello.server);
-                shared.refused(peer, reason.clone(), stale).await;
+            Err(refusal) => {
+                let (peer, reason) = (ServerId(hello.server), refusal.reason.clone());
+                shared.refused(peer, refusal).await;
                 // Whose folder is old is told by what we remember, so our Hello goes first then. It carries the secret:
                 // nothing but that reason comes after the secret was found equal.
-                let hello = shared.remembers_later(&hello).then(|| shared.hello(peer, hello.link));
+                let hello = shared.remembers_more(&hello).then(|| shared.hello(peer, hello.link));
                 let refused = Frame { body: Some(frame::Body::Refused(reason)) };
                 return Ok(Response::new(Box::pin(stream::iter(hello.into_iter().chain([refused]).map(Ok)))));
             }
@@ -843,7 +1085,7 @@ pub async fn fetch_snapshot(
     connect_timeout: Duration,
     mut into: impl FnMut(Fetched<'_>) -> std::io::Result<()>,
 ) -> Result<SnapshotManifest, LinkError> {
-    let channel = connect(addr, connect_timeout).await?;
+    let channel = connect(addr, connect_timeout, (KEEP_ALIVE_INTERVAL, KEEP_ALIVE_TIMEOUT)).await?;
     let mut client = PeerClient::new(channel).max_decoding_message_size(FRAME_BYTES_MAX.max(4 * CHUNK_BYTES));
     let request = FetchRequest { snapshot: id, secret: secret.to_string(), cluster };
     let mut chunks = client.fetch_snapshot(request).await.map_err(ended)?.into_inner();

@@ -171,6 +171,62 @@ impl DeviceFile for RealFile {
     }
 }
 
+/// A data folder that is only looked at: every operation that would change something fails.
+#[derive(Clone, Debug)]
+pub struct ReadOnlyDevice {
+    device: FileDevice,
+}
+
+impl ReadOnlyDevice {
+    /// The folder at `root`.
+    ///
+    /// # Errors
+    /// If there is none, or it cannot be listed.
+    pub fn open(root: &Path) -> DeviceResult<ReadOnlyDevice> {
+        let device = FileDevice { root: root.to_owned() };
+        device.list("")?;
+        Ok(ReadOnlyDevice { device })
+    }
+
+    fn refuse<T>(operation: &'static str, path: &str) -> DeviceResult<T> {
+        Err(DeviceError::Failed { operation, path: path.to_owned(), reason: "the folder is only looked at".to_owned() })
+    }
+}
+
+impl LogDevice for ReadOnlyDevice {
+    fn create_dir(&self, path: &str) -> DeviceResult<()> {
+        ReadOnlyDevice::refuse("create folder", path)
+    }
+
+    fn list(&self, path: &str) -> DeviceResult<Vec<String>> {
+        self.device.list(path)
+    }
+
+    fn create(&self, path: &str) -> DeviceResult<Arc<dyn DeviceFile>> {
+        ReadOnlyDevice::refuse("create", path)
+    }
+
+    fn open(&self, path: &str) -> DeviceResult<Arc<dyn DeviceFile>> {
+        self.device.open_with("open", path, OpenOptions::new().read(true))
+    }
+
+    fn rename(&self, from: &str, _: &str) -> DeviceResult<()> {
+        ReadOnlyDevice::refuse("rename", from)
+    }
+
+    fn remove(&self, path: &str) -> DeviceResult<()> {
+        ReadOnlyDevice::refuse("remove", path)
+    }
+
+    fn remove_dir_all(&self, path: &str) -> DeviceResult<()> {
+        ReadOnlyDevice::refuse("remove folder", path)
+    }
+
+    fn sync_dir(&self, path: &str) -> DeviceResult<()> {
+        ReadOnlyDevice::refuse("sync folder", path)
+    }
+}
+
 /// Why a data folder could not be taken.
 #[derive(Debug, thiserror::Error)]
 pub enum LockError {
@@ -191,7 +247,8 @@ pub enum LockError {
 /// Keeps other processes out of a data folder until it is dropped, or the process ends in whatever way.
 #[derive(Debug)]
 pub struct FolderLock {
-    _file: File,
+    /// `None`: there is no lock file, so no server ever took the folder.
+    _file: Option<File>,
 }
 
 impl FolderLock {
@@ -208,9 +265,27 @@ impl FolderLock {
             .truncate(false)
             .open(&path)
             .map_err(|source| LockError::Io { path: path.clone(), source })?;
+        FolderLock::lock(&device.root, path, file)
+    }
+
+    /// Takes the lock without writing anything, for those who only look.
+    ///
+    /// # Errors
+    /// See [`LockError`].
+    pub fn borrow(device: &ReadOnlyDevice) -> Result<FolderLock, LockError> {
+        let root = &device.device.root;
+        let path = root.join(LOCK_FILE);
+        match File::open(&path) {
+            Ok(file) => FolderLock::lock(root, path, file),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(FolderLock { _file: None }),
+            Err(source) => Err(LockError::Io { path, source }),
+        }
+    }
+
+    fn lock(root: &Path, path: PathBuf, file: File) -> Result<FolderLock, LockError> {
         match file.try_lock() {
-            Ok(()) => Ok(FolderLock { _file: file }),
-            Err(TryLockError::WouldBlock) => Err(LockError::Taken(device.root.clone())),
+            Ok(()) => Ok(FolderLock { _file: Some(file) }),
+            Err(TryLockError::WouldBlock) => Err(LockError::Taken(root.to_owned())),
             Err(TryLockError::Error(source)) => Err(LockError::Io { path, source }),
         }
     }
@@ -226,8 +301,28 @@ mod tests {
         let device = FileDevice::open(&dir.path().join("a/b/data")).unwrap();
         let lock = FolderLock::acquire(&device).unwrap();
         assert!(matches!(FolderLock::acquire(&device), Err(LockError::Taken(_))));
+        let reader = ReadOnlyDevice::open(device.root()).unwrap();
+        assert!(matches!(FolderLock::borrow(&reader), Err(LockError::Taken(_))));
         drop(lock);
+        let borrowed = FolderLock::borrow(&reader).unwrap();
+        assert!(matches!(FolderLock::acquire(&device), Err(LockError::Taken(_))), "no server starts meanwhile");
+        drop(borrowed);
         FolderLock::acquire(&device).unwrap();
+    }
+
+    #[test]
+    fn folder_that_is_only_looked_at_is_never_changed() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("a"), "x").unwrap();
+        let device = ReadOnlyDevice::open(dir.path()).unwrap();
+        assert!(FolderLock::borrow(&device).is_ok(), "without a lock file nobody has it");
+        let file = device.open("a").unwrap();
+        assert_eq!(file.read(0, 9).unwrap(), b"x");
+        assert!(file.write(0, b"y").is_err());
+        assert!(device.create("b").is_err() && device.create_dir("c").is_err());
+        assert!(device.rename("a", "b").is_err() && device.remove("a").is_err() && device.remove_dir_all("a").is_err());
+        assert_eq!(device.list("").unwrap(), ["a"]);
+        assert!(ReadOnlyDevice::open(&dir.path().join("nothing")).is_err());
     }
 
     #[test]

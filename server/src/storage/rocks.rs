@@ -10,6 +10,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use corral_core::storage::folder::STORE_DAMAGED;
 use corral_core::storage::recover::{OpenError, StoreOpener};
+use corral_core::tree::check::Rows;
 use corral_core::tree::execute::genesis;
 use corral_core::tree::record::Meta;
 use corral_core::tree::{Cf, Change, TreeStore, TreeView, key};
@@ -294,6 +295,33 @@ impl RocksStore {
     /// # Errors
     /// See [`OpenError`].
     pub fn inspect(path: &Path, options: StoreOptions) -> Result<Option<Meta>, OpenError> {
+        ReadOnlyStore::open(path, options)?.meta()
+    }
+}
+
+/// A store that is only looked at: as it is on disk, nothing is written, and errors are returned.
+pub struct ReadOnlyStore {
+    db: DB,
+}
+
+/// A row that cannot be read.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct ReadError(#[source] rocksdb::Error);
+
+impl ReadError {
+    /// Whether the bytes are there and wrong, as against a disk that fails.
+    pub fn is_damage(&self) -> bool {
+        matches!(judge(&self.0), OpenError::Damaged(_))
+    }
+}
+
+impl ReadOnlyStore {
+    /// Opens the store in a folder.
+    ///
+    /// # Errors
+    /// See [`OpenError`].
+    pub fn open(path: &Path, options: StoreOptions) -> Result<ReadOnlyStore, OpenError> {
         let (mut database, mut families) = database_options(options);
         database.create_if_missing(false);
         database.create_missing_column_families(false);
@@ -302,7 +330,47 @@ impl RocksStore {
         families
             .retain(|family| family.name() != Cf::Feed.name() || present.iter().any(|name| name == Cf::Feed.name()));
         let db = DB::open_cf_descriptors_read_only(&database, path, families, false).map_err(|error| judge(&error))?;
-        meta_of(&db, &ReadOptions::default())
+        Ok(ReadOnlyStore { db })
+    }
+
+    /// Its meta row; `None` in an empty store.
+    ///
+    /// # Errors
+    /// See [`OpenError`].
+    pub fn meta(&self) -> Result<Option<Meta>, OpenError> {
+        meta_of(&self.db, &ReadOptions::default())
+    }
+}
+
+impl Rows for ReadOnlyStore {
+    type Error = ReadError;
+
+    fn get(&self, cf: Cf, key: &[u8]) -> Result<Option<Bytes>, ReadError> {
+        let value = self.db.get_pinned_cf(family(&self.db, cf), key).map_err(ReadError)?;
+        Ok(value.map(|value| Bytes::copy_from_slice(&value)))
+    }
+
+    fn scan(
+        &self,
+        cf: Cf,
+        from: &[u8],
+        to: &[u8],
+        visit: &mut dyn FnMut(&[u8], &[u8]) -> bool,
+    ) -> Result<(), ReadError> {
+        let mut read = ReadOptions::default();
+        read.set_iterate_lower_bound(from);
+        read.set_iterate_upper_bound(to);
+        read.set_total_order_seek(true);
+        read.fill_cache(false);
+        let mut rows = self.db.raw_iterator_cf_opt(family(&self.db, cf), read);
+        rows.seek_to_first();
+        while let Some((key, value)) = rows.item() {
+            if !visit(key, value) {
+                return Ok(());
+            }
+            rows.next();
+        }
+        rows.status().map_err(ReadError)
     }
 }
 

@@ -91,6 +91,13 @@ pub enum SnapshotError {
     },
 }
 
+/// Told before each step that changes something on disk, by its name. For tests that end the process there; the server
+/// passes [`no_steps`].
+pub type Steps<'a> = &'a mut dyn FnMut(&'static str);
+
+/// Nobody wants to know.
+pub fn no_steps(_: &'static str) {}
+
 fn at<T>(doing: &'static str, path: &Path, result: io::Result<T>) -> Result<T, SnapshotError> {
     result.map_err(|source| SnapshotError::Io { doing, path: path.to_owned(), source })
 }
@@ -132,12 +139,29 @@ impl Snapshot {
     /// # Errors
     /// See [`SnapshotError`].
     pub fn create(store: &RocksStore, root: &Path, id: u64, options: StoreOptions) -> Result<Snapshot, SnapshotError> {
+        Snapshot::create_in_steps(store, root, id, options, &mut no_steps)
+    }
+
+    /// [`Snapshot::create`], which tells its steps.
+    ///
+    /// # Errors
+    /// See [`SnapshotError`].
+    pub fn create_in_steps(
+        store: &RocksStore,
+        root: &Path,
+        id: u64,
+        options: StoreOptions,
+        step: Steps<'_>,
+    ) -> Result<Snapshot, SnapshotError> {
         let all = root.join(SNAPSHOTS_DIR);
+        step("make the folder of checkpoints");
         at("creating", &all, fs::create_dir_all(&all))?;
         let dir = all.join(id.to_string());
         if dir.exists() {
+            step("remove an old checkpoint");
             at("removing", &dir, fs::remove_dir_all(&dir))?;
         }
+        step("make the checkpoint");
         store.checkpoint(&dir).map_err(|error| SnapshotError::Checkpoint(error.to_string()))?;
         Snapshot::of(dir, id, options)
     }
@@ -273,14 +297,31 @@ impl Incoming {
         announced: &SnapshotMeta,
         files: Vec<SnapshotFile>,
     ) -> Result<Incoming, SnapshotError> {
+        Incoming::begin_in_steps(root, folder, announced, files, &mut no_steps)
+    }
+
+    /// [`Incoming::begin`], which tells its steps.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn begin_in_steps(
+        root: &Path,
+        folder: &str,
+        announced: &SnapshotMeta,
+        files: Vec<SnapshotFile>,
+        step: Steps<'_>,
+    ) -> Result<Incoming, SnapshotError> {
         check_list(announced, &files)?;
         let dir = root.join(folder);
         if dir.exists() {
+            step("remove what was received before");
             at("removing", &dir, fs::remove_dir_all(&dir))?;
         }
+        step("make the folder that receives");
         at("creating", &dir, fs::create_dir(&dir))?;
         for file in &files {
             let path = dir.join(&file.name);
+            step("make a file");
             at("creating", &path, File::create_new(&path))?;
         }
         Ok(Incoming { dir, received: vec![0; files.len()], files, open: None })
@@ -322,7 +363,20 @@ impl Incoming {
     ///
     /// # Errors
     /// [`SnapshotError::Incomplete`], [`SnapshotError::OtherState`], [`SnapshotError::Open`]; any of the file system.
-    pub fn finish(mut self, announced: &SnapshotMeta, options: StoreOptions) -> Result<Meta, SnapshotError> {
+    pub fn finish(self, announced: &SnapshotMeta, options: StoreOptions) -> Result<Meta, SnapshotError> {
+        self.finish_in_steps(announced, options, &mut no_steps)
+    }
+
+    /// [`Incoming::finish`], which tells its steps.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn finish_in_steps(
+        mut self,
+        announced: &SnapshotMeta,
+        options: StoreOptions,
+        step: Steps<'_>,
+    ) -> Result<Meta, SnapshotError> {
         self.open = None;
         for (entry, have) in self.files.iter().zip(&self.received) {
             if *have != entry.size {
@@ -331,11 +385,15 @@ impl Incoming {
             }
             let path = self.dir.join(&entry.name);
             let file = at("opening", &path, File::options().write(true).open(&path))?;
+            step("make a file durable");
             at("syncing", &path, file.sync_all())?;
         }
+        step("make the folder durable");
         at("syncing", &self.dir, sync_dir(&self.dir))?;
         let parent = self.dir.parent().unwrap_or(&self.dir);
+        step("make the folder's name durable");
         at("syncing", parent, sync_dir(parent))?;
+        step("read the copy");
         let meta = RocksStore::inspect(&self.dir, options)?.ok_or(SnapshotError::Empty)?;
         if position(&meta) != announced.position {
             let show = |p: corral_core::zab::io::Position| format!("{} (hash {:#x})", p.zxid, p.hash);

@@ -127,7 +127,8 @@ impl Client {
         }
     }
 
-    async fn try_connect(address: SocketAddr, request: &ConnectRequest) -> std::io::Result<Client> {
+    /// One attempt at a session; an error if the server hangs up.
+    pub async fn try_connect(address: SocketAddr, request: &ConnectRequest) -> std::io::Result<Client> {
         let mut stream = TcpStream::connect(address).await?;
         let mut out = BytesMut::new();
         request.encode(&mut out);
@@ -153,10 +154,25 @@ impl Client {
 
     /// Sends a request and waits for its reply; events are passed over.
     pub async fn ask(&mut self, request: &Request) -> std::io::Result<Result<Response, ErrorCode>> {
-        self.xid += 1;
+        Ok(self.ask_all(std::slice::from_ref(request)).await?.remove(0))
+    }
+
+    /// Sends requests in one piece and waits for their replies; events are passed over.
+    pub async fn ask_all(&mut self, requests: &[Request]) -> std::io::Result<Vec<Result<Response, ErrorCode>>> {
         let mut out = BytesMut::new();
-        request.encode(self.xid, &mut out);
+        for (xid, request) in (self.xid + 1..).zip(requests) {
+            request.encode(xid, &mut out);
+        }
         self.stream.write_all(&out).await?;
+        let mut replies = Vec::with_capacity(requests.len());
+        for request in requests {
+            self.xid += 1;
+            replies.push(self.reply(request.opcode()).await?);
+        }
+        Ok(replies)
+    }
+
+    async fn reply(&mut self, opcode: i32) -> std::io::Result<Result<Response, ErrorCode>> {
         loop {
             let payload = self.frame().await?;
             let (header, mut body) = decode_reply(payload).expect("a reply header");
@@ -172,7 +188,7 @@ impl Client {
             if header.err != 0 {
                 return Ok(Err(ErrorCode::from_code(header.err).expect("a known error")));
             }
-            return Ok(Ok(Response::decode(request.opcode(), &mut body).expect("a body")));
+            return Ok(Ok(Response::decode(opcode, &mut body).expect("a body")));
         }
     }
 
@@ -213,6 +229,17 @@ pub async fn word(address: SocketAddr, word: &str) -> String {
     let mut text = String::new();
     timeout(PATIENCE, stream.read_to_string(&mut text)).await.unwrap().unwrap();
     text
+}
+
+/// Asks AdminServer, or whoever speaks HTTP there: status and body.
+pub async fn get(address: SocketAddr, path: &str) -> (u16, String) {
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    let request = format!("GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut text = String::new();
+    timeout(PATIENCE, stream.read_to_string(&mut text)).await.unwrap().unwrap();
+    let (head, body) = text.split_once("\r\n\r\n").expect("a head and a body");
+    (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned())
 }
 
 /// Waits until something holds, looking again and again.

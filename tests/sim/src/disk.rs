@@ -91,6 +91,13 @@ pub struct Backup {
     pub ghost: ServerGhost,
 }
 
+impl Backup {
+    /// Whether it is a copy of this disk.
+    pub fn is_of(&self, instance: u64) -> bool {
+        self.ghost.identity.is_some_and(|identity| identity.instance == instance)
+    }
+}
+
 /// See the module.
 pub struct Disk {
     id: ServerId,

@@ -101,8 +101,8 @@ pub const CATALOGUE: [Habit; 28] = [
     habit(Fault::Crash, "crash", 25, (1, 10), "process died between two events"),
     habit(Fault::StepCrash, "step-crash", 20, (1, 10), "process died around a step"),
     habit(Fault::OutputCrash, "output-crash", 20, (1, 10), "process died between two outputs"),
-    habit(Fault::DiskCrash, "disk-crash", 20, (1, 10), "power cut in a disk operation"),
-    habit(Fault::InstallCrash, "install-crash", 8, (1, 6), "power cut in a snapshot install"),
+    habit(Fault::DiskCrash, "disk-crash", 25, (1, 8), "power cut in a disk operation"),
+    habit(Fault::InstallCrash, "install-crash", 10, (1, 6), "power cut in a snapshot install"),
     habit(Fault::PowerLoss, "power-loss", 12, (3, 12), "whole ensemble lost power"),
     habit(Fault::Pause, "pause", 15, (1, 12), "server stood still"),
     habit(Fault::Partition, "partition", 25, (1, 10), "directions blocked"),
@@ -119,13 +119,13 @@ pub const CATALOGUE: [Habit; 28] = [
     habit(Fault::LostFile, "lost-file", 6, (3, 12), "file lost"),
     habit(Fault::StoreRot, "store-rot", 6, (3, 12), "store damaged"),
     habit(Fault::LostFolder, "lost-folder", 12, (3, 14), "folder lost"),
-    habit(Fault::OldFolder, "old-folder", 8, (1, 6), "old folder put back"),
-    habit(Fault::Replace, "replace", 6, (4, 14), "server replaced"),
+    habit(Fault::OldFolder, "old-folder", 14, (1, 5), "old folder put back"),
+    habit(Fault::Replace, "replace", 10, (3, 12), "server replaced"),
     habit(Fault::WallClock, "wall-clock", 6, (1, 8), "wall clock jumped"),
     habit(Fault::ClockRate, "clock-rate", 8, (1, 8), "clock changed its speed"),
     habit(Fault::StoreStall, "store-stall", 8, (1, 10), "store stalled"),
     habit(Fault::Admin, "admin", 10, (2, 12), "operator asked for another leader"),
-    habit(Fault::RollingRestart, "rolling-restart", 6, (6, 16), "servers restarted one by one"),
+    habit(Fault::RollingRestart, "rolling-restart", 10, (4, 14), "servers restarted one by one"),
 ];
 
 impl Fault {
@@ -238,7 +238,9 @@ impl World {
 
     /// A duration, short as often as long.
     fn duration(&self, rng: &mut Rng) -> Micros {
-        rng.magnitude(5 * MS, self.options.sync_timeout_ms * MS * 4)
+        let noticed = self.options.sync_timeout_ms * MS;
+        // Only what lasts longer than a time-out makes others act while the one that is hit does not know.
+        if rng.chance(500) { rng.between(noticed, 4 * noticed) } else { rng.magnitude(5 * MS, 4 * noticed) }
     }
 
     fn any_running(&self, rng: &mut Rng) -> Option<ServerId> {

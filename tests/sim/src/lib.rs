@@ -7,6 +7,7 @@
 //! - [`client`], [`workload`], [`follower`], [`frontend`]: clients, what they ask for, and their connections.
 //! - [`checks`]: the omniscient observer, one property a file. [`history`]: what clients were told, judged by replay.
 //! - [`linearizability`]: the same without the log, for histories of real processes too.
+//! - `zoo` (a feature): bugs planted on purpose, and the hunt for them.
 //! - [`trace`]: the record of a run, and its hash.
 //! - [`swarm`], [`journal`], [`goals`]: many runs, what was run so far, and what they must have reached. [`shrink`]: a
 //!   failure made smaller.
@@ -34,6 +35,8 @@ pub mod swarm;
 pub mod trace;
 mod workload;
 mod world;
+#[cfg(feature = "zoo")]
+pub mod zoo;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::panic::AssertUnwindSafe;

@@ -45,6 +45,10 @@ enum Command {
         trace: bool,
         #[command(flatten)]
         less: Less,
+        /// Plant this bug of the zoo first: its number (Z3) or its name.
+        #[cfg(feature = "zoo")]
+        #[arg(long, value_parser = planted)]
+        zoo: Option<corral_sim::zoo::Switch>,
     },
     /// Runs many seeds on all cores.
     Swarm {
@@ -122,6 +126,11 @@ fn main() -> ExitCode {
     // Panics in a run are reported with their seed; the default hook would print them in between.
     std::panic::set_hook(Box::new(|_| {}));
     let done = match Arguments::parse().command {
+        #[cfg(feature = "zoo")]
+        Command::Run { seed, trace, less, zoo } => {
+            less.reduction().map(|reduction| corral_sim::zoo::with(zoo, || run(seed, trace, &reduction)))
+        }
+        #[cfg(not(feature = "zoo"))]
         Command::Run { seed, trace, less } => less.reduction().map(|reduction| run(seed, trace, &reduction)),
         Command::Swarm { seeds, from, threads, failures, journal, json } => {
             let plan = Plan { from: from.unwrap_or(1), seeds, threads: threads_or_cores(threads), failures };
@@ -134,6 +143,11 @@ fn main() -> ExitCode {
         eprintln!("corral-sim: {error}");
         ExitCode::from(2)
     })
+}
+
+#[cfg(feature = "zoo")]
+fn planted(name: &str) -> Result<corral_sim::zoo::Switch, String> {
+    corral_sim::zoo::switch(name).ok_or_else(|| format!("there is no bug {name} in the zoo: see docs/testing.md"))
 }
 
 fn threads_or_cores(threads: usize) -> usize {

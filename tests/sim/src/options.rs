@@ -175,7 +175,7 @@ impl Load {
             cut_ms: if rng.chance(600) { sync_timeout_ms * rng.between(1, 10) } else { 0 },
             wire_per_mille: *rng.pick(&[0, 300, 1000]),
             linearizable_per_mille: *rng.pick(&[50, 150, 800]),
-            silence_ms: if rng.chance(300) { sync_timeout_ms * rng.between(5, 20) } else { 0 },
+            silence_ms: if rng.chance(300) { sync_timeout_ms * rng.between(2, 12) } else { 0 },
             storm_per_mille: *rng.pick(&[0, 0, 100, 1000]),
             burst_per_mille: *rng.pick(&[20, 100, 100, 500]),
             close_per_mille: *rng.pick(&[5, 20, 100]),
@@ -237,7 +237,7 @@ impl SimOptions {
             message_bytes: *rng.pick(&[1, 200, 1_000, 256 << 10]),
             snapshot_threshold_bytes: *rng.pick(&[100, 2_000, 1 << 30, 1 << 30]),
             counter_limit: if rng.chance(150) { rng.between(5, 100) as u32 } else { u32::MAX - (1 << 24) },
-            segment_bytes: *rng.pick(&[8 << 10, 16 << 10, 64 << 10]),
+            segment_bytes: *rng.pick(&[8 << 10, 16 << 10, 64 << 10, 256 << 10]),
             retention_bytes: *rng.pick(&[0, 0, 1_000, 1 << 30]),
             flush_entries: rng.magnitude(1, 100),
             delay: (delay_high / 20, delay_high),
@@ -260,10 +260,22 @@ impl SimOptions {
             options.window_bytes = options.window_bytes.max(2_000);
             options.learner_window_bytes = options.learner_window_bytes.max(2_000);
         }
+        options.fit_pipeline();
         options.draw_faults(rng);
         options.followers = *rng.pick(&[0, 1, 1, 2]);
         options.feed = (*rng.pick(&[0, 300, 3_000, 1 << 30, 1 << 30]), *rng.pick(&[500, 3_600_000, 3_600_000]));
         options
+    }
+
+    /// With windows of an entry or two, writes go one after the other. What clients have in flight must be answered before
+    /// they give up, or they send it all again for ever.
+    fn fit_pipeline(&mut self) {
+        if self.window_bytes.min(self.learner_window_bytes).min(self.message_bytes) > 1_000 {
+            return;
+        }
+        let write = 4 * self.delay.1 + 2 * self.write_time + 4 * self.thread_delay;
+        let in_flight = self.load.session_timeout_ms * MS / 3 / write;
+        self.load.pipeline = self.load.pipeline.min(in_flight / self.load.clients).max(1);
     }
 
     fn draw_faults(&mut self, rng: &mut Rng) {

@@ -569,13 +569,17 @@ impl World {
                     self.history.on_touch(at.process, *session, now);
                 }
             }
-            MemberInput::Zab(Input::PeerMessage { peer, link, message: Message::Pong { epoch, touched, .. } }) => {
+            MemberInput::Zab(Input::PeerMessage { peer, link, message: Message::Pong { epoch, seq, touched, .. } }) => {
                 let process = self.process_mut(at).expect("the caller found it");
                 let current = process.links.get(peer).is_some_and(|(l, _, _)| l == link);
+                let leads = process.status.role == Role::Leading && process.status.epoch == *epoch;
                 // A learner that was given up for its silence is not heard any more until it asks anew.
                 let learner = |process: &Process| process.member.status().learners.iter().any(|(id, ..)| id == peer);
-                let current = current && !touched.is_empty() && learner(process);
-                if current && process.status.role == Role::Leading && process.status.epoch == *epoch {
+                let heard = current && leads && !touched.is_empty() && learner(process);
+                if current && leads {
+                    self.checks.on_pong(at.process, *epoch, *peer, *seq);
+                }
+                if heard {
                     for session in touched.clone() {
                         self.history.on_touch(at.process, session, now);
                     }
@@ -587,7 +591,8 @@ impl World {
 
     fn note_expiries(&mut self, at: ProcessRef, op: &LogOp) -> Check {
         let now = self.servers[&at.server].clock.mono(self.schedule.now());
-        let status = &self.servers[&at.server].process.as_ref().expect("the caller found it").status;
+        let process = self.servers[&at.server].process.as_ref().expect("the caller found it");
+        let (status, view) = (&process.status, process.apply.shared().published());
         let LogOp::Append(entries) = op else { return Ok(()) };
         if status.role != Role::Leading {
             return Ok(());
@@ -595,11 +600,18 @@ impl World {
         for entry in entries {
             if self.checks.ghost.is_proposal(status, entry)
                 && !entry.payload.is_empty()
-                && let Ok(Txn { session, command: Command::CloseSession { expired: true }, .. }) =
+                && let Ok(Txn { session, attach, command: Command::CloseSession { expired: true }, .. }) =
                     Txn::decode(&entry.payload)
             {
                 self.trace.reached("expiry proposed");
                 self.history.on_expiry(at.process, session, now)?;
+                // What is executed here may be ahead of what the tracker knew.
+                let holder =
+                    read::session(&view.view, session).filter(|row| row.attach == attach).map(|row| row.server);
+                let heard = self.history.touched(at.process, session);
+                let timeout = self.options.load.session_timeout_ms * MS;
+                let status = process.member.status();
+                self.checks.on_expiry(at.process, &status, session, holder, heard, timeout)?;
             }
         }
         Ok(())
@@ -646,6 +658,7 @@ impl World {
             Output::Send { peer, link, message } => {
                 self.say(|| format!("{:?} -> {peer:?} [{link}] {}", at.server, brief(&message)));
                 self.checks.on_send(at.server, peer, &message, before, status)?;
+                self.checks.on_ping(at.process, &message, self.servers[&at.server].clock.mono(self.schedule.now()));
                 self.note_message(&message, status);
                 self.send(at, peer, link, message)
             }
@@ -839,7 +852,7 @@ impl World {
             }
         };
         self.trace.reached(kind.habit().struck);
-        self.crash(at.server, kind.habit().struck)
+        self.crash(at.server, error)
     }
 
     /// The log's thread notes durably which start of a peer it has seen (P9).
@@ -1130,31 +1143,33 @@ impl World {
             self.schedule.after(delay, Event::Dial(low, high));
             return Ok(());
         }
-        if let Some(outdated) = self.outdated(first, second) {
-            return self.condemn(outdated);
+        if let Some((id, seen_start)) = self.outdated(first, second) {
+            return self.condemn(id, seen_start);
         }
         self.connect(low, high);
         Ok(())
     }
 
     /// Of two servers that greet each other, the one whose disk the other has seen in a later start (P9).
-    fn outdated(&self, first: ProcessRef, second: ProcessRef) -> Option<ServerId> {
+    fn outdated(&self, first: ProcessRef, second: ProcessRef) -> Option<(ServerId, u64)> {
         let outdated = |it: ProcessRef, other: ProcessRef| {
             let process = |at: ProcessRef| self.servers[&at.server].process.as_ref();
             let (me, memory) = (process(it)?.identity, &process(other)?.memory);
             let (instance, start_count) = *memory.get(&it.server)?;
-            (instance == me.instance && start_count > me.start_count).then_some(it.server)
+            (instance == me.instance && start_count > me.start_count).then_some((it.server, start_count))
         };
         outdated(first, second).or_else(|| outdated(second, first))
     }
 
-    /// A server was told that its folder is an old copy: it marks itself, and ends.
-    fn condemn(&mut self, id: ServerId) -> Check {
+    /// A server was told that its folder is an old copy: it marks itself, counts its starts on from what was seen, and
+    /// ends.
+    fn condemn(&mut self, id: ServerId, seen_start: u64) -> Check {
         self.tell(|| format!("{id:?} is told that its folder is an old copy"));
         self.trace.reached("old folder recognised");
         let server = self.servers.get_mut(&id).expect("servers are fixed");
         server.disk.withdraw();
         let mut record = server.process.as_ref().expect("it greeted").log.record();
+        record.identity.start_count = record.identity.start_count.max(seen_start);
         record.identity.membership = Membership::Amnesiac;
         if let Err(error) = record.write(server.disk.device()) {
             return Err(Violation { invariant: "the log does not fail by itself", text: format!("{id:?}: {error}") });
@@ -1311,10 +1326,14 @@ impl World {
             self.trace.reached("amnesiac started");
         }
         if started.torn {
+            self.tell(|| format!("{id:?} found its last write unfinished"));
             self.trace.reached("hole or tear in the tail of a log");
         }
         self.checks.on_recovered(id, &recovered, spoiled)?;
         let identity = recovered.identity;
+        // Peers compare starts of one disk; a copy of a former disk they would not recognise.
+        let server = self.server_mut(id);
+        server.backup = server.backup.take().filter(|backup| backup.is_of(identity.instance));
         let member = Member::new(
             self.options.zab(id, machine_seed),
             recovered,
@@ -1339,7 +1358,7 @@ impl World {
             turn: false,
             crash_after: None,
             crash_at: None,
-            memory: started.peers.latest(),
+            memory: started.peers.latest().into_iter().map(|(id, d)| (id, (d.instance, d.start_count))).collect(),
             peers: started.peers,
             log_written: now,
             log: started.log,

@@ -6,6 +6,7 @@ use super::*;
 use crate::session::lane::{EVENT_BYTES_MAX, Step};
 use crate::session::{Consistency, Outgoing, Protocol};
 use crate::storage::memory::{MemoryStore, MemoryView};
+use crate::tree::entry::Carrier;
 use crate::tree::op::{Answer, Create, MultiOp, ReadOp, WriteOp};
 
 pub(super) const ME: ServerId = ServerId(1);
@@ -246,4 +247,116 @@ fn one_entry_may_have_more_events_than_may_wait_but_a_client_must_read_between_b
     room.apply(&[multi(1)]);
     let sent = room.sent(&watcher);
     assert!(matches!(sent.last(), Some(Outgoing::Close(CloseReason::SlowReader))), "{} items", sent.len());
+}
+
+/// A connection of a session that this server alone knows.
+fn local(room: &mut Room, session: i64, connection: u64) -> Joined {
+    let session = SessionId(session);
+    let id = WatcherId(connection);
+    let lane = Arc::new(Lane::new(id, session, Protocol::Wire, Vec::new(), Zxid::ZERO, Box::new(|| {})));
+    let mut known = room.shared.local.lock();
+    assert!(known.attach(0, session, 4_000, id) || known.open(0, session, 4_000, id));
+    drop(known);
+    lane.finish_handshake(Handshake::Attached { attach: Zxid::ZERO, timeout_ms: 4_000, last_n: 0 });
+    room.shared.attach_local(&lane);
+    Joined { attach: Zxid::ZERO, lane, session }
+}
+
+/// What it hands in, as the n-th write of its server.
+fn carried(room: &Room, client: &Joined, n: u64, op: WriteOp) -> Txn {
+    let number = room.shared.local.lock().number(client.session, client.lane.id).unwrap();
+    client.expects(number);
+    let carrier = Carrier { server: ME, attach: Zxid::new(1, 1), n };
+    Txn { command: Command::LocalWrite { op, carrier }, ..client.write(number, set("/", "")) }
+}
+
+fn open_carrier(nonce: u64) -> Txn {
+    let command = Command::OpenCarrier { server: ME, nonce };
+    Txn { session: SessionId::NONE, attach: Zxid::ZERO, n: 0, answered_through: 0, ids: Vec::new(), command }
+}
+
+#[test]
+fn local_sessions_are_answered_in_their_own_order_over_one_carrier() {
+    let mut room = Room::new();
+    room.apply(&[open_carrier(5)]);
+    let (a, b) = (local(&mut room, 1, 10), local(&mut room, 2, 11));
+    a.reads(50, "/a", Consistency::Local, None);
+    let writes = [
+        carried(&room, &a, 1, create("/a", "one")),
+        carried(&room, &b, 2, create("/b", "")),
+        carried(&room, &a, 3, set("/a", "two")),
+    ];
+    a.reads(51, "/a", Consistency::Local, None);
+    // All twice, as after a change of leader.
+    room.apply(&writes);
+    room.apply(&writes);
+    let replies = room.replies(&a);
+    assert_eq!(replies[0], (50, Err(ErrorCode::NoNode)), "read before the write");
+    assert!(
+        matches!(replies[1..3], [(1, Ok(Answer::Created { .. })), (2, Ok(Answer::Stat(stat)))] if stat.version == 1)
+    );
+    assert_eq!(data_of(&replies[3]), (51, &b"two"[..]));
+    assert_eq!(room.replies(&b).len(), 1);
+    assert_eq!(room.shared.local.lock().is_settled(a.session), Some(true), "a double is counted once");
+}
+
+#[test]
+fn a_local_session_is_settled_when_its_former_connections_writes_are_decided() {
+    let mut room = Room::new();
+    room.apply(&[open_carrier(5)]);
+    let former = local(&mut room, 1, 10);
+    let write = carried(&room, &former, 1, create("/a", ""));
+    let again = local(&mut room, 1, 11);
+    assert!(former.lane.is_closed());
+    assert_eq!(room.shared.local.lock().is_settled(again.session), Some(false));
+    assert_eq!(room.shared.local.lock().number(former.session, former.lane.id), None);
+    room.apply(&[write]);
+    assert_eq!(room.shared.local.lock().is_settled(again.session), Some(true));
+    assert_eq!(room.replies(&again), [], "the former connection's answer is nobody's");
+}
+
+#[test]
+fn a_write_whose_place_is_void_ends_its_session_and_no_other() {
+    let mut room = Room::new();
+    room.apply(&[open_carrier(5)]);
+    let (a, b) = (local(&mut room, 1, 10), local(&mut room, 2, 11));
+    let write = carried(&room, &a, 1, create("/a", ""));
+    room.apply(&[open_carrier(6), write]);
+    let sent = room.sent(&a);
+    assert!(matches!(sent[..], [Outgoing::Reply { result: Err(ErrorCode::SessionExpired), .. }, Outgoing::Close(_)]));
+    assert!(!room.shared.local.lock().contains(a.session));
+    assert!(room.shared.local.lock().contains(b.session) && !b.lane.is_closed());
+    assert_eq!(read::stat(&room.shared.published().view, "/a"), None);
+}
+
+#[test]
+fn a_local_session_that_becomes_known_to_all_keeps_its_connection() {
+    let mut room = Room::new();
+    room.apply(&[open_carrier(5)]);
+    let client = local(&mut room, 1, 10);
+    let before = carried(&room, &client, 1, create("/a", ""));
+    room.apply(&[before]);
+    assert_eq!(room.replies(&client).len(), 1);
+    client.lane.begin_upgrade();
+    assert!(room.shared.lanes.join(client.session, 7, client.lane.clone()));
+    let command = Command::CreateSession { timeout_ms: 4_000, server: ME, nonce: 7, keeps_results: false };
+    room.apply(&[Txn { command, ..client.write(0, set("/", "")) }]);
+    assert!(!client.lane.is_closed() && !room.shared.local.lock().contains(client.session));
+    let client = Joined { attach: client.lane.attach(), ..client };
+    assert_eq!(client.attach, Zxid::new(1, 3));
+    client.expects(1);
+    let op = Create { path: "/e".into(), acl: Some(Acl::open()), mode: CreateMode::Ephemeral, ..Create::default() };
+    room.apply(&[client.write(1, WriteOp::Create(op))]);
+    assert!(matches!(room.replies(&client)[..], [(1, Ok(Answer::Created { .. }))]));
+}
+
+#[test]
+fn a_local_connection_ends_when_its_session_becomes_known_behind_its_back() {
+    let mut room = Room::new();
+    let client = local(&mut room, 1, 10);
+    // An earlier connection of the session asked for it, and its handshake was given up.
+    let command = Command::CreateSession { timeout_ms: 4_000, server: ME, nonce: 7, keeps_results: false };
+    room.apply(&[Txn { command, ..client.write(0, set("/", "")) }]);
+    assert!(client.lane.is_closed() && !room.shared.local.lock().contains(client.session));
+    assert!(room.shared.lanes.of(client.session).is_none());
 }

@@ -29,6 +29,7 @@ use crate::tree::feed::{self, FeedEntry};
 use crate::tree::op::{Answer, ReadOp};
 use crate::tree::read;
 use crate::watch::{WatchTable, WatcherId};
+use crate::zoo::{self, Switch};
 
 /// Bytes that may wait for a client that does not read. Beyond it no request is answered until it reads.
 pub const OUTGOING_BYTES_MAX: usize = 4 * 1024 * 1024;
@@ -109,6 +110,8 @@ pub enum Step {
     },
     /// Nothing: the answer is known, or there is nothing to say (ping, sync).
     Answer(Result<Answer, ErrorCode>),
+    /// End the connection, and with it the session, which nobody else knows.
+    Close,
 }
 
 impl Step {
@@ -120,7 +123,7 @@ impl Step {
             | Step::SetWatches(_)
             | Step::Subscribe { .. }
             | Step::Unsubscribe { .. } => true,
-            Step::Write { .. } | Step::Identify { .. } | Step::Answer(_) => false,
+            Step::Write { .. } | Step::Identify { .. } | Step::Answer(_) | Step::Close => false,
         }
     }
 }
@@ -276,7 +279,13 @@ impl Lane {
         self.wake();
     }
 
-    /// The attach this connection stands on; [`Zxid::ZERO`] before.
+    /// The session, known to this server alone so far, is on its way to be known to all: the next handshake that ends
+    /// is that of the same connection.
+    pub fn begin_upgrade(&self) {
+        self.state.lock().handshake = None;
+    }
+
+    /// The attach this connection stands on; [`Zxid::ZERO`] before, and for local sessions.
     pub fn attach(&self) -> Zxid {
         self.state.lock().attach
     }
@@ -293,7 +302,12 @@ impl Lane {
             (Consistency::AtLeast(zxid), None) => Need::Zxid(zxid),
             (_, None) => Need::Nothing,
         };
-        self.state.lock().queue.push_back(Waiting { cookie, step, need });
+        let waiting = Waiting { cookie, step, need };
+        let queue = &mut self.state.lock().queue;
+        match &waiting.step {
+            Step::Read { .. } if zoo::broken(Switch::ReadsOvertake) => queue.push_front(waiting),
+            _ => queue.push_back(waiting),
+        }
     }
 
     /// The leader named a read point that a request here waits for.
@@ -466,7 +480,9 @@ impl State {
         if self.closed {
             return;
         }
-        self.floor = self.floor.max(zxid);
+        if !zoo::broken(Switch::ReplyBeforePublish) {
+            self.floor = self.floor.max(zxid);
+        }
         self.out_bytes += OUTGOING_ITEM_BYTES + result.as_ref().map_or(0, weight);
         self.out.push(Outgoing::Reply { cookie, zxid, result });
     }
@@ -491,7 +507,7 @@ impl State {
             if !before_write {
                 match front.need {
                     Need::ReadPoint(_) => return Stuck::OnReadPoint,
-                    Need::Zxid(need) if need > zxid => return Stuck::OnState,
+                    Need::Zxid(need) if need > zxid && !zoo::broken(Switch::ReadPointIgnored) => return Stuck::OnState,
                     Need::Nothing | Need::Zxid(_) => {}
                 }
             }
@@ -506,8 +522,12 @@ impl State {
                 // Pings and syncs: who asks for a sign of life wants to know how far it is, too.
                 self.bookmark(zxid);
             }
+            let closes = matches!(step, Step::Close);
             let result = self.answer(lane, view, zxid, step, table.as_deref_mut(), recent);
             self.reply(cookie, zxid, result);
+            if closes {
+                self.close(CloseReason::ClosedByClient);
+            }
         }
     }
 
@@ -522,6 +542,7 @@ impl State {
     ) -> Result<Answer, ErrorCode> {
         match (step, table) {
             (Step::Answer(result), _) => result,
+            (Step::Close, _) => Ok(Answer::Done),
             (Step::Identify { ids, answer }, _) => {
                 add_ids(&mut self.ids, ids);
                 Ok(answer)
@@ -583,7 +604,9 @@ impl State {
         for path in watches.data {
             match read::stat(view, &path) {
                 None => self.missed(EventKind::NodeDeleted, path),
-                Some(stat) if stat.mzxid > since => self.missed(EventKind::NodeDataChanged, path),
+                Some(stat) if stat.mzxid > since && !zoo::broken(Switch::SetWatchesMisses) => {
+                    self.missed(EventKind::NodeDataChanged, path)
+                }
                 Some(_) => table.add(lane.id, &path, WatchKind::Data),
             }
         }

@@ -1,8 +1,11 @@
-//! Sessions: one session's order ([`lane`]), what it follows of the change feed ([`feed`]), writes that wait for a leader ([`outbox`]), expiry on the leader
-//! ([`tracker`]).
+//! Sessions: one session's order ([`lane`]), what it follows of the change feed ([`feed`]), writes that wait for a leader
+//! ([`outbox`]), expiry on the leader ([`tracker`]); sessions of one server alone ([`local`]) and the order of their writes
+//! ([`carrier`]).
 
+pub mod carrier;
 pub mod feed;
 pub mod lane;
+pub mod local;
 pub mod outbox;
 pub mod tracker;
 

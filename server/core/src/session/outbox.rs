@@ -14,6 +14,7 @@ use bytes::Bytes;
 use corral_proto::{SessionId, Zxid};
 
 use crate::tree::entry::{Command, Txn};
+use crate::zoo::{self, Switch};
 
 /// What makes a transaction of a session the same when it is seen again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -26,6 +27,18 @@ pub enum Key {
         attach: Zxid,
         /// Its number.
         n: u64,
+    },
+    /// A numbered request of a session that this server alone knows.
+    Local {
+        /// Of which session.
+        session: SessionId,
+        /// Its number.
+        n: u64,
+    },
+    /// The opening of a carrier.
+    Carrier {
+        /// Drawn for it.
+        nonce: u64,
     },
     /// A handshake.
     Handshake {
@@ -43,6 +56,8 @@ impl Key {
             Command::CreateSession { nonce, .. } | Command::Attach { nonce, .. } => {
                 Some(Key::Handshake { session: txn.session, nonce: *nonce })
             }
+            Command::LocalWrite { .. } => Some(Key::Local { session: txn.session, n: txn.n }),
+            Command::OpenCarrier { nonce, .. } => Some(Key::Carrier { nonce: *nonce }),
             Command::CloseSession { expired: true } | Command::Reap { .. } | Command::Settings(_) => None,
             Command::Write(_) | Command::CloseSession { expired: false } => {
                 Some(Key::Request { session: txn.session, attach: txn.attach, n: txn.n })
@@ -128,6 +143,9 @@ impl Outbox {
                 payloads.push(payload.clone());
             }
             self.offered += 1;
+        }
+        if zoo::broken(Switch::OfferedBackwards) {
+            payloads.reverse();
         }
         payloads
     }

@@ -12,6 +12,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use corral_proto::{ServerId, SessionId, Zxid};
 
+use crate::zoo::{self, Switch};
+
 /// Width of a bucket of deadlines, ms.
 pub const BUCKET_MS: u64 = 250;
 
@@ -145,6 +147,9 @@ impl Tracker {
                 include.insert(tracked.server);
             }
             self.round = Some(tag);
+            if zoo::broken(Switch::ExpiryAfterPause) {
+                return self.on_confirmed(tag, wishes);
+            }
             wishes.push(Wish::Confirm { tag, include: include.into_iter().collect() });
         }
     }

@@ -17,7 +17,7 @@
 
 use std::collections::BTreeMap;
 
-use corral_proto::ServerId;
+use corral_proto::{ServerId, Zxid};
 
 use super::frame::{Checked, Reader, put_position, put_promise, put_u64, read_checked, remove_if_there, write_checked};
 use super::log_device::{DeviceError, DeviceResult, LogDevice, list_or_empty};
@@ -39,7 +39,8 @@ const CURRENT: &str = "CURRENT";
 const INSTALL: &str = "install";
 
 const TAG_IDENTITY: u64 = 1;
-const TAG_PEERS: u64 = 2;
+/// 2 was the tag of a book without marks.
+const TAG_PEERS: u64 = 5;
 const TAG_CURRENT: u64 = 3;
 const TAG_INSTALL: u64 = 4;
 
@@ -110,6 +111,9 @@ pub struct IdentityRecord {
     pub promise: Promise,
     /// Number of the next state folder that is made from nothing: above all that were set aside.
     pub generation: u64,
+    /// The last start in which the server was amnesiac when it began: what was seen of it before says nothing about what
+    /// it remembers now. 0: never.
+    pub whole_since: u64,
 }
 
 impl IdentityRecord {
@@ -137,7 +141,9 @@ impl IdentityRecord {
                 2 => Condemned::All,
                 _ => return None,
             };
-            Some(IdentityRecord { identity, condemned, promise: r.promise(), generation: r.u64() })
+            // Older programs did not write the last number: it reads as 0.
+            let (promise, generation) = (r.promise(), r.u64());
+            Some(IdentityRecord { identity, condemned, promise, generation, whole_since: r.u64() })
         })
     }
 
@@ -163,6 +169,7 @@ impl IdentityRecord {
         });
         put_promise(&mut out, &self.promise);
         put_u64(&mut out, self.generation);
+        put_u64(&mut out, self.whole_since);
         write_checked(device, IDENTITY, TAG_IDENTITY, &out)
     }
 }
@@ -291,6 +298,14 @@ pub fn remove_leftovers(device: &dyn LogDevice, current: Current) -> DeviceResul
     if changed { device.sync_dir("") } else { Ok(()) }
 }
 
+/// Folders of things set aside.
+///
+/// # Errors
+/// Any of the device.
+pub fn set_aside_folders(device: &dyn LogDevice) -> DeviceResult<Vec<String>> {
+    Ok(list_or_empty(device, "")?.into_iter().filter(|name| name.starts_with(DAMAGED_PREFIX)).collect())
+}
+
 /// A new folder for things set aside.
 ///
 /// # Errors
@@ -337,7 +352,9 @@ pub fn set_aside(device: &dyn LogDevice, condemned: Condemned) -> DeviceResult<O
 /// Most disks remembered of one peer.
 pub const DISKS_PER_PEER_MAX: usize = 8;
 /// Most disks remembered in all; `myid` ends at 254, ensembles end long before.
-pub const DISKS_MAX: usize = 128;
+pub const DISKS_MAX: usize = 64;
+/// Bytes of one of them in the file.
+const DISK_BYTES: usize = 48;
 
 /// What a peer's start count says about its data folder.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -352,14 +369,54 @@ pub enum SeenStart {
     },
 }
 
-/// Highest start count seen of each peer's disk, durably (file `peers`).
+/// What a server had promised, and acknowledged in that epoch, when it last said so: while it remembers everything since
+/// that start, it can never know less. Within an epoch nothing acknowledged is cut off, and what is cut off for the sake of
+/// a later epoch is so only after that is promised. Ordered by epoch, then by entry.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Mark {
+    /// In which of its starts it said so.
+    pub start_count: u64,
+    /// The epoch; 0: it said nothing.
+    pub promise: u32,
+    /// The last entry.
+    pub end: Zxid,
+}
+
+impl Mark {
+    /// What of it is compared.
+    pub fn place(&self) -> (u32, Zxid) {
+        (self.promise, self.end)
+    }
+}
+
+/// What was seen of one disk of a peer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SeenDisk {
+    /// Which.
+    pub instance: u64,
+    /// Its highest start.
+    pub start_count: u64,
+    /// What it said last.
+    pub mark: Mark,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Row {
+    start_count: u64,
+    mark: Mark,
+    /// Order of the last start that was news.
+    news: u64,
+}
+
+/// What was seen of each peer's disks: starts durably at once (file `peers`), marks now and then.
 ///
 /// Losing it loses only the check: then it begins anew.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PeerBook {
-    /// (server, instance) -> (start count, order of last news).
-    rows: BTreeMap<(ServerId, u64), (u64, u64)>,
+    rows: BTreeMap<(ServerId, u64), Row>,
     news: u64,
+    /// A mark is not on disk yet.
+    unwritten: bool,
 }
 
 impl PeerBook {
@@ -368,37 +425,74 @@ impl PeerBook {
     /// # Errors
     /// See [`FolderError`].
     pub fn load(device: &dyn LogDevice) -> Result<PeerBook, FolderError> {
-        let rows = read(device, PEERS, TAG_PEERS, |r| {
-            let mut rows = Vec::new();
-            while r.0.len() >= 24 {
-                rows.push((ServerId(r.u64()), r.u64(), r.u64()));
-            }
-            r.0.is_empty().then_some(rows)
-        })?;
-        let mut book = PeerBook::default();
-        if let Found::Valid(rows) = rows {
-            for (server, instance, start_count) in rows {
+        Ok(match PeerBook::read(device)? {
+            Found::Valid(book) => book,
+            Found::Absent | Found::Damaged => PeerBook::default(),
+        })
+    }
+
+    /// Reads the file.
+    ///
+    /// # Errors
+    /// See [`FolderError`].
+    pub fn read(device: &dyn LogDevice) -> Result<Found<PeerBook>, FolderError> {
+        read(device, PEERS, TAG_PEERS, |r| {
+            let mut book = PeerBook::default();
+            while r.0.len() >= DISK_BYTES {
+                let (server, instance, start_count) = (ServerId(r.u64()), r.u64(), r.u64());
+                let mark = Mark { start_count: r.u64(), promise: r.u64() as u32, end: Zxid(r.u64()) };
                 book.news += 1;
-                book.rows.insert((server, instance), (start_count, book.news));
+                book.rows.insert((server, instance), Row { start_count, mark, news: book.news });
             }
-        }
-        Ok(book)
+            r.0.is_empty().then_some(book)
+        })
     }
 
     /// The highest start count seen of this disk; 0 if none.
     pub fn highest(&self, server: ServerId, instance: u64) -> u64 {
-        self.rows.get(&(server, instance)).map_or(0, |row| row.0)
+        self.rows.get(&(server, instance)).map_or(0, |row| row.start_count)
     }
 
-    /// The disk of each peer that was last heard of, and its highest start count.
-    pub fn latest(&self) -> BTreeMap<ServerId, (u64, u64)> {
-        let mut latest: BTreeMap<ServerId, (u64, u64, u64)> = BTreeMap::new();
-        for ((server, instance), (start_count, news)) in &self.rows {
-            if latest.get(server).is_none_or(|row| row.2 < *news) {
-                latest.insert(*server, (*instance, *start_count, *news));
+    /// The disk of each peer that was last heard of.
+    pub fn latest(&self) -> BTreeMap<ServerId, SeenDisk> {
+        let mut latest: BTreeMap<ServerId, (u64, SeenDisk)> = BTreeMap::new();
+        for ((server, instance), row) in &self.rows {
+            if latest.get(server).is_none_or(|(news, _)| *news < row.news) {
+                let disk = SeenDisk { instance: *instance, start_count: row.start_count, mark: row.mark };
+                latest.insert(*server, (row.news, disk));
             }
         }
-        latest.into_iter().map(|(server, (instance, start_count, _))| (server, (instance, start_count))).collect()
+        latest.into_iter().map(|(server, (_, disk))| (server, disk)).collect()
+    }
+
+    /// Disks of peers that were replaced by later ones.
+    pub fn superseded(&self) -> Vec<(ServerId, SeenDisk)> {
+        let latest = self.latest();
+        self.rows
+            .iter()
+            .filter(|((server, instance), _)| latest[server].instance != *instance)
+            .map(|((server, instance), row)| {
+                (*server, SeenDisk { instance: *instance, start_count: row.start_count, mark: row.mark })
+            })
+            .collect()
+    }
+
+    /// A peer said what it holds. Not durable before [`PeerBook::write_marks`].
+    pub fn mark(&mut self, server: ServerId, instance: u64, mark: Mark) {
+        if let Some(row) = self.rows.get_mut(&(server, instance))
+            && row.mark.place() < mark.place()
+        {
+            row.mark = mark;
+            self.unwritten = true;
+        }
+    }
+
+    /// Makes marks durable, if some are not.
+    ///
+    /// # Errors
+    /// Any of the device; fatal as every failed write (P28).
+    pub fn write_marks(&mut self, device: &dyn LogDevice) -> DeviceResult<()> {
+        if self.unwritten { self.write(device) } else { Ok(()) }
     }
 
     /// Judges a peer's start and remembers it durably, if it is news.
@@ -418,7 +512,8 @@ impl PeerBook {
         }
         if start_count > highest {
             self.news += 1;
-            self.rows.insert((server, instance), (start_count, self.news));
+            let mark = self.rows.get(&(server, instance)).map(|row| row.mark).unwrap_or_default();
+            self.rows.insert((server, instance), Row { start_count, mark, news: self.news });
             self.forget_oldest(Some(server), DISKS_PER_PEER_MAX);
             self.forget_oldest(None, DISKS_MAX);
             self.write(device)?;
@@ -429,29 +524,29 @@ impl PeerBook {
     fn forget_oldest(&mut self, server: Option<ServerId>, most: usize) {
         let counted = |key: &(ServerId, u64)| server.is_none_or(|server| key.0 == server);
         while self.rows.keys().filter(|key| counted(key)).count() > most {
-            let oldest = self.rows.iter().filter(|(key, _)| counted(key)).min_by_key(|(_, row)| row.1);
+            let oldest = self.rows.iter().filter(|(key, _)| counted(key)).min_by_key(|(_, row)| row.news);
             let Some(key) = oldest.map(|(key, _)| *key) else { return };
             self.rows.remove(&key);
         }
     }
 
-    fn write(&self, device: &dyn LogDevice) -> DeviceResult<()> {
+    fn write(&mut self, device: &dyn LogDevice) -> DeviceResult<()> {
         let mut rows: Vec<_> = self.rows.iter().collect();
-        rows.sort_by_key(|(_, row)| row.1);
+        rows.sort_by_key(|(_, row)| row.news);
         let mut out = Vec::new();
-        for ((server, instance), (start_count, _)) in rows {
-            put_u64(&mut out, server.0);
-            put_u64(&mut out, *instance);
-            put_u64(&mut out, *start_count);
+        for ((server, instance), Row { start_count, mark, .. }) in rows {
+            for number in [server.0, *instance, *start_count, mark.start_count, u64::from(mark.promise), mark.end.0] {
+                put_u64(&mut out, number);
+            }
         }
-        write_checked(device, PEERS, TAG_PEERS, &out)
+        write_checked(device, PEERS, TAG_PEERS, &out)?;
+        self.unwritten = false;
+        Ok(())
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use corral_proto::Zxid;
-
     use crate::zab::io::Position;
 
     use super::super::log_device::{Fate, Fault, MemoryDevice, SECTOR};
@@ -469,6 +564,7 @@ mod tests {
             condemned: Condemned::Log,
             promise: Promise { epoch: 3, leader: ServerId(1), instance: 4, start_count: 6 },
             generation: 2,
+            whole_since: 1,
         }
     }
 
@@ -518,6 +614,39 @@ mod tests {
         assert_eq!(book.rows.len(), DISKS_MAX);
         assert_eq!(book.highest(ServerId(30), 19), 1);
         assert_eq!(book.highest(ServerId(30), 11), 0);
+    }
+
+    #[test]
+    fn marks_of_peers_only_rise_and_survive_when_they_were_written() {
+        let device = MemoryDevice::new();
+        let mut book = PeerBook::default();
+        let mark = |promise, counter| Mark { start_count: 4, promise, end: Zxid::new(2, counter) };
+        book.mark(ServerId(2), 7, mark(3, 1));
+        assert_eq!(book, PeerBook::default(), "nothing is known of that disk");
+        book.observe(&device, ServerId(2), 7, 4).unwrap();
+        for rising in [mark(3, 1), mark(3, 5), mark(4, 0)] {
+            book.mark(ServerId(2), 7, rising);
+            assert_eq!(book.latest()[&ServerId(2)].mark, rising);
+        }
+        book.mark(ServerId(2), 7, mark(3, 9));
+        book.write_marks(&device).unwrap();
+        book.mark(ServerId(2), 7, mark(4, 1));
+        let book = PeerBook::load(&device).unwrap();
+        assert_eq!(book.latest()[&ServerId(2)], SeenDisk { instance: 7, start_count: 4, mark: mark(4, 0) });
+    }
+
+    #[test]
+    fn disk_that_was_replaced_stays_known_as_such() {
+        let device = MemoryDevice::new();
+        let mut book = PeerBook::default();
+        for (instance, start) in [(7, 1), (7, 2), (9, 1)] {
+            book.observe(&device, ServerId(2), instance, start).unwrap();
+        }
+        book.observe(&device, ServerId(3), 5, 1).unwrap();
+        let book = PeerBook::load(&device).unwrap();
+        let replaced = SeenDisk { instance: 7, start_count: 2, mark: Mark::default() };
+        assert_eq!(book.superseded(), [(ServerId(2), replaced)]);
+        assert_eq!(book.latest()[&ServerId(2)].instance, 9);
     }
 
     #[test]

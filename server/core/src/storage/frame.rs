@@ -54,6 +54,9 @@ pub struct SegmentHeader {
     pub promise: Promise,
     /// The log begins here: former segments are void (an installed snapshot, a log set aside).
     pub reset: bool,
+    /// Bytes that the file had when it got its name. A shorter file was cut, and what was in it is lost. 0: not told, by an
+    /// older program.
+    pub bytes: u64,
 }
 
 /// Why a segment's first block is no header.
@@ -78,6 +81,7 @@ impl SegmentHeader {
         put_position(&mut block, self.base);
         put_u64(&mut block, self.base_stamp_ms as u64);
         put_promise(&mut block, &self.promise);
+        put_u64(&mut block, self.bytes);
         block.resize(BLOCK - 4, 0);
         let crc = crc32c::crc32c(&block);
         put_u32(&mut block, crc);
@@ -110,6 +114,7 @@ impl SegmentHeader {
             base: r.position(),
             base_stamp_ms: r.u64() as i64,
             promise: r.promise(),
+            bytes: r.u64(),
             reset: flags & FLAG_RESET != 0,
         })
     }
@@ -428,6 +433,7 @@ mod tests {
             base_stamp_ms: -5,
             promise: Promise { epoch: 4, leader: ServerId(1), instance: 8, start_count: 2 },
             reset: true,
+            bytes: 4096 * 9,
         }
     }
 
@@ -472,6 +478,7 @@ mod tests {
             promise: Some(header().promise),
             truncate: true,
             seal: false,
+            followed: true,
         };
         head.seal_into(7, &mut frame);
         assert_eq!(frame.len(), BLOCK);

@@ -928,6 +928,34 @@ fn last_segments_that_vanish_are_damage_when_the_store_knows_more() {
 }
 
 #[test]
+fn last_segment_that_vanishes_is_damage_though_what_is_left_looks_whole() {
+    let (device, mut store, made) = member();
+    let all = segments(&device);
+    device.remove(&all[all.len() - 1]).unwrap();
+    let recovery = start(&device, &mut store).unwrap();
+    assert_eq!(recovery.recovered.identity.membership, Membership::Amnesiac);
+    assert_eq!(recovery.recovered.end, end_of(&made[9]), "the log begins anew after what the store contains");
+    drop(recovery);
+    let again = start(&device, &mut store).unwrap();
+    assert_eq!(again.notes, Vec::<String>::new(), "the new log is not measured by the old one");
+}
+
+#[test]
+fn last_segment_that_became_shorter_is_damage_wherever_it_was_cut() {
+    let (device, _, _) = member();
+    let last = segments(&device).pop().unwrap();
+    let whole = device.content(&last).unwrap();
+    for blocks in 0..whole.len() / BLOCK {
+        let (device, mut store, _) = member();
+        device.remove(&last).unwrap();
+        let file = device.create(&last).unwrap();
+        file.write(0, &whole[..blocks * BLOCK]).unwrap();
+        let recovery = start(&device, &mut store).unwrap();
+        assert_eq!(recovery.recovered.identity.membership, Membership::Amnesiac, "cut to {blocks} blocks");
+    }
+}
+
+#[test]
 fn store_of_another_history_and_damaged_store_are_set_aside_with_the_log() {
     for kind in 0..2 {
         let (device, mut store, made) = member();

@@ -11,7 +11,8 @@ use bytes::Bytes;
 
 use crate::tree::execute::genesis;
 use crate::tree::record::Meta;
-use crate::tree::{Cf, Change, TreeStore, TreeView};
+use crate::tree::{Cf, Change, TreeStore, TreeView, key};
+use crate::zoo::{self, Switch};
 
 /// A consistent state. Clones share it; writing copies only the column families that change, and only while a view
 /// holds them.
@@ -130,6 +131,11 @@ impl TreeStore for MemoryStore {
 
     fn write(&mut self, changes: &mut dyn Iterator<Item = Change>) {
         self.current.write(changes);
+        if zoo::broken(Switch::AppliedApart) {
+            let change =
+                Change { cf: Cf::Aux, key: Bytes::from_static(key::META), value: self.current.get(Cf::Aux, key::META) };
+            self.flushed.write(&mut std::iter::once(change));
+        }
     }
 
     fn view(&self) -> MemoryView {

@@ -9,6 +9,7 @@
 
 pub mod folder;
 pub mod frame;
+pub mod inspect;
 pub mod log_device;
 pub mod memory;
 pub mod recover;

@@ -211,6 +211,9 @@ fn start_identity(
         record.condemned = Condemned::All;
         notes.push("the store was found damaged while the server ran".into());
     }
+    if record.identity.membership == Membership::Amnesiac {
+        record.whole_since = record.identity.start_count;
+    }
     record.write(device)?;
     Ok(record)
 }
@@ -232,6 +235,7 @@ fn condemn(
     record.condemned = record.condemned.max(what);
     record.promise = record.promise.max(remains.promise);
     record.identity.membership = Membership::Amnesiac;
+    record.whole_since = record.identity.start_count;
     if record.identity.cluster == 0 {
         record.identity.cluster = remains.cluster;
     }
@@ -437,6 +441,7 @@ fn confirm_membership(
     let took_part = log.end() != Position::default() || log.promise() != Default::default();
     if record.identity.membership == Membership::Empty && took_part {
         record.identity.membership = Membership::Amnesiac;
+        record.whole_since = record.identity.start_count;
         record.write(device)?;
         notes.push("the identity says that this server never took part, the log that it did: it is amnesiac".into());
     }

@@ -15,6 +15,7 @@ use super::folder::LOG_DIR;
 use super::frame::{BLOCK, FrameHead, HeaderError, SegmentHeader, blocks, entries_of};
 use super::log_device::{DeviceError, DeviceFile, DeviceResult, LogDevice, list_or_empty};
 use crate::zab::io::{Entry, Position, Promise};
+use crate::zoo::{self, Switch};
 
 /// Suffix of segments in use.
 const SEGMENT_SUFFIX: &str = ".seg";
@@ -25,7 +26,7 @@ pub fn segment_path(number: u64, base: Zxid) -> String {
 }
 
 /// The number in a segment's name.
-fn segment_number(name: &str) -> Option<u64> {
+pub(super) fn segment_number(name: &str) -> Option<u64> {
     u64::from_str_radix(name.strip_suffix(SEGMENT_SUFFIX)?.split_once('-')?.0, 16).ok()
 }
 
@@ -421,11 +422,17 @@ fn analyse(candidates: &[Candidate], owner: Owner) -> Result<Scanned, (usize, Sc
             })?;
             offset += blocks(head.len());
         }
-        if let Some(later) = valid_frame(owner.instance, candidate.number, &bytes, offset) {
+        if let Some(later) = valid_frame(owner.instance, candidate.number, &bytes, offset)
+            && !zoo::broken(Switch::CutAtFirstBadChecksum)
+        {
             let what = format!("unreadable, though a later frame at byte {later} is whole");
             return Err(damaged(at, offset as u64, &what));
         }
         if at + 1 == candidates.len() {
+            if (bytes.len() as u64) < header.bytes {
+                let what = format!("the file was made with {} bytes and has {}", header.bytes, bytes.len());
+                return Err(damaged(at, bytes.len() as u64, &what));
+            }
             if reading.index.segments.back().is_some_and(|segment| segment.followed) {
                 return Err(damaged(at, offset as u64, "the segment after this one is missing"));
             }

@@ -18,6 +18,7 @@ use super::frame::{BLOCK, ENTRY_HEAD, FRAME_HEAD, FrameHead, SegmentHeader, bloc
 use super::log_device::{DeviceError, DeviceFile, DeviceResult, LogDevice, list_or_empty};
 use super::scan::{FrameError, FrameRef, Index, Scanned, Segment, read_frame, segment_path};
 use crate::zab::io::{Entry, LogOp, Position, Promise, SnapshotMeta};
+use crate::zoo::{self, Switch};
 
 /// Body of one frame, bytes; more is split into several frames. A single entry may be larger.
 pub const FRAME_BYTES_MAX: usize = 4 << 20;
@@ -474,7 +475,12 @@ impl TxnLog {
         head.number = self.active.frames + 1;
         head.seal_into(self.shared.instance, &mut self.batch.frame);
         self.active.file.write(self.active.offset, &self.batch.frame)?;
-        self.active.file.sync()?;
+        let synced = self.active.file.sync();
+        if synced.is_err() && zoo::broken(Switch::FsyncTriedAgain) {
+            self.active.file.sync()?;
+        } else {
+            synced?;
+        }
         self.shared.index.write().push(&head, self.active.offset);
         self.active.offset += bytes;
         self.active.frames += 1;
@@ -512,7 +518,9 @@ impl TxnLog {
             super::folder::Found::Valid(current) => current.generation + 1,
             _ => 1,
         };
-        InstallIntent { snapshot: *snapshot, generation }.write(device.as_ref())?;
+        if !zoo::broken(Switch::InstallWithoutIntent) {
+            InstallIntent { snapshot: *snapshot, generation }.write(device.as_ref())?;
+        }
         Current { generation }.write(device.as_ref())?;
         self.reset_to(snapshot)?;
         InstallIntent::clear(device.as_ref())?;
@@ -638,14 +646,17 @@ fn begin_segment(
         segment: number,
         base,
         base_stamp_ms,
-        promise,
+        promise: if zoo::broken(Switch::PromiseNotCarried) { Promise::default() } else { promise },
         reset,
+        bytes: prepared.bytes,
     };
     prepared.file.write(0, &header.encode())?;
     prepared.file.sync()?;
     let path = segment_path(number, base.zxid);
     shared.device.rename(&prepared.path, &path)?;
-    shared.device.sync_dir(LOG_DIR)?;
+    if !zoo::broken(Switch::FolderNotSynced) {
+        shared.device.sync_dir(LOG_DIR)?;
+    }
     let offset = BLOCK as u64;
     let active =
         Active { number, file: prepared.file.clone(), offset, capacity: prepared.bytes, frames: 0, sealed: false };
@@ -721,7 +732,12 @@ fn rewrite_tail(
     }
     let capacity = segment_bytes(options).min(last.used + REWRITE_SPARE_BYTES).max(last.used);
     write_zeros(file.as_ref(), last.used, capacity)?;
-    file.sync()?;
+    if let Ok(header) = SegmentHeader::decode(&file.read(0, BLOCK)?) {
+        file.write(0, &SegmentHeader { bytes: capacity, ..header }.encode())?;
+    }
+    if !zoo::broken(Switch::TailNotRewritten) {
+        file.sync()?;
+    }
     device.rename(&temporary, &last.path)?;
     device.sync_dir(LOG_DIR)?;
     last.file = file.clone();

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use corral_proto::{SessionId, path};
 
 use super::execute::{RESULT_BYTES_MAX, RESULTS_MAX};
-use super::record::{Meta, NodeRec, Owner, Stored};
+use super::record::{CarrierRow, Meta, NodeRec, Owner, Stored};
 use super::{Cf, TreeView, acl, key, quota, read};
 
 /// Says what is wrong with a state: children counted wrongly, an index that does not fit, a digest that is not the sum.
@@ -169,6 +169,12 @@ fn audit_sessions(view: &impl TreeView, meta: &Meta, nodes: &Nodes) -> Result<()
     }
     if rows(view, Cf::Aux, b"r", b"s").len() != results {
         return Err("there are kept results without a session".to_owned());
+    }
+    for (key, value) in rows(view, Cf::Aux, key::CARRIERS.0, key::CARRIERS.1) {
+        match CarrierRow::decode(&value) {
+            Some(row) if row.attach <= meta.applied => {}
+            row => return Err(format!("the carrier under {key:?} is {row:?}")),
+        }
     }
     let open = |session: SessionId| sessions.binary_search_by_key(&session, |(id, _)| *id).is_ok();
     for (path, (_, rec)) in nodes {

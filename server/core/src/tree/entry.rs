@@ -30,6 +30,20 @@ pub struct Txn {
 pub enum Command {
     /// A client's write.
     Write(WriteOp),
+    /// The write of a session that its server alone knows. `Txn::attach` is zero and `Txn::n` its number on that server.
+    LocalWrite {
+        /// What.
+        op: WriteOp,
+        /// Its place in the order, which is what makes it happen once.
+        carrier: Carrier,
+    },
+    /// A server begins to number the writes of its local sessions: from here on under the zxid of this entry.
+    OpenCarrier {
+        /// Which server.
+        server: ServerId,
+        /// Tells a copy of this transaction from another opening.
+        nonce: u64,
+    },
     /// A new session under `Txn::session`, attached to `server`.
     CreateSession {
         /// Negotiated, ms.
@@ -66,6 +80,26 @@ pub enum Command {
     },
     /// Replaces the replicated settings (P34).
     Settings(Settings),
+}
+
+/// The place of a local session's write among those of all local sessions of its server: what session, attach and
+/// number are to other writes (P29, P31). A session that costs no entry has no row to count in; its server has one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Carrier {
+    /// The server that knows the session.
+    pub server: ServerId,
+    /// Zxid of the [`Command::OpenCarrier`] under which it was numbered.
+    pub attach: Zxid,
+    /// Its number, from 1.
+    pub n: u64,
+}
+
+impl Carrier {
+    /// Gives a local session's write, encoded as [`Command::Write`], its place. Messages of this encoding may be
+    /// concatenated: the fields of the second are added to the first.
+    pub fn carry(&self, write: &Bytes) -> Bytes {
+        codec::carry(write, self)
+    }
 }
 
 /// Values that can change an outcome; part of the replicated state, never local configuration (P34).
@@ -183,6 +217,17 @@ pub enum SessionEvent {
         /// Whether it is a gRPC session.
         keeps_results: bool,
     },
+    /// A server's carrier is open; every copy of its opening says so again.
+    Carried {
+        /// Which server.
+        server: ServerId,
+        /// From the transaction.
+        nonce: u64,
+        /// What its writes must carry.
+        attach: Zxid,
+        /// Number of the last executed one.
+        last_n: u64,
+    },
     /// The session is over.
     Closed {
         /// Which.
@@ -257,11 +302,25 @@ pub(crate) struct Place {
     pub(crate) attach: Zxid,
     pub(crate) n: u64,
     pub(crate) answered_through: u64,
+    /// A local session's.
+    pub(crate) carrier: Option<Carrier>,
+}
+
+impl Place {
+    /// Whether it is the request of a session, which must go on past it.
+    pub(crate) fn is_numbered(&self) -> bool {
+        self.session != SessionId::NONE && self.n > 0
+    }
 }
 
 impl Txn {
     pub(crate) fn place(&self) -> Place {
-        Place { session: self.session, attach: self.attach, n: self.n, answered_through: self.answered_through }
+        let carrier = match self.command {
+            Command::LocalWrite { carrier, .. } => Some(carrier),
+            _ => None,
+        };
+        let Txn { session, attach, n, answered_through, .. } = *self;
+        Place { session, attach, n, answered_through, carrier }
     }
 }
 
@@ -277,25 +336,23 @@ mod codec {
     use prost::Message;
 
     use super::{
-        Command, ENFORCE_QUOTA, EntryDecodeError, KEEPER_EXTENSIONS, NO_EXTENDED_TYPES, Place, SETTINGS_VERSIONS,
-        SKIP_ACL, Settings, Txn, Undecodable,
+        Carrier, Command, ENFORCE_QUOTA, EntryDecodeError, KEEPER_EXTENSIONS, NO_EXTENDED_TYPES, Place,
+        SETTINGS_VERSIONS, SKIP_ACL, Settings, Txn, Undecodable,
     };
     use crate::tree::op::{Create, MultiOp, WriteOp};
     use crate::tree::record::Reader;
 
     pub(super) fn encode(txn: &Txn) -> Bytes {
         use pb::txn::Command as C;
+        let mut carrier = None;
         let command = match &txn.command {
-            Command::Write(WriteOp::Create(op)) => C::Create(create(op)),
-            Command::Write(WriteOp::Delete { path, version }) => C::Delete(delete(path, *version)),
-            Command::Write(WriteOp::SetData { path, data, version }) => C::SetData(set_data(path, data, *version)),
-            Command::Write(WriteOp::SetAcl { path, acl, version }) => {
-                C::SetAcl(pb::SetAcl { path: path.clone(), acl: acl.as_deref().map(acl_list), version: *version })
+            Command::Write(op) => write(op),
+            Command::LocalWrite { op, carrier: place } => {
+                carrier = Some(carrier_of(place));
+                write(op)
             }
-            Command::Write(WriteOp::Multi(ops)) => C::Multi(pb::Multi { ops: ops.iter().map(multi_op).collect() }),
-            Command::Write(WriteOp::CreateIfNotExists(op)) => C::CreateIfNotExists(create(op)),
-            Command::Write(WriteOp::RemoveRecursive { path, limit }) => {
-                C::RemoveRecursive(pb::RemoveRecursive { path: path.clone(), limit: *limit })
+            Command::OpenCarrier { server, nonce } => {
+                C::OpenCarrier(pb::OpenCarrier { server: server.0, nonce: *nonce })
             }
             Command::CreateSession { timeout_ms, server, nonce, keeps_results } => {
                 C::CreateSession(pb::CreateSession {
@@ -321,9 +378,39 @@ mod codec {
             n: txn.n,
             answered_through: txn.answered_through,
             ids: txn.ids.iter().map(id).collect(),
+            carrier,
             command: Some(command),
         };
         Bytes::from(message.encode_to_vec())
+    }
+
+    fn write(op: &WriteOp) -> pb::txn::Command {
+        use pb::txn::Command as C;
+        match op {
+            WriteOp::Create(op) => C::Create(create(op)),
+            WriteOp::Delete { path, version } => C::Delete(delete(path, *version)),
+            WriteOp::SetData { path, data, version } => C::SetData(set_data(path, data, *version)),
+            WriteOp::SetAcl { path, acl, version } => {
+                C::SetAcl(pb::SetAcl { path: path.clone(), acl: acl.as_deref().map(acl_list), version: *version })
+            }
+            WriteOp::Multi(ops) => C::Multi(pb::Multi { ops: ops.iter().map(multi_op).collect() }),
+            WriteOp::CreateIfNotExists(op) => C::CreateIfNotExists(create(op)),
+            WriteOp::RemoveRecursive { path, limit } => {
+                C::RemoveRecursive(pb::RemoveRecursive { path: path.clone(), limit: *limit })
+            }
+        }
+    }
+
+    fn carrier_of(carrier: &Carrier) -> pb::Carrier {
+        pb::Carrier { server: carrier.server.0, attach: carrier.attach.0, n: carrier.n }
+    }
+
+    pub(super) fn carry(write: &Bytes, carrier: &Carrier) -> Bytes {
+        let place = pb::Txn { carrier: Some(carrier_of(carrier)), ..pb::Txn::default() };
+        let mut payload = Vec::with_capacity(write.len() + place.encoded_len());
+        payload.extend_from_slice(write);
+        payload.extend_from_slice(&place.encode_to_vec());
+        Bytes::from(payload)
     }
 
     fn id(id: &Id) -> pb::Id {
@@ -382,11 +469,21 @@ mod codec {
             attach: Zxid(message.attach),
             n: message.n,
             answered_through: message.answered_through,
+            carrier: message.carrier.map(|carrier| Carrier {
+                server: ServerId(carrier.server),
+                attach: Zxid(carrier.attach),
+                n: carrier.n,
+            }),
         };
         let command = message
             .command
             .ok_or_else(|| EntryDecodeError("no command".to_owned()))
             .and_then(read_command)
+            .and_then(|command| match (command, place.carrier) {
+                (Command::Write(op), Some(carrier)) => Ok(Command::LocalWrite { op, carrier }),
+                (_, Some(_)) => Err(EntryDecodeError("a carrier carries writes only".to_owned())),
+                (command, None) => Ok(command),
+            })
             .map_err(|error| Undecodable { error, place: Some(place) })?;
         Ok(Txn {
             session: place.session,
@@ -430,6 +527,7 @@ mod codec {
             C::CloseSession(op) => Command::CloseSession { expired: op.expired },
             C::Reap(op) => Command::Reap { path: op.path, czxid: Zxid(op.czxid) },
             C::Settings(op) => Command::Settings(Settings::decode(&op.body)?),
+            C::OpenCarrier(op) => Command::OpenCarrier { server: ServerId(op.server), nonce: op.nonce },
         })
     }
 

@@ -9,12 +9,15 @@
 use bytes::Bytes;
 use corral_proto::{Acl, CreateMode, ErrorCode, EventKind, Id, ServerId, SessionId, Zxid, path, perms};
 
-use super::entry::{Command, Outcome, Place, SessionEvent, Settings, TreeEvent, Txn, Verdict, decode_or_place};
+use super::entry::{
+    Carrier, Command, Outcome, Place, SessionEvent, Settings, TreeEvent, Txn, Verdict, decode_or_place,
+};
 use super::op::{Answer, Create, WriteOp};
 use super::overlay::Overlay;
 use super::read::{self, Reapable};
-use super::record::{self, Meta, NodeRec, Owner, SessionRow, Stored};
+use super::record::{self, CarrierRow, Meta, NodeRec, Owner, SessionRow, Stored};
 use super::{Cf, Change, TreeView, acl, feed, key, quota};
+use crate::zoo::{self, Switch};
 
 /// Results kept for one gRPC session (P31).
 pub const RESULTS_MAX: u64 = 1024;
@@ -90,9 +93,7 @@ pub fn execute(view: &impl TreeView, zxid: Zxid, stamp_ms: i64, log_hash: u64, p
         Err(undecodable) => {
             let mut exec = Exec::new(view, zxid, stamp_ms, log_hash);
             let verdict = match undecodable.place {
-                Some(place) if place.session != SessionId::NONE && place.n > 0 => {
-                    exec.in_session(place, |_| Err(ErrorCode::MarshallingError))
-                }
+                Some(place) if place.is_numbered() => exec.in_session(place, |_| Err(ErrorCode::MarshallingError)),
                 _ => Verdict::Internal,
             };
             exec.finish(verdict)
@@ -109,9 +110,7 @@ pub fn execute_skipped(view: &impl TreeView, zxid: Zxid, stamp_ms: i64, log_hash
     };
     let mut exec = Exec::new(view, zxid, stamp_ms, log_hash);
     let verdict = match place {
-        Some(place) if place.session != SessionId::NONE && place.n > 0 => {
-            exec.in_session(place, |_| Err(ErrorCode::SystemError))
-        }
+        Some(place) if place.is_numbered() => exec.in_session(place, |_| Err(ErrorCode::SystemError)),
         _ => Verdict::Internal,
     };
     exec.finish(verdict)
@@ -121,7 +120,10 @@ pub fn execute_skipped(view: &impl TreeView, zxid: Zxid, stamp_ms: i64, log_hash
 pub fn execute_txn(view: &impl TreeView, zxid: Zxid, stamp_ms: i64, log_hash: u64, txn: &Txn) -> Outcome {
     let mut exec = Exec::new(view, zxid, stamp_ms, log_hash);
     let verdict = match &txn.command {
-        Command::Write(op) => exec.in_session(txn.place(), |exec| exec.write(op, &Who::of(txn))),
+        Command::Write(op) | Command::LocalWrite { op, .. } => {
+            exec.in_session(txn.place(), |exec| exec.write(op, &Who::of(txn)))
+        }
+        Command::OpenCarrier { server, nonce } => exec.open_carrier(*server, *nonce),
         Command::CreateSession { timeout_ms, server, nonce, keeps_results } => {
             exec.create_session(txn.session, *timeout_ms, *server, *nonce, *keeps_results)
         }
@@ -140,17 +142,19 @@ pub fn execute_txn(view: &impl TreeView, zxid: Zxid, stamp_ms: i64, log_hash: u6
 #[derive(Clone, Copy)]
 pub(super) struct Who<'a> {
     session: SessionId,
+    /// No other server knows the session: it owns nothing.
+    local: bool,
     ids: &'a [Id],
 }
 
 impl Who<'_> {
     fn of(txn: &Txn) -> Who<'_> {
-        Who { session: txn.session, ids: &txn.ids }
+        Who { session: txn.session, local: matches!(txn.command, Command::LocalWrite { .. }), ids: &txn.ids }
     }
 
     /// The ensemble itself, with these identities.
     pub(super) fn internal(ids: &[Id]) -> Who<'_> {
-        Who { session: SessionId::NONE, ids }
+        Who { session: SessionId::NONE, local: false, ids }
     }
 
     pub(super) fn ids(&self) -> &[Id] {
@@ -207,7 +211,7 @@ impl<'v, V: TreeView> Exec<'v, V> {
     pub(super) fn all_or_nothing<T, E>(&mut self, run: impl FnOnce(&mut Self) -> Result<T, E>) -> Result<T, E> {
         let meta = self.meta.clone();
         let result = run(self);
-        if result.is_err() {
+        if result.is_err() && !zoo::broken(Switch::HalfMulti) {
             self.view.clear();
             self.meta = meta;
             self.events.clear();
@@ -222,6 +226,9 @@ impl<V: TreeView> Exec<'_, V> {
     /// Runs a session's request if it is the next one of the current attach. Its result is kept, if the session keeps
     /// results. Requests of no session always run.
     fn in_session(&mut self, place: Place, run: impl FnOnce(&mut Self) -> Result<Answer, ErrorCode>) -> Verdict {
+        if let Some(carrier) = place.carrier {
+            return self.in_carrier(carrier, run);
+        }
         if place.session == SessionId::NONE {
             return Verdict::Executed(run(self));
         }
@@ -244,12 +251,47 @@ impl<V: TreeView> Exec<'_, V> {
         Verdict::Executed(result)
     }
 
+    /// Runs a local session's request if it is the next of its server's.
+    fn in_carrier(&mut self, carrier: Carrier, run: impl FnOnce(&mut Self) -> Result<Answer, ErrorCode>) -> Verdict {
+        let key = key::carrier(carrier.server);
+        let Some(mut row) = self.carrier_row(&key) else { return Verdict::Expired };
+        if row.attach != carrier.attach {
+            return Verdict::Moved;
+        }
+        if carrier.n <= row.last_n {
+            return Verdict::Repeated { zxid: Zxid::ZERO, result: None };
+        }
+        if carrier.n - row.last_n > 1 {
+            return Verdict::OutOfOrder;
+        }
+        let result = run(self);
+        row.last_n = carrier.n;
+        self.view.put(Cf::Aux, key, Some(row.encode()));
+        Verdict::Executed(result)
+    }
+
+    fn carrier_row(&self, key: &[u8]) -> Option<CarrierRow> {
+        CarrierRow::decode(&self.view.get(Cf::Aux, key)?)
+    }
+
+    /// From here on nothing that was numbered under a former opening takes effect.
+    fn open_carrier(&mut self, server: ServerId, nonce: u64) -> Verdict {
+        let key = key::carrier(server);
+        let row = match self.carrier_row(&key) {
+            Some(row) if row.nonce == nonce => row,
+            _ => CarrierRow { nonce, attach: self.zxid, last_n: 0 },
+        };
+        self.view.put(Cf::Aux, key, Some(row.encode()));
+        self.sessions.push(SessionEvent::Carried { server, nonce, attach: row.attach, last_n: row.last_n });
+        Verdict::Internal
+    }
+
     /// Why a request must not run; `None` if it is the next one.
     fn not_next(&self, row: &SessionRow, place: Place) -> Option<Verdict> {
-        if row.attach != place.attach {
+        if row.attach != place.attach && !zoo::broken(Switch::AttachIgnored) {
             return Some(Verdict::Moved);
         }
-        if place.n <= row.last_n {
+        if place.n <= row.last_n && !zoo::broken(Switch::DoneTwice) {
             let kept = match row.keeps_results {
                 true => self.view.get(Cf::Aux, &key::result(place.session, place.n)),
                 false => None,
@@ -259,7 +301,7 @@ impl<V: TreeView> Exec<'_, V> {
                 None => Verdict::Repeated { zxid: Zxid::ZERO, result: None },
             });
         }
-        (place.n - row.last_n > 1).then_some(Verdict::OutOfOrder)
+        (place.n.saturating_sub(row.last_n) > 1).then_some(Verdict::OutOfOrder)
     }
 
     /// Drops results the client has seen, then keeps this one, then drops the oldest ones past the bounds.
@@ -267,7 +309,8 @@ impl<V: TreeView> Exec<'_, V> {
         let n = place.n;
         // A guard against rows that are not ours; at most RESULTS_MAX are there.
         row.results_from = row.results_from.max(n.saturating_sub(RESULTS_MAX));
-        while row.results_from <= place.answered_through.min(n - 1) {
+        let seen = if zoo::broken(Switch::ResultsDropped) { n } else { place.answered_through };
+        while row.results_from <= seen.min(n - 1) {
             self.drop_oldest_result(row, place.session);
         }
         let Some(value) = record::encode_result(self.zxid, result) else { return };
@@ -389,7 +432,10 @@ impl<V: TreeView> Exec<'_, V> {
 
     /// The leader's clock closes the session, unless it has been attached again since (P32).
     fn expire(&mut self, session: SessionId, attach: Zxid) -> Verdict {
-        if self.session_row(&key::session(session)).is_some_and(|row| row.attach == attach) {
+        if self
+            .session_row(&key::session(session))
+            .is_some_and(|row| row.attach == attach || zoo::broken(Switch::ExpiryOfMovedSession))
+        {
             self.end_session(session, true);
         }
         Verdict::Internal
@@ -397,7 +443,8 @@ impl<V: TreeView> Exec<'_, V> {
 
     /// Deletes a session's ephemerals in ascending order of paths, then its rows.
     fn end_session(&mut self, session: SessionId, expired: bool) {
-        for path in read::ephemerals(&self.view, session, "") {
+        let spared = usize::from(zoo::broken(Switch::EphemeralsStay));
+        for path in read::ephemerals(&self.view, session, "").into_iter().skip(spared) {
             let Some(node) = self.node(&path).filter(|node| node.rec.owner == Owner::Ephemeral(session)) else {
                 continue;
             };
@@ -444,6 +491,9 @@ impl<V: TreeView> Exec<'_, V> {
         }
         if op.mode.is_ephemeral() && who.session == SessionId::NONE {
             return Err(ErrorCode::SessionExpired);
+        }
+        if op.mode.is_ephemeral() && who.local {
+            return Err(ErrorCode::EphemeralOnLocalSession);
         }
         let slash = slash_without_nul(&op.path)?;
         let acl = acl::fix_up(op.acl.as_deref(), who.ids)?;

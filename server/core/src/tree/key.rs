@@ -8,7 +8,7 @@
 //! so that order of keys is order of numbers.
 
 use bytes::Bytes;
-use corral_proto::SessionId;
+use corral_proto::{ServerId, SessionId};
 
 /// The meta row: how far the store is.
 pub const META: &[u8] = b"m";
@@ -73,6 +73,14 @@ pub fn session_of(key: &[u8]) -> Option<SessionId> {
     let id = key.strip_prefix(b"s")?;
     Some(SessionId(i64::from_be_bytes(id.try_into().ok()?)))
 }
+
+/// Row of a server's carrier: how far the writes of its local sessions are executed.
+pub fn carrier(server: ServerId) -> Bytes {
+    Bytes::from(tagged(b'l', SessionId(server.0 as i64), &[]))
+}
+
+/// Range of the rows of all carriers.
+pub const CARRIERS: (&[u8], &[u8]) = (b"l", b"m");
 
 /// Entry of the index of ephemerals.
 pub fn ephemeral(session: SessionId, path: &str) -> Bytes {

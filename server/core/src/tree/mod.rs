@@ -10,6 +10,7 @@
 
 pub mod acl;
 pub mod audit;
+pub mod check;
 mod distinguished_name;
 pub mod entry;
 pub mod execute;

@@ -23,6 +23,9 @@ pub enum Kind {
     Ttl(i64),
 }
 
+/// In place of a session that only its server knows.
+const LOCAL: i64 = -1;
+
 /// A znode. What is not explained is as in its stat.
 #[derive(Clone, Debug)]
 pub struct Node {
@@ -77,6 +80,8 @@ pub struct Model {
     pub nodes: BTreeMap<String, Node>,
     /// By id.
     pub sessions: BTreeMap<i64, Session>,
+    /// Of the servers' carriers: nonce, attach, last number.
+    pub carriers: BTreeMap<u64, (u64, u64, u64)>,
     /// The replicated settings.
     pub settings: Settings,
     /// What the last transaction caused, in order.
@@ -132,7 +137,15 @@ impl Model {
             ("/zookeeper/quota".to_owned(), node(Acl::open(), 0, 0)),
             ("/zookeeper/config".to_owned(), node(Acl::read_only(), -1, 0)),
         ]);
-        Model { nodes, sessions: BTreeMap::new(), settings: Settings::default(), events: vec![], zxid: 0, stamp: 0 }
+        Model {
+            nodes,
+            sessions: BTreeMap::new(),
+            carriers: BTreeMap::new(),
+            settings: Settings::default(),
+            events: vec![],
+            zxid: 0,
+            stamp: 0,
+        }
     }
 
     /// Names of the children, ascending.
@@ -229,6 +242,26 @@ impl Model {
                 }
                 Verdict::Executed(result)
             }
+            Command::OpenCarrier { server, nonce } => {
+                let carrier = self.carriers.entry(server.0).or_default();
+                if carrier.1 == 0 || carrier.0 != *nonce {
+                    *carrier = (*nonce, zxid, 0);
+                }
+                Verdict::Internal
+            }
+            Command::LocalWrite { op, carrier } => match self.carriers.get(&carrier.server.0).copied() {
+                None => Verdict::Expired,
+                Some((_, attach, _)) if attach != carrier.attach.0 => Verdict::Moved,
+                Some((_, _, last_n)) if carrier.n > last_n + 1 => Verdict::OutOfOrder,
+                Some((_, _, last_n)) if carrier.n <= last_n => {
+                    Verdict::Repeated { zxid: corral_proto::Zxid::ZERO, result: None }
+                }
+                Some(_) => {
+                    let result = self.write(op, if session == 0 { 0 } else { LOCAL }, &txn.ids);
+                    self.carriers.entry(carrier.server.0).or_default().2 += 1;
+                    Verdict::Executed(result)
+                }
+            },
             Command::CreateSession { timeout_ms, server, nonce, keeps_results } => {
                 if session <= 0 {
                     return Verdict::IdTaken;
@@ -489,6 +522,9 @@ impl Model {
         }
         if op.mode.is_ephemeral() && session == 0 {
             return Err(ErrorCode::SessionExpired);
+        }
+        if op.mode.is_ephemeral() && session == LOCAL {
+            return Err(ErrorCode::EphemeralOnLocalSession);
         }
         if !op.path.contains('/') || op.path.contains('\0') {
             return Err(ErrorCode::BadArguments);

@@ -351,6 +351,36 @@ impl SessionRow {
     }
 }
 
+/// How far the writes of one server's local sessions are executed (P29, P31): what a session's row is to its own.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CarrierRow {
+    /// Nonce of its opening.
+    pub nonce: u64,
+    /// Zxid of its opening: what the writes must carry.
+    pub attach: Zxid,
+    /// Number of the last executed write.
+    pub last_n: u64,
+}
+
+impl CarrierRow {
+    /// The row's value.
+    pub fn encode(&self) -> Bytes {
+        let mut out = Vec::with_capacity(25);
+        out.put_u8(VERSION);
+        out.put_u64_le(self.nonce);
+        out.put_u64_le(self.attach.0);
+        out.put_u64_le(self.last_n);
+        Bytes::from(out)
+    }
+
+    /// Reads a row's value back.
+    pub fn decode(value: &[u8]) -> Option<CarrierRow> {
+        let mut from = Reader::versioned(value)?;
+        let row = CarrierRow { nonce: from.u64()?, attach: Zxid(from.u64()?), last_n: from.u64()? };
+        from.end(row)
+    }
+}
+
 /// The kept result of a write: where it was decided, and how. `None` for answers that no write gives.
 pub fn encode_result(zxid: Zxid, result: &Result<Answer, ErrorCode>) -> Option<Bytes> {
     let mut out = BytesMut::with_capacity(128);

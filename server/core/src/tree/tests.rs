@@ -1,4 +1,5 @@
 //! Scripts that read as stories (`testscripts/`), and random transactions against a naive model.
 
+mod check;
 mod random;
 mod script;

@@ -13,6 +13,8 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use corral_proto::{EventKind, WatchKind, path};
 use feed::FeedTable;
 
+use crate::zoo::{self, Switch};
+
 /// A connection, as the table knows it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct WatcherId(pub u64);
@@ -222,7 +224,7 @@ impl WatchTable {
         let Some(watchers) = table.get_mut(path) else { return BTreeSet::new() };
         let told: BTreeSet<WatcherId> = watchers.keys().copied().collect();
         watchers.retain(|_, modes| {
-            modes.standard = false;
+            modes.standard &= zoo::broken(Switch::WatchFiresTwice);
             !modes.is_empty()
         });
         self.pairs -= told.len() - watchers.len();

@@ -10,6 +10,7 @@ use corral_proto::ServerId;
 use super::io::{Identity, Membership, Outputs};
 use super::message::{IdentityReport, Message};
 use super::{State, Zab};
+use crate::zoo::{self, Switch};
 
 impl Zab {
     /// The voters' reports, this server's included; `None` while one is missing.
@@ -40,7 +41,9 @@ impl Zab {
             Membership::Member => !r.fresh,
             Membership::Amnesiac => true,
         }) {
-            let identity = self.identity_as(report.cluster, Membership::Amnesiac);
+            let forgets = zoo::broken(Switch::AmnesiaForgotten);
+            let membership = if forgets { Membership::Member } else { Membership::Amnesiac };
+            let identity = self.identity_as(report.cluster, membership);
             self.set_identity(identity, out);
             return;
         }

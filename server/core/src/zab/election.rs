@@ -15,6 +15,7 @@ use super::io::Outputs;
 use super::learner::Learning;
 use super::message::{Message, Vote, VoterState};
 use super::{State, Zab};
+use crate::zoo::{self, Switch};
 
 /// First and last pause between two sends of the same vote, ms.
 const RESEND_MS: (u64, u64) = (200, 5_000);
@@ -51,6 +52,9 @@ impl Looking {
 
 /// The order of votes: who holds more, then the larger id.
 fn rank(vote: Vote) -> (Zxid, ServerId) {
+    if zoo::broken(Switch::LogsNotCompared) {
+        return (Zxid::ZERO, vote.leader);
+    }
     (vote.zxid, vote.leader)
 }
 
@@ -72,7 +76,8 @@ impl Zab {
 
     fn own_vote(&self) -> Option<Vote> {
         // While a snapshot is being installed, what is on disk is of the log that goes.
-        let zxid = self.durable.zxid.min(self.log.end().zxid);
+        let durable = if zoo::broken(Switch::VoteFromMemory) { self.log.end().zxid } else { self.durable.zxid };
+        let zxid = durable.min(self.log.end().zxid);
         self.is_voting_member().then_some(Vote { leader: self.options.id, zxid })
     }
 
@@ -94,7 +99,7 @@ impl Zab {
         let State::Looking(looking) = &self.state else { return };
         // Whoever this round is for is gone, or is not who he was: nobody would ever lead by it.
         let lost = looking.proposal.is_some_and(|p| p.leader != self.options.id && !self.is_voting_peer(p.leader));
-        if lost && now >= looking.resend_at_ms {
+        if lost && now >= looking.resend_at_ms && !zoo::broken(Switch::WinnerForgotten) {
             self.start_election(out);
             return;
         }
@@ -187,6 +192,9 @@ impl Zab {
 
     /// Tells somebody who is looking whom this server follows.
     pub(super) fn send_settled(&self, peer: ServerId, out: &mut Outputs) {
+        if zoo::broken(Switch::SettledSilent) {
+            return;
+        }
         let (state, leader, epoch) = match &self.state {
             State::Learning(learning) => (VoterState::Following, learning.leader, learning.epoch),
             State::Leading(leading) => (VoterState::Leading, self.options.id, leading.epoch),
@@ -236,6 +244,11 @@ impl Zab {
     }
 
     fn follow(&mut self, leader: ServerId, out: &mut Outputs) {
+        if zoo::broken(Switch::TruncateToWatermark)
+            && let Some(known) = self.log.position_of(self.committed.max(self.handed))
+        {
+            self.truncate(known, out);
+        }
         let (promise, voter) = (self.promised.epoch, self.is_voting_member());
         let link = self.peers.get(&leader).map_or(0, |p| p.link);
         self.state = State::Learning(Learning::greeting(leader, link, self.now.mono_ms));

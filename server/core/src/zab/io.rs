@@ -389,6 +389,10 @@ pub struct Status {
     pub waiting_for: String,
     /// Elections this process took part in.
     pub elections: u64,
+    /// Entries at which this process, as leader, saw trees of servers differ (P35).
+    pub mismatches: u64,
+    /// On a leader: the trees differ at this entry, and no majority agrees on one. An alarm for people.
+    pub divergence: Option<Zxid>,
 }
 
 /// One thing to do. Do them in the order given.
@@ -475,7 +479,7 @@ pub enum Output {
         upto: Zxid,
     },
     /// A digest differs and a majority agrees against this server (P35), or an invariant of the protocol is broken on
-    /// disk: mark the folder amnesiac, say why, stop the process.
+    /// disk: condemn log and store, so that the next start is an amnesiac one, say why, stop the process.
     Fatal(String),
     /// For the log of people; structured events for checkers are taken from the messages themselves.
     Note(String),

@@ -12,6 +12,7 @@ use super::io::{Entry, Membership, Output, Outputs, Phase, Position, Promise, Re
 use super::message::{Message, SyncPlan};
 use super::sync::{self, Choice, Table};
 use super::{State, Zab, votes};
+use crate::zoo::{self, Switch};
 
 /// After so many rejections an established leader looks for an epoch that the rejecting server can promise (P8).
 const REJECTIONS_MAX: u32 = 3;
@@ -109,6 +110,16 @@ enum Snapshot {
     },
 }
 
+/// Trees that differ while no majority of equal ones is known (P35). It may be that some digests are still on their way:
+/// no snapshot is given from the first moment on, and people are told when it lasts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Divergence {
+    /// The latest entry at which they were seen to differ.
+    zxid: Zxid,
+    since_ms: u64,
+    told: bool,
+}
+
 /// Leading, or trying to.
 pub(crate) struct Leading {
     /// 0 until a majority has greeted.
@@ -141,6 +152,8 @@ pub(crate) struct Leading {
     snapshot: Option<Snapshot>,
     /// Digests told by servers, by entry.
     digests: BTreeMap<Zxid, BTreeMap<ServerId, u64>>,
+    /// Trees differ, and no majority agrees on one.
+    divergence: Option<Divergence>,
     /// What was read from disk for a learner's cursor and is not sent yet; empty: the place is gone from the log.
     from_disk: BTreeMap<ServerId, Vec<Entry>>,
 }
@@ -155,7 +168,7 @@ impl Leading {
     }
 
     pub(super) fn is_activated(&self) -> bool {
-        self.activated
+        self.activated || self.established && zoo::broken(Switch::ReadBeforeOpening)
     }
 
     pub(super) fn ask(&mut self, reader: Reader, tag: u64) {
@@ -175,6 +188,10 @@ impl Leading {
     pub(super) fn forget(&mut self, peer: ServerId) {
         self.learners.remove(&peer);
         self.from_disk.remove(&peer);
+        // What it told in a former life says nothing about the tree that it has learned since.
+        for told in self.digests.values_mut() {
+            told.remove(&peer);
+        }
     }
 
     pub(super) fn end(&self, out: &mut Outputs) {
@@ -242,6 +259,7 @@ impl Zab {
             rounds: VecDeque::new(),
             snapshot: None,
             digests: BTreeMap::new(),
+            divergence: None,
             from_disk: BTreeMap::new(),
         }));
         let known: Vec<ServerId> = self.peers.keys().copied().collect();
@@ -320,7 +338,8 @@ impl Zab {
         learner.promise = epoch;
         learner.heard_ms = now;
         learner.promise_counts = holds.counts && votes;
-        if learner.promise_counts && !leading.established && holds.last.zxid > own {
+        let better = holds.last.zxid > own && !zoo::broken(Switch::LogsNotCompared);
+        if learner.promise_counts && !leading.established && better {
             // A member of the majority-to-be knows more: he should lead (P7).
             self.look("a follower has a more recent log", out);
             return;
@@ -366,11 +385,13 @@ impl Zab {
     }
 
     pub(super) fn on_ack(&mut self, peer: ServerId, epoch: u32, zxid: Zxid, _applied: Zxid) {
+        let early = zoo::broken(Switch::OpeningBeforeHistory);
+        let before_opening = self.log.epochs().iter().rev().copied().find(|p| early && p.zxid.epoch() < epoch);
         let Some(learner) = self.learner_in(peer, epoch) else { return };
         match &mut learner.progress {
             Progress::Installing(meta) if zxid == meta.position.zxid => {
                 learner.acked = zxid;
-                learner.progress = Progress::streaming(meta.position);
+                learner.progress = Progress::streaming(before_opening.unwrap_or(meta.position));
             }
             Progress::Streaming { next, in_flight, in_flight_bytes, .. } => {
                 // An ack of what was never sent on this stream is a protocol error (P21): it counts for nothing.
@@ -413,34 +434,93 @@ impl Zab {
         }
     }
 
-    /// P35: whoever differs from a majority stops; without a majority nobody does.
+    /// P35: whoever differs from a majority stops; without a majority nobody does. Only servers that vote make a majority:
+    /// else those who are told to stop and those who do not vote yet could be too many together, and nobody could lead.
     pub(super) fn compare_digests(&mut self, zxid: Zxid, out: &mut Outputs) {
         let Some(own) = self.digests.get(&zxid).copied() else { return };
-        let id = self.options.id;
+        let (id, now) = (self.options.id, self.now.mono_ms);
+        let votes = |s: ServerId| {
+            if s == id { self.is_voting_member() } else { votes(&self.options, &self.identity, &self.peers, s) }
+        };
         let State::Leading(leading) = &self.state else { return };
         let Some(told) = leading.digests.get(&zxid) else { return };
-        if told.values().all(|digest| *digest == own) {
-            return;
-        }
         let of = |s: ServerId| if s == id { Some(own) } else { told.get(&s).copied() };
         let values: BTreeSet<u64> = told.values().copied().chain([own]).collect();
-        let Some(right) = values.into_iter().find(|v| self.options.quorum.has_quorum(|s| of(s) == Some(*v))) else {
-            out.push(Output::Note(format!(
-                "the trees differ at {zxid}, and no majority agrees on one: look at all servers"
-            )));
-            return;
+        let differ = values.len() > 1;
+        let agreed = values.into_iter().find(|v| self.options.quorum.has_quorum(|s| votes(s) && of(s) == Some(*v)));
+        let wrong: Vec<ServerId> = match agreed {
+            Some(right) => told.iter().filter(|(_, d)| **d != right).map(|(s, _)| *s).collect(),
+            None => Vec::new(),
         };
+        if differ && zxid > self.mismatch {
+            self.mismatch = zxid;
+            self.mismatches += 1;
+        }
+        let State::Leading(leading) = &mut self.state else { return };
         let epoch = leading.epoch;
-        let wrong: Vec<ServerId> = told.iter().filter(|(_, d)| **d != right).map(|(s, _)| *s).collect();
+        match (agreed, &mut leading.divergence) {
+            (None, _) if !differ => return,
+            (None, Some(divergence)) => {
+                divergence.zxid = divergence.zxid.max(zxid);
+                return;
+            }
+            (None, none) => {
+                *none = Some(Divergence { zxid, since_ms: now, told: false });
+                // What would be fetched from now on could be the wrong one.
+                if let Some(Snapshot::Ready(meta)) = leading.snapshot {
+                    leading.snapshot = None;
+                    out.push(Output::DropSnapshot { id: meta.id });
+                }
+                return;
+            }
+            (Some(_), divergence) => {
+                if let Some(over) = divergence.take_if(|d| d.zxid <= zxid)
+                    && over.told
+                {
+                    out.push(Output::Note(format!("a majority of the trees is equal at {zxid}")));
+                }
+            }
+        }
         for peer in wrong {
             self.send(peer, Message::DigestMismatch { epoch, zxid }, out);
         }
-        if own != right {
+        if agreed != Some(own) {
             self.look("the tree of this leader differs from a majority's", out);
-            out.push(Output::Fatal(format!(
-                "the tree of this server differs from the trees of a majority at {zxid}: its data cannot be trusted"
-            )));
+            out.push(Output::Fatal(differs_from_a_majority(zxid)));
         }
+    }
+
+    /// The entry at which the trees were seen to differ, if that has lasted and no majority agrees on one.
+    pub(super) fn divergence(&self) -> Option<Zxid> {
+        match &self.state {
+            State::Leading(leading) => leading.divergence.filter(|d| d.told).map(|d| d.zxid),
+            _ => None,
+        }
+    }
+
+    /// Tells people of trees that have differed for so long that every server with a stream has said what it has.
+    fn tell_divergence(&mut self, out: &mut Outputs) {
+        let (now, sync) = (self.now.mono_ms, self.options.sync_timeout_ms);
+        let State::Leading(leading) = &mut self.state else { return };
+        let Some(divergence) = &mut leading.divergence else { return };
+        if divergence.told || now < divergence.since_ms + sync {
+            return;
+        }
+        divergence.told = true;
+        let told = leading.digests.get(&divergence.zxid);
+        let own = self.digests.get(&divergence.zxid).map(|digest| (self.options.id, *digest));
+        let all = told.into_iter().flatten().map(|(s, d)| (*s, *d)).chain(own);
+        let mut trees: BTreeMap<u64, Vec<String>> = BTreeMap::new();
+        for (server, digest) in all {
+            trees.entry(digest).or_default().push(server.to_string());
+        }
+        let trees: Vec<String> = trees.into_values().map(|servers| servers.join(" and ")).collect();
+        out.push(Output::Note(format!(
+            "the trees of the servers differ at {} ({}), and no majority of those that vote agrees on one: nobody can tell \
+             which is right, so nobody stops, and no snapshot is given",
+            divergence.zxid,
+            trees.join(" against ")
+        )));
     }
 
     pub(super) fn on_forward(&mut self, peer: ServerId, epoch: u32, payloads: Vec<Bytes>, out: &mut Outputs) {
@@ -453,6 +533,9 @@ impl Zab {
     pub(super) fn on_propose(&mut self, payloads: Vec<Bytes>, out: &mut Outputs) {
         match &mut self.state {
             State::Leading(leading) if leading.activated && !leading.draining => {
+                if zoo::broken(Switch::OverloadSkips) && leading.outstanding_bytes >= self.options.window_bytes {
+                    return;
+                }
                 leading.waiting.extend(payloads);
                 self.propose_waiting(out);
             }
@@ -476,14 +559,17 @@ impl Zab {
             if leading.outstanding_bytes > 0 && leading.outstanding_bytes >= window {
                 break;
             }
-            if end.zxid.counter() + 1 >= limit {
+            if end.zxid.counter() + 1 >= limit && !zoo::broken(Switch::CounterWraps) {
                 // What waits is dropped with the epoch; the outboxes offer it again in the next.
                 leading.draining = true;
                 break;
             }
             let payload = leading.waiting.pop_front().expect("looked at above");
             stamp = stamp.max(wall);
-            let zxid = Zxid::new(leading.epoch, end.zxid.counter() + 1);
+            let zxid = match zoo::broken(Switch::CounterWraps) && end.zxid.counter() + 1 >= limit {
+                false => Zxid::new(end.zxid.epoch(), end.zxid.counter() + 1),
+                true => Zxid::new(end.zxid.epoch() + 1, 0),
+            };
             let entry = Entry::after(end.hash, zxid, stamp, payload);
             end = Position { zxid, hash: entry.hash };
             leading.outstanding.push_back((zxid, entry.weight()));
@@ -539,7 +625,9 @@ impl Zab {
         {
             leading.snapshot = None;
             match snapshot {
-                Some(meta) if meta.position.zxid >= at_least => leading.snapshot = Some(Snapshot::Ready(meta)),
+                Some(meta) if meta.position.zxid >= at_least && leading.divergence.is_none() => {
+                    leading.snapshot = Some(Snapshot::Ready(meta));
+                }
                 Some(meta) => out.push(Output::DropSnapshot { id: meta.id }),
                 None => {
                     let again_ms = self.now.mono_ms + self.options.sync_timeout_ms;
@@ -562,7 +650,7 @@ impl Zab {
         let heard =
             |s: ServerId| s == id || counts(s) && leading.learners.get(&s).is_some_and(|l| now <= l.heard_ms + sync);
         let quorum = self.options.quorum.has_quorum(heard);
-        if !quorum && now > leading.since_ms + sync {
+        if !quorum && now > leading.since_ms + sync && !zoo::broken(Switch::LeaderStaysAlone) {
             self.look("no majority was heard for syncTimeout", out);
             return;
         }
@@ -583,6 +671,7 @@ impl Zab {
             self.ping(out);
         }
         self.ask_rejecting_again(out);
+        self.tell_divergence(out);
     }
 
     /// A server that rejected this epoch is asked again now and then; after some times the leader goes to a higher
@@ -663,7 +752,7 @@ impl Zab {
             };
             let welcome = match leading.learners.get(&peer).map(|l| l.welcome) {
                 Some(Welcome::No) => Welcome::Since(next_ping),
-                Some(Welcome::Since(seq)) if answered(seq) => Welcome::Done,
+                Some(Welcome::Since(seq)) if answered(seq) || zoo::broken(Switch::WelcomedTooEarly) => Welcome::Done,
                 _ => continue,
             };
             if let Some(learner) = leading.learners.get_mut(&peer) {
@@ -693,7 +782,7 @@ impl Zab {
             return;
         }
         if !leading.promise_done {
-            if done < leading.promise_seq {
+            if done < leading.promise_seq && !zoo::broken(Switch::LeaderInfoBeforePromise) {
                 return;
             }
             leading.promise_done = true;
@@ -730,6 +819,12 @@ impl Zab {
             let opening = Entry::after(self.log.end().hash, Zxid::new(epoch, 0), stamp, Bytes::new());
             leading.outstanding.push_back((opening.zxid, opening.weight()));
             leading.outstanding_bytes += opening.weight();
+            if zoo::broken(Switch::ReadBeforeOpening) {
+                std::mem::take(&mut self.reads).into_iter().for_each(|tag| leading.ask(None, tag));
+            }
+            if zoo::broken(Switch::OpeningTakenAsCommitted) {
+                self.committed = opening.zxid;
+            }
             self.append(vec![opening], out);
         }
     }
@@ -742,6 +837,7 @@ impl Zab {
             return;
         }
         let epoch = leading.epoch;
+        let end = self.log.end();
         let ready: Vec<ServerId> = leading
             .learners
             .iter()
@@ -759,7 +855,8 @@ impl Zab {
                     let too_far = |at: Zxid| self.log.bytes_after(at) > threshold;
                     match sync::choose(ours, theirs, holds.last, holds.applied, self.applied, too_far) {
                         Choice::Diff(point) => {
-                            learner.progress = Progress::streaming(point);
+                            let next = if zoo::broken(Switch::CursorSkipsHistory) { end } else { point };
+                            learner.progress = Progress::streaming(next);
                             self.send(peer, Message::SyncPlan { epoch, point, plan: SyncPlan::Diff }, out);
                         }
                         Choice::Trunc(point) => {
@@ -810,7 +907,11 @@ impl Zab {
             leading.snapshot = None;
         }
         let Progress::NeedsSnapshot(wanted) = &learner.progress else { return };
-        let at_least = (*wanted).max(base);
+        if leading.divergence.is_some() {
+            // P35: it might be a copy of the wrong tree, and make that one the majority's.
+            return;
+        }
+        let at_least = if zoo::broken(Switch::SnapshotTooOld) { Zxid::ZERO } else { (*wanted).max(base) };
         match leading.snapshot {
             Some(Snapshot::Ready(meta)) if meta.position.zxid >= at_least => {
                 learner.progress = Progress::Installing(meta);
@@ -830,7 +931,8 @@ impl Zab {
 
     /// P20: the largest zxid of this epoch that a majority holds, each by its own disk.
     fn advance_commit(&mut self, out: &mut Outputs) {
-        let (id, durable) = (self.options.id, self.durable.zxid);
+        let id = self.options.id;
+        let durable = if zoo::broken(Switch::LeaderCountsUnsynced) { self.log.end().zxid } else { self.durable.zxid };
         let counts = |s: ServerId| votes(&self.options, &self.identity, &self.peers, s);
         let State::Leading(leading) = &mut self.state else { return };
         if !leading.established {
@@ -842,11 +944,14 @@ impl Zab {
             if s == id {
                 durable
             } else {
-                leading.learners.get(&s).filter(|_| counts(s)).map_or(Zxid::ZERO, |l| l.acked)
+                let once = zoo::broken(Switch::CountsOnceOnly);
+                let learner = leading.learners.get(&s).filter(|l| counts(s) && (l.promise_counts || !once));
+                learner.map_or(Zxid::ZERO, |l| l.acked)
             }
         };
         let watermark = self.options.quorum.watermark(held);
-        if watermark >= opening && watermark > self.committed {
+        let own = watermark >= opening || zoo::broken(Switch::OlderEpochsCommit);
+        if own && watermark > self.committed {
             self.committed = watermark;
             while leading.outstanding.front().is_some_and(|(zxid, _)| *zxid <= watermark) {
                 let (_, bytes) = leading.outstanding.pop_front().expect("looked at above");
@@ -939,6 +1044,9 @@ impl Zab {
                 out.push(Output::ReadLog { request: next_request, after: next.zxid, max_bytes: size });
                 return false;
             }
+            if zoo::broken(Switch::HoleInCache) && entries.len() > 1 {
+                entries.remove(0);
+            }
             let Some(last) = entries.last() else { return false };
             let prev = *next;
             *next = Position { zxid: last.zxid, hash: last.hash };
@@ -960,7 +1068,7 @@ impl Zab {
     /// Read points and confirmations: one round of pings, sent after they were asked for, serves all that wait (P24).
     fn advance_rounds(&mut self, out: &mut Outputs) {
         let State::Leading(leading) = &mut self.state else { return };
-        if !leading.activated {
+        if !leading.is_activated() {
             return;
         }
         if !leading.asked.is_empty() || !leading.confirms.is_empty() {
@@ -970,6 +1078,7 @@ impl Zab {
             let seq = self.ping(out);
             let State::Leading(leading) = &mut self.state else { return };
             if !asked.is_empty() {
+                let seq = seq - u64::from(zoo::broken(Switch::OldPongConfirms));
                 leading.rounds.push_back(Round { seq, commit, reads: asked, confirm: None });
             }
             for confirm in confirms {
@@ -985,9 +1094,11 @@ impl Zab {
         leading.rounds.retain(|round| {
             let pong = |s: ServerId| s == id || counts(s) && learners.get(&s).is_some_and(|l| l.pong >= round.seq);
             let included = round.confirm.as_ref().is_none_or(|(_, include)| {
-                include.iter().all(|s| learners.get(s).is_none_or(|l| !l.up_to_date || l.pong >= round.seq))
+                let answered = |s| learners.get(s).is_none_or(|l: &Learner| !l.up_to_date || l.pong >= round.seq);
+                include.iter().all(answered) || zoo::broken(Switch::HolderNotAsked)
             });
-            let done = included && self.options.quorum.has_quorum(pong);
+            let unasked = round.confirm.is_none() && zoo::broken(Switch::SyncWithoutRound);
+            let done = included && (self.options.quorum.has_quorum(pong) || unasked);
             if done {
                 answered.push(round.clone());
             }
@@ -1031,6 +1142,11 @@ impl Zab {
             }
         }
     }
+}
+
+/// Why a server stops that P35 found wrong.
+pub(super) fn differs_from_a_majority(zxid: Zxid) -> String {
+    format!("the tree of this server differs from the trees of a majority at {zxid}: its data cannot be trusted")
 }
 
 impl Learner {

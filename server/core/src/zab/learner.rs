@@ -6,8 +6,10 @@ use super::history::follows;
 use super::io::{
     Entry, Identity, LogOp, Membership, Output, Outputs, Phase, Position, Promise, Relation, SnapshotMeta,
 };
+use super::leader::differs_from_a_majority;
 use super::message::{Message, SyncPlan};
 use super::{State, Zab};
+use crate::zoo::{self, Switch};
 
 /// How far a learner is with its leader.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -121,7 +123,7 @@ impl Zab {
         if epoch <= learning.epoch || epoch == 0 {
             return;
         }
-        if epoch < promised.epoch {
+        if epoch < promised.epoch && !zoo::broken(Switch::OlderLeaderFollowed) {
             self.send(peer, Message::Reject { promise: promised.epoch }, out);
             return;
         }
@@ -134,10 +136,10 @@ impl Zab {
                 out.push(Output::Relation(None));
             }
         }
-        let (seq, counts) = if epoch == promised.epoch {
+        let (seq, counts) = if epoch <= promised.epoch {
             // The same leader, disk and start asks again: the promise he lost on the way counts (P6). Anybody
             // else has to do without it.
-            (seq_now, promised == promise)
+            (seq_now, promised == promise || zoo::broken(Switch::PromiseCountsAgain))
         } else {
             (self.set_promise(promise, out), true)
         };
@@ -198,7 +200,7 @@ impl Zab {
         }
     }
 
-    fn truncate(&mut self, to: Position, out: &mut Outputs) -> u64 {
+    pub(super) fn truncate(&mut self, to: Position, out: &mut Outputs) -> u64 {
         assert!(to.zxid >= self.handed && to.zxid >= self.committed, "committed entries are never truncated (I14)");
         if to == self.log.end() {
             return self.seq;
@@ -232,7 +234,7 @@ impl Zab {
                 at = Position { zxid: entry.zxid, hash };
                 follows
             });
-        if !follow {
+        if !follow && !(zoo::unchecked_history() && !entries.is_empty()) {
             self.look("the leader's entries do not follow this log", out);
             return;
         }
@@ -274,6 +276,9 @@ impl Zab {
 
     /// P21: never beyond what this stream has proven, and nothing before it has proven anything.
     fn commit_upto(&mut self, commit: Zxid) {
+        if zoo::broken(Switch::ClampByLogEnd) {
+            self.committed = self.committed.max(commit.min(self.log.end().zxid));
+        }
         let done = self.done;
         if let State::Learning(learning) = &self.state
             && let Stage::Streaming { since } = learning.stage
@@ -302,9 +307,7 @@ impl Zab {
 
     pub(super) fn on_digest_mismatch(&mut self, peer: ServerId, epoch: u32, zxid: Zxid, out: &mut Outputs) {
         if self.learning_in(peer, epoch).is_some() {
-            out.push(Output::Fatal(format!(
-                "the tree of this server differs from the trees of a majority at {zxid}: its data cannot be trusted"
-            )));
+            out.push(Output::Fatal(differs_from_a_majority(zxid)));
         }
     }
 
@@ -349,7 +352,9 @@ impl Zab {
         let State::Learning(learning) = &mut self.state else { return };
         let (leader, epoch) = (learning.leader, learning.epoch);
         match learning.stage {
-            Stage::Promising { seq, counts } if done >= seq && installed => {
+            Stage::Promising { seq, counts }
+                if (done >= seq || zoo::broken(Switch::PromiseUnsynced) && durable == self.log.end()) && installed =>
+            {
                 learning.stage = Stage::Compared;
                 // Every earlier append is durable by now, so this is everything ever acknowledged (P4).
                 assert_eq!(durable, self.log.end(), "the promise is behind every append in the log writer's queue");
@@ -369,7 +374,9 @@ impl Zab {
                 learning.stage = Stage::Fetching { snapshot, request };
                 out.push(Output::FetchSnapshot { request, leader, snapshot });
             }
-            Stage::Installing { snapshot, seq } if done >= seq && installed => {
+            Stage::Installing { snapshot, seq }
+                if done >= seq && installed || zoo::broken(Switch::InstallAckedBeforeFsync) =>
+            {
                 learning.accepted = snapshot.position.zxid;
                 learning.acked = learning.accepted;
                 learning.stage = Stage::Streaming { since: seq };
@@ -385,7 +392,8 @@ impl Zab {
 
     /// Tells the leader what is durable of his history (P19).
     fn acknowledge(&mut self, out: &mut Outputs) {
-        let (done, durable, applied) = (self.done, self.durable.zxid, self.applied);
+        let (done, applied) = (self.done, self.applied);
+        let durable = if zoo::broken(Switch::AckBeforeFsync) { self.log.end().zxid } else { self.durable.zxid };
         let State::Learning(learning) = &mut self.state else { return };
         let Stage::Streaming { since } = learning.stage else { return };
         // Before the truncation is done, what is durable is of another branch.
@@ -406,10 +414,9 @@ impl Zab {
             return;
         }
         let State::Learning(learning) = &self.state else { return };
-        if let Some(target) = learning.member_at
-            && self.durable.zxid >= target
-            && self.committed >= Zxid::new(learning.epoch, 0)
-        {
+        let opened = self.committed >= Zxid::new(learning.epoch, 0);
+        let holds = learning.member_at.is_some_and(|target| self.durable.zxid >= target && opened);
+        if holds || zoo::broken(Switch::MemberTooEarly) && learning.epoch > 0 {
             let identity = Identity { membership: Membership::Member, ..self.identity };
             self.set_identity(identity, out);
         }

@@ -52,6 +52,7 @@ pub use self::io::{
 use self::leader::Leading;
 use self::learner::{Learning, Stage};
 use self::message::{IdentityReport, Message};
+use crate::zoo::{self, Switch};
 
 /// Sessions whose touches wait for the next pong; beyond it the oldest ids win, the others come with their next touch.
 const TOUCHED_MAX: usize = 200_000;
@@ -118,6 +119,9 @@ pub struct Zab {
     touched: BTreeSet<SessionId>,
     /// Digests of the own tree, newest few.
     digests: BTreeMap<Zxid, u64>,
+    /// Entries at which this server, as leader, saw trees differ; the latest of them.
+    mismatches: u64,
+    mismatch: Zxid,
     now: Now,
     stepped: bool,
     trimmed_upto: Zxid,
@@ -132,7 +136,10 @@ const TRIM_INTERVAL_MS: u64 = 1_000;
 
 impl Zab {
     /// A machine that starts from what was found on disk.
-    pub fn new(options: Options, recovered: Recovered) -> Zab {
+    pub fn new(mut options: Options, recovered: Recovered) -> Zab {
+        if zoo::broken(Switch::ObserversCount) {
+            options.quorum = quorum::QuorumSet::majority(options.members.iter().map(|(id, _)| *id));
+        }
         let Recovered { identity, promise, base, end, stamp_ms, epochs, tail, applied, persisted } = recovered;
         let state = match identity.membership {
             Membership::Empty => State::Bootstrapping,
@@ -163,6 +170,8 @@ impl Zab {
             reads: BTreeSet::new(),
             touched: BTreeSet::new(),
             digests: BTreeMap::new(),
+            mismatches: 0,
+            mismatch: Zxid::ZERO,
             now: Now::default(),
             stepped: false,
             trimmed_upto: Zxid::ZERO,
@@ -178,7 +187,10 @@ impl Zab {
         let paused = self.stepped && now.mono_ms > self.now.mono_ms + self.options.sync_timeout_ms;
         self.now = now;
         self.stepped = true;
-        if paused && matches!(self.state, State::Learning(_) | State::Leading(_)) {
+        if paused
+            && matches!(self.state, State::Learning(_) | State::Leading(_))
+            && !zoo::broken(Switch::ExpiryAfterPause)
+        {
             self.look("this server was paused for longer than syncTimeout", out);
         }
         match input {
@@ -264,7 +276,8 @@ impl Zab {
                 State::Leading(leading) => leading.pinned(),
                 _ => Zxid::MAX,
             };
-            let upto = self.persisted.min(self.committed).min(pinned);
+            let persisted = if zoo::broken(Switch::TrimBeyondPersisted) { self.committed } else { self.persisted };
+            let upto = persisted.min(self.committed).min(pinned);
             if upto > self.trimmed_upto && self.installing.is_none() {
                 self.trimmed_upto = upto;
                 out.push(Output::TrimLog { upto });
@@ -313,7 +326,7 @@ impl Zab {
     fn on_message(&mut self, peer: ServerId, link: u64, message: Message, out: &mut Outputs) {
         // Frames of any stream but the current one are dropped (P5).
         let Some(from) = self.peers.get_mut(&peer) else { return };
-        if from.link != link {
+        if from.link != link && !zoo::broken(Switch::StaleStreams) {
             return;
         }
         if let Message::Identity(report) = message {
@@ -365,7 +378,14 @@ impl Zab {
         while self.pending.front().is_some_and(|(s, _)| *s <= seq) {
             let (_, pending) = self.pending.pop_front().expect("looked at above");
             match pending {
-                Pending::End(position) => self.durable = position,
+                Pending::End(position) => {
+                    self.durable = position;
+                    if zoo::broken(Switch::OldRoleAcks) {
+                        let ack =
+                            Message::Ack { epoch: position.zxid.epoch(), zxid: position.zxid, applied: self.applied };
+                        self.send(self.promise.leader, ack, out);
+                    }
+                }
                 Pending::Promise(promise) => self.promise = promise,
                 Pending::Identity(identity) => {
                     self.identity = identity;
@@ -415,7 +435,8 @@ impl Zab {
         {
             return;
         }
-        let upto = self.committed.min(self.durable.zxid);
+        let durable = if zoo::broken(Switch::ApplyBeforeDurable) { self.log.end().zxid } else { self.durable.zxid };
+        let upto = self.committed.min(durable);
         if upto > self.handed {
             let entries = self.log.entries_after(self.handed, upto, usize::MAX);
             if let Some(last) = entries.last() {
@@ -437,7 +458,9 @@ impl Zab {
             LogOp::Truncate { to } => {
                 // `durable` is a prefix of the log as it is now, not of what the disk still holds: a vote for this server
                 // must not name a branch that it is dropping.
-                self.durable = earlier(self.durable, *to);
+                if !zoo::broken(Switch::DeadBranchVote) {
+                    self.durable = earlier(self.durable, *to);
+                }
                 for (_, pending) in &mut self.pending {
                     if let Pending::End(end) = pending {
                         *end = earlier(*end, *to);
@@ -449,6 +472,11 @@ impl Zab {
             LogOp::SetIdentity(identity) => Pending::Identity(*identity),
             LogOp::InstallSnapshot(meta) => Pending::Install(*meta),
         };
+        if let Pending::End(position) = pending
+            && zoo::broken(Switch::TakenForDone)
+        {
+            self.durable = position;
+        }
         self.pending.push_back((self.seq, pending));
         out.push(Output::Log { seq: self.seq, op });
         self.seq
@@ -572,6 +600,8 @@ impl Zab {
             learners: Vec::new(),
             waiting_for: String::new(),
             elections: self.elections,
+            mismatches: self.mismatches,
+            divergence: self.divergence(),
         }
     }
 

@@ -7,6 +7,7 @@
 use corral_proto::Zxid;
 
 use super::io::Position;
+use crate::zoo::{self, Switch};
 
 /// What two servers need to know of each other's logs (P10).
 #[derive(Clone, Copy, Debug)]
@@ -46,7 +47,8 @@ pub enum Common {
 pub fn common(leader: Table<'_>, learner: Table<'_>) -> Common {
     for epoch in leader.epochs_descending() {
         let (Some(ours), Some(theirs)) = (leader.last_of(epoch), learner.last_of(epoch)) else { continue };
-        let point = if ours.zxid <= theirs.zxid { ours } else { theirs };
+        let ours_first = ours.zxid <= theirs.zxid && !zoo::broken(Switch::MatchByNumberOnly);
+        let point = if ours_first { ours } else { theirs };
         if ours.zxid == theirs.zxid && ours.hash != theirs.hash {
             return Common::Diverged(point.zxid);
         }
@@ -84,6 +86,12 @@ pub fn choose(
     leader_applied: Zxid,
     too_far: impl FnOnce(Zxid) -> bool,
 ) -> Choice {
+    if zoo::broken(Switch::MatchByRange)
+        && last.zxid >= leader.base.zxid
+        && leader.epochs.last().is_some_and(|end| last.zxid <= end.zxid)
+    {
+        return Choice::Diff(last);
+    }
     match common(leader, learner) {
         Common::Diverged(at) => Choice::Refuse(at),
         Common::None => Choice::Snap { at_least: leader.base.zxid.max(applied) },

@@ -59,6 +59,7 @@ fn leading() -> ServerReport {
         session_dump: SessionDump {
             by_expiry: vec![(12_494_000, vec![SESSION])],
             sessions: vec![(SESSION, 10_000)],
+            local_by_expiry: None,
             ephemerals: vec![(SESSION, vec!["/e".into()])],
         },
         ..ServerReport::default()
@@ -203,7 +204,8 @@ async fn nested_values_are_as_recorded() {
 #[tokio::test]
 async fn connections_are_listed_with_what_they_do() {
     let (site, stats) = site(alone());
-    let one = stats.register("127.0.0.1:54460".parse::<SocketAddr>().unwrap());
+    let one = stats.register("127.0.0.1:54460".parse::<SocketAddr>().unwrap(), false);
+    let _secure = stats.register("127.0.0.1:54461".parse::<SocketAddr>().unwrap(), true);
     one.connected(SESSION, 10_000);
     one.received(1, 20, 301, opcode::GET_CHILDREN2);
     let (_, page) = ask(&site, "/commands/cons").await;
@@ -221,6 +223,9 @@ async fn connections_are_listed_with_what_they_do() {
         assert_eq!(connection[key], value, "{key}");
     }
     assert_eq!(page["command"], "connections");
+    assert_eq!(page["connections"].as_array().unwrap().len(), 1);
+    assert_eq!(page["secure_connections"].as_array().unwrap().len(), 1);
+    assert_eq!(page["secure_connections"][0]["remote_socket_address"], "127.0.0.1:54461");
     let (_, reset) = ask(&site, "/commands/stat_reset").await;
     assert!(reset.contains("\"error\" : null"), "{reset}");
     assert_eq!(stats.report().received, 0);

@@ -118,12 +118,12 @@ impl<D: Door> Corral for GrpcService<D> {
     ) -> Result<Response<Self::SessionStream>, Status> {
         let peer = request.extensions().get::<Peer>().cloned().unwrap_or_else(|| {
             let remote = request.remote_addr().unwrap_or_else(|| SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)));
-            Peer { remote, identities: Vec::new() }
+            Peer { remote, secure: false, identities: Vec::new() }
         });
         let remote = peer.remote;
         let (outbound, replies) = mpsc::channel(OUTBOUND_MESSAGES);
         let door = self.door.clone();
-        let registration = self.stats.register(remote);
+        let registration = self.stats.register(remote, peer.secure);
         // The task ends with the stream: it waits for nothing without also waiting for the client to go.
         tokio::spawn(async move {
             let gone = outbound.clone();

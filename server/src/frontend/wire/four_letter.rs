@@ -337,13 +337,16 @@ fn client_line(out: &mut String, client: &ClientReport, unix_ms: Option<u64>) {
 fn dump(out: &mut String, report: &ServerReport) {
     let sessions = &report.session_dump;
     out.push_str("SessionTracker dump:\n");
-    if matches!(report.mode, ServerMode::Leader | ServerMode::Standalone) {
-        let count: usize = sessions.by_expiry.iter().map(|(_, sessions)| sessions.len()).sum();
-        put(out, format_args!("Session Sets ({})/({count}):\n", sessions.by_expiry.len()));
-        for (expiry_ms, sessions) in &sessions.by_expiry {
-            put(out, format_args!("{} expire at {}:\n", sessions.len(), java_date(*expiry_ms)));
-            sessions.iter().for_each(|session| put(out, format_args!("\t{session}\n")));
+    let leads = matches!(report.mode, ServerMode::Leader | ServerMode::Standalone);
+    if let Some(local) = &sessions.local_by_expiry {
+        out.push_str("Local ");
+        session_sets(out, local);
+        if leads {
+            out.push_str("Global ");
         }
+    }
+    if leads {
+        session_sets(out, &sessions.by_expiry);
     } else {
         put(out, format_args!("Global Sessions({}):\n", sessions.sessions.len()));
         for (session, timeout_ms) in &sessions.sessions {
@@ -369,6 +372,15 @@ fn dump(out: &mut String, report: &ServerReport) {
         for client in clients {
             put(out, format_args!("\tip: /{} sessionId: {}\n", client.remote, client.session));
         }
+    }
+}
+
+fn session_sets(out: &mut String, by_expiry: &[(u64, Vec<SessionId>)]) {
+    let count: usize = by_expiry.iter().map(|(_, sessions)| sessions.len()).sum();
+    put(out, format_args!("Session Sets ({})/({count}):\n", by_expiry.len()));
+    for (expiry_ms, sessions) in by_expiry {
+        put(out, format_args!("{} expire at {}:\n", sessions.len(), java_date(*expiry_ms)));
+        sessions.iter().for_each(|session| put(out, format_args!("\t{session}\n")));
     }
 }
 
@@ -438,6 +450,7 @@ mod tests {
     fn report() -> ServerReport {
         let asking = ClientReport {
             remote: "127.0.0.1:44408".parse().unwrap(),
+            secure: false,
             session: SessionId::NONE,
             timeout_ms: 0,
             outstanding: 0,
@@ -617,6 +630,7 @@ mod tests {
         report.session_dump = SessionDump {
             by_expiry: vec![(1_795_375_855_000, vec![A])],
             sessions: vec![(A, 10_000)],
+            local_by_expiry: None,
             ephemerals: vec![(A, vec!["/e-alone".into()])],
         };
         let rest = "ephemeral nodes dump:\nSessions with Ephemerals (1):\n0x10000bdf0020000:\n\t/e-alone\n\
@@ -632,6 +646,19 @@ mod tests {
         report.mode = ServerMode::Follower;
         let expected = format!("SessionTracker dump:\nGlobal Sessions(1):\n0x10000bdf0020000\t10000ms\n{rest}");
         assert_eq!(ask("dump", &report), expected);
+
+        // With local sessions: written by hand from what ZooKeeper prints.
+        report.session_dump.local_by_expiry = Some(vec![(1_795_375_855_000, vec![B])]);
+        let local = "SessionTracker dump:\nLocal Session Sets (1)/(1):\n1 expire at Sun Nov 22 19:30:55 UTC 2026:\n\
+                     \t0x10000bdf0020001\n";
+        let follows = format!("{local}Global Sessions(1):\n0x10000bdf0020000\t10000ms\n{rest}");
+        assert_eq!(ask("dump", &report), follows);
+        report.mode = ServerMode::Leader;
+        let leads = format!(
+            "{local}Global Session Sets (1)/(1):\n1 expire at Sun Nov 22 19:30:55 UTC 2026:\n\
+             \t0x10000bdf0020000\n{rest}"
+        );
+        assert_eq!(ask("dump", &report), leads);
     }
 
     #[test]

@@ -219,6 +219,7 @@ pub struct ConnectionStats {
     all: Arc<FrontendStats>,
     id: u64,
     remote: SocketAddr,
+    secure: bool,
     established: Instant,
     session: AtomicI64,
     timeout_ms: AtomicI32,
@@ -301,6 +302,7 @@ impl ConnectionStats {
         let age = now.saturating_duration_since(self.established);
         ClientReport {
             remote: self.remote,
+            secure: self.secure,
             session: SessionId(self.session.load(Relaxed)),
             timeout_ms: self.timeout_ms.load(Relaxed),
             outstanding: self.requests.load(Relaxed).saturating_sub(self.replies.load(Relaxed)),
@@ -344,6 +346,8 @@ pub struct FrontendStats {
     tls_under_way: AtomicU64,
     tls_refused: AtomicU64,
     tls_failed: AtomicU64,
+    plain: [AtomicU64; 2],
+    sessionless: AtomicU64,
     connects: AtomicU64,
     too_large: AtomicU64,
     bytes_received: AtomicU64,
@@ -367,6 +371,8 @@ impl FrontendStats {
             tls_under_way: AtomicU64::new(0),
             tls_refused: AtomicU64::new(0),
             tls_failed: AtomicU64::new(0),
+            plain: [AtomicU64::new(0), AtomicU64::new(0)],
+            sessionless: AtomicU64::new(0),
             connects: AtomicU64::new(0),
             too_large: AtomicU64::new(0),
             bytes_received: AtomicU64::new(0),
@@ -381,13 +387,14 @@ impl FrontendStats {
         })
     }
 
-    /// Lists a connection that was accepted just now.
-    pub fn register(self: &Arc<FrontendStats>, remote: SocketAddr) -> Registration {
+    /// Lists a connection that was accepted just now; `secure`: on the port that speaks TLS only.
+    pub fn register(self: &Arc<FrontendStats>, remote: SocketAddr, secure: bool) -> Registration {
         let id = self.next_id.fetch_add(1, Relaxed);
         let stats = Arc::new(ConnectionStats {
             all: Arc::clone(self),
             id,
             remote,
+            secure,
             established: Instant::now(),
             session: AtomicI64::new(0),
             timeout_ms: AtomicI32::new(0),
@@ -419,6 +426,16 @@ impl FrontendStats {
     /// Counts a TLS handshake that failed.
     pub fn tls_failed(&self) {
         self.tls_failed.fetch_add(1, Relaxed);
+    }
+
+    /// Counts a connection that does without TLS.
+    pub fn plain(&self, remote: SocketAddr) {
+        self.plain[usize::from(!remote.ip().is_loopback())].fetch_add(1, Relaxed);
+    }
+
+    /// Counts a connection that was closed because it showed no session in time.
+    pub fn sessionless(&self) {
+        self.sessionless.fetch_add(1, Relaxed);
     }
 
     /// A connection was closed at once because there were too many.
@@ -455,6 +472,8 @@ impl FrontendStats {
             tls_under_way: self.tls_under_way.load(Relaxed),
             tls_refused: self.tls_refused.load(Relaxed),
             tls_failed: self.tls_failed.load(Relaxed),
+            plain: [0, 1].map(|remote| self.plain[remote].load(Relaxed)),
+            sessionless: self.sessionless.load(Relaxed),
             connects: self.connects.load(Relaxed),
             too_large: self.too_large.load(Relaxed),
             bytes_received: self.bytes_received.load(Relaxed),
@@ -495,6 +514,10 @@ pub struct Traffic {
     pub tls_refused: u64,
     /// TLS handshakes that failed.
     pub tls_failed: u64,
+    /// Connections without TLS: from this machine, and from others.
+    pub plain: [u64; 2],
+    /// Connections closed because they showed no session in time.
+    pub sessionless: u64,
     /// Handshakes that were answered.
     pub connects: u64,
     /// Connections ended by a request that was too large.
@@ -529,6 +552,8 @@ impl Default for Traffic {
             tls_under_way: 0,
             tls_refused: 0,
             tls_failed: 0,
+            plain: [0; 2],
+            sessionless: 0,
             connects: 0,
             too_large: 0,
             bytes_received: 0,
@@ -549,6 +574,8 @@ impl Default for Traffic {
 pub struct ClientReport {
     /// Where it comes from.
     pub remote: SocketAddr,
+    /// It came by the port that speaks TLS only.
+    pub secure: bool,
     /// [`SessionId::NONE`] before the handshake.
     pub session: SessionId,
     /// Negotiated, ms.
@@ -608,7 +635,7 @@ mod tests {
     #[test]
     fn what_a_connection_counts_is_counted_in_the_sum() {
         let all = FrontendStats::new();
-        let (first, second) = (all.register(remote()), all.register(remote()));
+        let (first, second) = (all.register(remote(), false), all.register(remote(), false));
         first.connected(SessionId(7), 4000);
         first.received(3, 100, 9, opcode::GET_DATA);
         second.received(1, 12, 1, opcode::PING);
@@ -635,7 +662,7 @@ mod tests {
     #[test]
     fn replies_that_are_alike_are_counted_one_by_one() {
         let all = FrontendStats::new();
-        let one = all.register(remote());
+        let one = all.register(remote(), false);
         let now = Instant::now() + Duration::from_secs(1);
         let mut turn = one.turn(now);
         for (access, ms) in
@@ -652,7 +679,7 @@ mod tests {
     #[test]
     fn a_closed_connection_leaves_the_list_but_not_the_sums() {
         let all = FrontendStats::new();
-        let registration = all.register(remote());
+        let registration = all.register(remote(), false);
         registration.count_received(1);
         assert_eq!(all.report().clients.len(), 1);
         drop(registration);
@@ -663,7 +690,7 @@ mod tests {
     #[test]
     fn resets_forget_what_they_say_and_keep_what_is_outstanding() {
         let all = FrontendStats::new();
-        let one = all.register(remote());
+        let one = all.register(remote(), false);
         one.received(2, 20, 1, opcode::PING);
         let now = Instant::now() + Duration::from_secs(1);
         let mut turn = one.turn(now);

@@ -31,9 +31,13 @@ fn options(me: u64, peers: &[(u64, String)]) -> LinkOptions {
         secret: "s".into(),
         peers: peers.iter().map(|(id, addr)| (ServerId(*id), addr.clone())).collect(),
         connect_timeout: Duration::from_secs(2),
+        keep_alive: Duration::from_secs(10),
         queue_bytes: QUEUE_BYTES_MAX,
         seed: me,
         remembered: BTreeMap::new(),
+        superseded: Vec::new(),
+        whole_since: 0,
+        standing: Standing { memory: Memory::Whole, promise: 4, end: Zxid::new(4, 10) },
     }
 }
 
@@ -69,7 +73,7 @@ impl Side {
     async fn refused(&mut self) -> (String, bool) {
         loop {
             match self.next().await {
-                LinkEvent::Refused { reason, stale, .. } => return (reason, stale),
+                LinkEvent::Refused { reason, stale, .. } => return (reason, stale.is_some()),
                 LinkEvent::Up { .. } => panic!("a link came up"),
                 _ => {}
             }
@@ -97,6 +101,39 @@ async fn pair(one: impl FnOnce(&mut LinkOptions), two: impl FnOnce(&mut LinkOpti
 }
 
 #[tokio::test]
+async fn a_stream_that_fell_silent_is_begun_again_by_who_dialled_it() {
+    let (listener1, addr1) = listener().await;
+    let (listener2, addr2) = listener().await;
+    let (relay, relayed) = listener().await;
+    let silence = CancellationToken::new();
+    let is_silent = silence.clone();
+    tokio::spawn(async move {
+        // Of the first connection both ends stay, and nothing passes any more: neither side hears of an end.
+        let mut held = Vec::new();
+        while let Ok((mut near, _)) = relay.accept().await {
+            let mut far = tokio::net::TcpStream::connect(&addr1).await.unwrap();
+            if held.is_empty() {
+                tokio::select! {
+                    _ = tokio::io::copy_bidirectional(&mut near, &mut far) => {}
+                    () = is_silent.cancelled() => {}
+                }
+                held.push((near, far));
+            } else {
+                tokio::spawn(async move { tokio::io::copy_bidirectional(&mut near, &mut far).await });
+            }
+        }
+    });
+    let mut options2 = options(2, &[(1, relayed)]);
+    options2.keep_alive = Duration::from_millis(100);
+    let mut one = start(options(1, &[(2, addr2)]), listener1);
+    let mut two = start(options2, listener2);
+    let (link1, link2) = (one.up().await, two.up().await);
+    silence.cancel();
+    assert!(two.up().await > link2);
+    assert!(one.up().await > link1, "the new stream replaces the old one");
+}
+
+#[tokio::test]
 async fn a_stream_carries_frames_in_order_both_ways() {
     let (mut one, mut two) = pair(|_| {}, |_| {}).await;
     let (link1, link2) = (one.up().await, two.up().await);
@@ -120,8 +157,14 @@ async fn a_peer_is_introduced_with_its_disk_and_its_start() {
     let first = one.next().await;
     assert_eq!(first, LinkEvent::Up { peer: ServerId(2), link: 1, instance: 1002, start_count: 9, feature_level: 1 });
     two.up().await;
-    assert_eq!(one.links.remembered()[&ServerId(2)], StartMemory { instance: 1002, start_count: 9 });
-    assert_eq!(two.links.remembered()[&ServerId(1)], StartMemory { instance: 1001, start_count: 5 });
+    assert_eq!(
+        one.links.remembered()[&ServerId(2)],
+        StartMemory { instance: 1002, start_count: 9, ..StartMemory::default() }
+    );
+    assert_eq!(
+        two.links.remembered()[&ServerId(1)],
+        StartMemory { instance: 1001, start_count: 5, ..StartMemory::default() }
+    );
 }
 
 #[tokio::test]
@@ -217,9 +260,15 @@ async fn servers_that_should_not_talk_say_why_on_both_sides() {
         change(&mut wrong);
         // A server that takes itself for 1 does not dial server 1; the rule is checked all the same.
         if wrong.me == ServerId(1) {
-            let hello = Hello { server: 1, protocol: 1, secret: "s".into(), config_hash: 42, ..Hello::default() };
-            let (reason, _) = check_hello(&wrong, &hello, StartMemory::default()).unwrap_err();
-            assert_eq!(reason, expected);
+            let hello = Hello {
+                server: 1,
+                protocol: PROTOCOL_VERSION,
+                secret: "s".into(),
+                config_hash: 42,
+                ..Hello::default()
+            };
+            let refusal = check_hello(&wrong, wrong.standing, &hello, &Known::default()).unwrap_err();
+            assert_eq!(refusal, Refusal::new(expected.to_owned()));
             continue;
         }
         let stranger = wrong.me != ServerId(2);
@@ -239,13 +288,16 @@ async fn servers_that_should_not_talk_say_why_on_both_sides() {
 #[tokio::test]
 async fn another_version_of_the_protocol_is_refused() {
     let hello = Hello { server: 2, protocol: PROTOCOL_VERSION + 1, secret: "s".into(), ..Hello::default() };
-    let (reason, _) = check_hello(&options(1, &[(2, String::new())]), &hello, StartMemory::default()).unwrap_err();
-    assert_eq!(reason, "server 1 speaks version 1 of the protocol between servers, server 2 version 2");
+    let me = options(1, &[(2, String::new())]);
+    let refusal = check_hello(&me, me.standing, &hello, &Known::default()).unwrap_err();
+    assert_eq!(refusal.reason, "server 1 speaks version 2 of the protocol between servers, server 2 version 3");
 }
 
 #[tokio::test]
 async fn an_old_copy_of_a_data_folder_is_told_so_whoever_dials() {
-    let seen = |id: u64, instance| BTreeMap::from([(ServerId(id), StartMemory { instance, start_count: 6 })]);
+    let seen = |id: u64, instance| {
+        BTreeMap::from([(ServerId(id), StartMemory { instance, start_count: 6, ..StartMemory::default() })])
+    };
     // The acceptor remembers the dialler.
     let (mut one, mut two) = pair(|o| o.remembered = seen(2, 1002), |_| {}).await;
     let expected =
@@ -262,6 +314,81 @@ async fn an_old_copy_of_a_data_folder_is_told_so_whoever_dials() {
     let (mut one, mut two) = pair(|o| o.remembered = seen(2, 9), |_| {}).await;
     one.up().await;
     two.up().await;
+}
+
+#[tokio::test]
+async fn a_copy_that_knows_less_than_was_seen_of_its_disk_is_told_so_whoever_dials() {
+    let mark = |start_count, promise, counter| Mark { start_count, promise, end: Zxid::new(4, counter) };
+    let seen =
+        |id: u64, mark| BTreeMap::from([(ServerId(id), StartMemory { instance: 1000 + id, start_count: 5, mark })]);
+    // Both stand at epoch 4 and entry (4, 10).
+    for more in [mark(5, 4, 11), mark(3, 5, 0), mark(5, 5, 99)] {
+        let (mut one, mut two) = pair(|o| o.remembered = seen(2, more), |_| {}).await;
+        let (reason, stale) = two.refused().await;
+        assert!(reason.starts_with("server 2 runs on an old copy of its data folder: it knows epoch 4"), "{reason}");
+        assert!(stale);
+        assert_eq!(one.refused().await, (reason, false));
+        let (mut one, mut two) = pair(|_| {}, |o| o.remembered = seen(1, more)).await;
+        let (reason, stale) = one.refused().await;
+        assert!(reason.starts_with("server 1 runs on an old copy"), "{reason}");
+        assert!(stale);
+        assert_eq!(two.refused().await, (reason, false));
+    }
+    for no_more in [mark(5, 4, 10), mark(5, 4, 2), mark(5, 3, 99), Mark::default()] {
+        let (mut one, mut two) = pair(|o| o.remembered = seen(2, no_more), |_| {}).await;
+        one.up().await;
+        two.up().await;
+    }
+    // What was seen before it lost its memory, or while it does not count, says nothing.
+    let lost = |o: &mut LinkOptions| o.standing.memory = Memory::Lost;
+    let later = |o: &mut LinkOptions| o.whole_since = 4;
+    let changes: [fn(&mut LinkOptions); 2] = [lost, later];
+    for change in changes {
+        let (mut one, mut two) = pair(|o| o.remembered = seen(2, mark(3, 9, 9)), change).await;
+        one.up().await;
+        two.up().await;
+    }
+}
+
+#[tokio::test]
+async fn a_disk_that_was_replaced_does_not_come_back() {
+    for dialler_knows in [false, true] {
+        let replaced = |id: u64| vec![(ServerId(id), Disk { instance: 1000 + id, start_count: 4 })];
+        let (mut one, mut two) = match dialler_knows {
+            false => pair(|o| o.superseded = replaced(2), |_| {}).await,
+            true => pair(|_| {}, |o| o.superseded = replaced(1)).await,
+        };
+        let (old, other, name) = if dialler_knows { (&mut one, &mut two, 1) } else { (&mut two, &mut one, 2) };
+        let (reason, stale) = old.refused().await;
+        assert!(reason.starts_with(&format!("server {name} runs on an old copy")), "{reason}");
+        assert!(reason.contains("has seen it on a later one") && stale, "{reason}");
+        assert_eq!(other.refused().await, (reason, false));
+    }
+    // An empty folder has nothing to forget; and what has been learned again since counts.
+    let fresh = |o: &mut LinkOptions| o.standing = Standing::default();
+    let relearned = |o: &mut LinkOptions| o.whole_since = 5;
+    let changes: [fn(&mut LinkOptions); 2] = [fresh, relearned];
+    for change in changes {
+        let replaced = vec![(ServerId(2), Disk { instance: 1002, start_count: 4 })];
+        let (mut one, mut two) = pair(|o| o.superseded = replaced, change).await;
+        one.up().await;
+        two.up().await;
+    }
+}
+
+#[tokio::test]
+async fn what_a_peer_says_that_it_holds_is_remembered_and_only_rises() {
+    let (mut one, mut two) = pair(|_| {}, |_| {}).await;
+    one.up().await;
+    two.up().await;
+    for (promise, counter) in [(4, 12), (4, 11), (5, 3)] {
+        two.links.tell(promise, Zxid::new(4, counter));
+    }
+    for (promise, counter) in [(4, 12), (5, 3)] {
+        let mark = Mark { start_count: 5, promise, end: Zxid::new(4, counter) };
+        assert_eq!(one.next().await, LinkEvent::Marked { peer: ServerId(2), instance: 1002, mark });
+    }
+    assert_eq!(one.links.remembered()[&ServerId(2)].mark, Mark { start_count: 5, promise: 5, end: Zxid::new(4, 3) });
 }
 
 #[tokio::test]

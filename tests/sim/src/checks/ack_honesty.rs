@@ -46,6 +46,15 @@ pub(super) fn on_send(ghost: &Ghost, server: ServerId, message: &Message) -> Che
                 vote.zxid,
                 truth.disk.end()
             );
+            // What is about to be truncated is on the disk still, and counts for nothing.
+            ensure!(
+                vote.zxid < truth.mem.base().zxid || truth.mem.hash_at(vote.zxid).is_some(),
+                "I10 ack honesty",
+                "{server:?} votes for itself with {:?}, which is not in its log, from {:?} to {:?}",
+                vote.zxid,
+                truth.mem.base(),
+                truth.mem.end()
+            );
         }
         _ => {}
     }

@@ -12,6 +12,7 @@ mod primary_integrity;
 mod primary_order;
 mod promise;
 mod recovery;
+mod session_safety;
 mod snapshot;
 mod total_order;
 mod truncation_safety;
@@ -21,7 +22,9 @@ mod watermark;
 use bytes::Bytes;
 use corral_core::zab::io::{Entry, LogOp, Membership, Position, Promise, Recovered, Status};
 use corral_core::zab::message::Message;
-use corral_proto::{ServerId, Zxid};
+use corral_proto::{ServerId, SessionId, Zxid};
+
+use crate::schedule::Micros;
 
 pub use ghost::{Ghost, LogImage, Proposal, ServerGhost};
 
@@ -51,12 +54,13 @@ pub(crate) use ensure;
 pub struct Checks {
     /// The true state of the ensemble.
     pub ghost: Ghost,
+    rounds: session_safety::Rounds,
 }
 
 impl Checks {
     /// Nothing has happened. Servers 1 to `voters` vote, `observers` more only learn.
     pub fn new(voters: u64, observers: u64) -> Checks {
-        Checks { ghost: Ghost::new(voters, observers) }
+        Checks { ghost: Ghost::new(voters, observers), rounds: Default::default() }
     }
 
     /// A process began with what it found on disk, which was damaged before if `spoiled`.
@@ -162,6 +166,29 @@ impl Checks {
         no_ghost_message::on_send(server, message, before, after)?;
         ack_honesty::on_send(&self.ghost, server, message)?;
         promise::on_send(&mut self.ghost, server, peer, message)
+    }
+
+    /// A message of a leader's process leaves.
+    pub fn on_ping(&mut self, process: u64, message: &Message, now: Micros) {
+        self.rounds.on_send(process, message, now);
+    }
+
+    /// A leader's process takes in a pong.
+    pub fn on_pong(&mut self, process: u64, epoch: u32, peer: ServerId, seq: u64) {
+        self.rounds.on_pong(process, epoch, peer, seq);
+    }
+
+    /// A leader's process ends a session by its clock.
+    pub fn on_expiry(
+        &self,
+        process: u64,
+        status: &Status,
+        session: SessionId,
+        holder: Option<ServerId>,
+        heard: Option<Micros>,
+        timeout: Micros,
+    ) -> Check {
+        self.rounds.on_expiry(&self.ghost, process, status, session, holder, heard, timeout)
     }
 
     /// A step is over.

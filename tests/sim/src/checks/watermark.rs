@@ -39,6 +39,15 @@ pub(super) fn on_status(ghost: &mut Ghost, server: ServerId, status: &Status) ->
         status.committed,
         truth.mem.end()
     );
+    // What is durable is a prefix of the log as it will be: not of a branch that is about to be truncated.
+    ensure!(
+        status.durable <= truth.mem.base().zxid || truth.mem.hash_at(status.durable).is_some(),
+        NAME,
+        "{server:?} believes {:?} durable, which is not in its log, from {:?} to {:?}",
+        status.durable,
+        truth.mem.base(),
+        truth.mem.end()
+    );
     ensure!(
         status.durable <= truth.disk.end().zxid.max(truth.disk.base().zxid) || !truth.pending.is_empty(),
         NAME,

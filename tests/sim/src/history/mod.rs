@@ -282,6 +282,11 @@ impl History {
         self.touched.insert((process, session), now);
     }
 
+    /// When a process last heard of a session, by its own clock.
+    pub fn touched(&self, process: u64, session: SessionId) -> Option<Micros> {
+        self.touched.get(&(process, session)).copied()
+    }
+
     /// A leader's process proposes to end a session by its clock.
     pub fn on_expiry(&mut self, process: u64, session: SessionId, now: Micros) -> Check {
         let Some(timeout_ms) = self.timeouts.get(&session) else { return Ok(()) };

@@ -317,6 +317,22 @@ fn a_tree_out_of_shape_is_found() {
 }
 
 #[test]
+fn an_execution_that_breaks_a_rule_is_found() {
+    let mut story = an_honest_story();
+    let key = story.sends(ONE, 5, &set("/a", "y"));
+    let _ = story.executes(key, &set("/a", "y"));
+    let mut replay = Replay::new(&story.history);
+    let (last, before) = story.ghost.committed.split_last().expect("it is a story");
+    for entry in before {
+        replay.entry(entry).expect("it is the truth");
+    }
+    // The same on all servers, so that none differs from another: the znode is gone.
+    let key = key::node("/a").expect("a path");
+    replay.store.write(&mut [Change { cf: Cf::Node, key, value: None }].into_iter());
+    assert_eq!(named(replay.entry(last)), "I22 writes are linearizable");
+}
+
+#[test]
 fn a_stale_read_of_a_register_is_found_without_a_zxid() {
     for (told, fine) in [("new", true), ("old", false)] {
         let mut registers = super::Registers::default();

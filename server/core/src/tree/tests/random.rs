@@ -8,13 +8,13 @@ use proptest::prelude::*;
 use proptest::strategy::ValueTree;
 
 use crate::storage::memory::{MemoryStore, MemoryView};
-use crate::tree::entry::{Command, EntryDecodeError, Outcome, SessionEvent, Settings, Txn, Verdict};
+use crate::tree::entry::{Carrier, Command, EntryDecodeError, Outcome, SessionEvent, Settings, Txn, Verdict};
 use crate::tree::execute::{execute, execute_skipped};
 use crate::tree::model::{Kind, Model};
 use crate::tree::op::{Answer, Create, MultiOp, ReadOp, WriteOp};
 use crate::tree::overlay::Overlay;
 use crate::tree::record::Meta;
-use crate::tree::{TreeStore, TreeView, acl, audit, read};
+use crate::tree::{TreeStore, TreeView, acl, audit, check, read};
 
 /// A transaction whose place in its session is chosen when it runs, so that most are in order.
 #[derive(Clone, Debug)]
@@ -184,6 +184,16 @@ fn a_command() -> impl Strategy<Value = Command> {
         2 => any::<bool>().prop_map(|expired| Command::CloseSession { expired }),
         12 => (a_path(), 0..9u64).prop_map(|(path, back)| Command::Reap { path, czxid: Zxid(back) }),
         3 => some_settings().prop_map(Command::Settings),
+        2 => (1..3u64, 0..3u64).prop_map(|(server, nonce)| Command::OpenCarrier { server: ServerId(server), nonce }),
+        // Its place is chosen when it runs.
+        8 => (a_create(), 1..4u64).prop_map(|(op, server)| Command::LocalWrite {
+            op: WriteOp::Create(op),
+            carrier: Carrier { server: ServerId(server), attach: Zxid::ZERO, n: 0 },
+        }),
+        2 => (prop::collection::vec(a_multi_op(), 0..5), 1..3u64).prop_map(|(ops, server)| Command::LocalWrite {
+            op: WriteOp::Multi(ops),
+            carrier: Carrier { server: ServerId(server), attach: Zxid::ZERO, n: 0 },
+        }),
     ]
 }
 
@@ -240,6 +250,12 @@ impl Step {
                     None => (path, model.nodes.get(path).map_or(zxid, |node| node.czxid as u64)),
                 };
                 Command::Reap { path: path.clone(), czxid: Zxid(at + u64::from(czxid.0 == 0)) }
+            }
+            Command::LocalWrite { op, carrier: Carrier { server, .. } } => {
+                let (_, attach, last_n) = model.carriers.get(&server.0).copied().unwrap_or_default();
+                let attach = Zxid(attach + u64::from(self.attach_off));
+                let n = (last_n + 1).saturating_add_signed(self.n_off);
+                Command::LocalWrite { op: op.clone(), carrier: Carrier { server: *server, attach, n } }
             }
             // Mostly by the protocol of its creation.
             Command::Attach { timeout_ms, server, nonce, keeps_results: wrong } => Command::Attach {
@@ -390,6 +406,7 @@ proptest! {
             let outcome = execute(&store.view(), at(index), 0, 0, &txn.encode());
             store.write(&mut outcome.changes.into_iter());
             prop_assert_eq!(audit::audit(&store.view()), Ok(()), "{:?}", txn);
+            prop_assert_eq!(check::misfits(&store.view()), [], "{:?}", txn);
         }
     }
 
@@ -488,6 +505,11 @@ fn random_transactions_reach_every_kind_of_outcome() {
                 (Command::Write(WriteOp::SetData { .. }), Verdict::Executed(Err(ErrorCode::QuotaExceeded))) => {
                     "set: quota exceeded".to_owned()
                 }
+                (Command::LocalWrite { .. }, Verdict::Executed(Ok(_))) => "local".to_owned(),
+                (Command::LocalWrite { .. }, verdict @ (Verdict::Moved | Verdict::OutOfOrder | Verdict::Expired)) => {
+                    format!("local: {verdict:?}")
+                }
+                (Command::LocalWrite { .. }, Verdict::Repeated { .. }) => "local: repeated".to_owned(),
                 (_, Verdict::Executed(Err(error))) => error.to_string(),
                 (_, Verdict::Executed(Ok(Answer::MultiFailed { error, .. }))) => format!("multi: {error}"),
                 (_, Verdict::Repeated { result, .. }) => format!("repeated, kept: {}", result.is_some()),
@@ -518,6 +540,12 @@ fn random_transactions_reach_every_kind_of_outcome() {
         "quota exceeded",
         "set: quota exceeded",
         "session expired",
+        "ephemeral node on a local session",
+        "local",
+        "local: Moved",
+        "local: OutOfOrder",
+        "local: Expired",
+        "local: repeated",
         "version does not match",
         "multi: ACL is not valid",
         "multi: bad arguments",

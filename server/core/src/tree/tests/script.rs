@@ -15,7 +15,7 @@ use corral_proto::{Acl, CreateMode, ErrorCode, EventKind, Id, ServerId, SessionI
 use goldenscript::{Command as Line, Context};
 
 use crate::storage::memory::MemoryStore;
-use crate::tree::entry::{Command, Outcome, SessionEvent, Txn, Verdict};
+use crate::tree::entry::{Carrier, Command, Outcome, SessionEvent, Txn, Verdict};
 use crate::tree::execute::{execute, execute_skipped};
 use crate::tree::op::{Answer, Create, List, MultiOp, MultiReadOp, ReadOp, WriteOp};
 use crate::tree::record::Meta;
@@ -35,6 +35,8 @@ struct Story {
     zxid: Zxid,
     stamp_ms: i64,
     clients: BTreeMap<i64, Client>,
+    /// Attaches of the servers' carriers.
+    carriers: BTreeMap<ServerId, Zxid>,
 }
 
 type Failure = Box<dyn Error>;
@@ -52,7 +54,13 @@ impl goldenscript::Runner for Story {
 
 impl Story {
     fn new() -> Story {
-        Story { store: MemoryStore::new(), zxid: Zxid::new(1, 0), stamp_ms: 1000, clients: BTreeMap::new() }
+        Story {
+            store: MemoryStore::new(),
+            zxid: Zxid::new(1, 0),
+            stamp_ms: 1000,
+            clients: BTreeMap::new(),
+            carriers: BTreeMap::new(),
+        }
     }
 
     fn client(&mut self, session: i64) -> &mut Client {
@@ -72,6 +80,8 @@ impl Story {
         let server = ServerId(key("server").map_or(Ok(1), |it| it.parse())?);
         let timeout_ms: i32 = key("timeout").map_or(Ok(4000), |it| it.parse())?;
         let czxid: Option<u32> = key("czxid").map(|it| it.parse()).transpose()?;
+        // A write of a local session: its number on its server's carrier.
+        let local: Option<u64> = key("local").map(|it| it.parse()).transpose()?;
         let word = |index: usize| words.get(index).cloned().ok_or("a word is missing");
 
         let command = match name.as_str() {
@@ -107,6 +117,7 @@ impl Story {
                 Command::Reap { path: word(0)?, czxid }
             }
             // Sessions.
+            "open" => Command::OpenCarrier { server, nonce },
             "connect" => {
                 Command::CreateSession { timeout_ms, server, nonce, keeps_results: words.contains(&"grpc".to_owned()) }
             }
@@ -211,8 +222,15 @@ impl Story {
                 })
             }
         };
-        let txn = self.txn(session, command, n, attach, through);
-        self.finish(session, txn.encode(), false, out)
+        let Some(number) = local else {
+            let txn = self.txn(session, command, n, attach, through);
+            return self.finish(session, txn.encode(), false, out);
+        };
+        let known = self.carriers.get(&server).copied().unwrap_or_default();
+        let attach = attach.map_or(known, |counter| Zxid::new(self.zxid.epoch(), counter));
+        let txn = self.txn(session, command, n, Some(0), through);
+        let txn = Txn { attach: Zxid::ZERO, ..txn };
+        self.finish(session, Carrier { server, attach, n: number }.carry(&txn.encode()), false, out)
     }
 
     fn txn(&mut self, session: i64, command: Command, n: Option<u64>, attach: Option<u32>, through: u64) -> Txn {
@@ -241,6 +259,11 @@ impl Story {
         let outcome = run(&view, self.zxid, self.stamp_ms, 0, &payload);
         self.store.write(&mut outcome.changes.clone().into_iter());
         audit::audit(&self.store.view())?;
+        for event in &outcome.sessions {
+            if let SessionEvent::Carried { server, attach, .. } = event {
+                self.carriers.insert(*server, *attach);
+            }
+        }
         if matches!(outcome.verdict, Verdict::Executed(_)) {
             self.client(session).n += 1;
         }
@@ -286,6 +309,9 @@ impl Story {
             let _ = match event {
                 SessionEvent::Attached { session, attach, server, nonce, .. } => {
                     writeln!(out, "  @ session {} attached at {attach:?} to {server:?}, nonce {nonce}", session.0)
+                }
+                SessionEvent::Carried { server, nonce, attach, last_n } => {
+                    writeln!(out, "  @ {server:?} carries from {attach:?}, nonce {nonce}, last n {last_n}")
                 }
                 SessionEvent::Closed { session, expired } => {
                     writeln!(out, "  @ session {} {}", session.0, if *expired { "expired" } else { "closed" })
@@ -595,6 +621,7 @@ scripts! {
     hard_quotas_refuse,
     keeper_extensions_are_off_until_asked_for,
     keeper_lists_and_removals,
+    local_sessions_write_over_their_servers_carrier,
     grpc_results_are_kept_for_retries,
     malformed_entries_are_answered,
     multi_is_all_or_nothing,

@@ -171,6 +171,8 @@ pub struct Node {
     pub paused: bool,
     /// The folder was lost after this server took part, and it is not a member again yet.
     pub lost: bool,
+    /// Its store was changed behind its back.
+    pub rotten: bool,
     /// Folders so far: the number of the disk.
     folders: u64,
 }
@@ -376,7 +378,8 @@ impl Cluster {
             plan,
         };
         for id in 1..=cluster.plan.voters + cluster.plan.observers {
-            let node = Node { disk: Disk::default(), process: None, paused: false, lost: false, folders: 0 };
+            let node =
+                Node { disk: Disk::default(), process: None, paused: false, lost: false, rotten: false, folders: 0 };
             cluster.nodes.insert(id, node);
             cluster.new_folder(id);
         }
@@ -545,6 +548,30 @@ impl Cluster {
         node.lost = voter && (member || node.lost);
         let now = self.now_ms;
         self.note(|| format!("{now:>6} s{id} lost its folder"));
+        self.ghost.on_lost(id);
+        self.check_disk(id);
+    }
+
+    /// A tree becomes another than execution made it, without a sound.
+    pub fn rot(&mut self, id: Id) {
+        let node = self.node(id);
+        node.rotten = true;
+        node.disk.store.digest ^= id;
+        if let Some(process) = &mut node.process {
+            process.store.digest ^= id;
+        }
+    }
+
+    /// A server that found itself wrong ends; its next start sets log and store aside.
+    fn condemn(&mut self, id: Id) {
+        self.crash(id, Survives::Nothing);
+        let voter = self.is_voter(id);
+        let node = self.node(id);
+        let member = node.disk.identity.membership == Membership::Member;
+        node.rotten = false;
+        node.lost = voter && (member || node.lost);
+        let identity = Identity { membership: Membership::Amnesiac, ..node.disk.identity };
+        node.disk = Disk { identity, promise: node.disk.promise, ..Disk::default() };
         self.ghost.on_lost(id);
         self.check_disk(id);
     }
@@ -842,7 +869,9 @@ impl Cluster {
                     entries.iter().for_each(|entry| process.store.execute(entry));
                 }
                 let store = process.store;
-                self.ghost.on_executed(id, store);
+                if !self.nodes[&id].rotten {
+                    self.ghost.on_executed(id, store);
+                }
                 let flush = self.plan.flush_per_mille;
                 if self.rng.chance(flush) {
                     self.flush(id);
@@ -985,6 +1014,15 @@ impl Cluster {
         let mut out = Outputs::new();
         let process = self.node(id).process.as_mut().expect("a running server");
         process.zab.step(now, input, &mut out);
+        if self.nodes[&id].rotten
+            && let Some(fatal) = out.iter().find(|output| matches!(output, Output::Fatal(_)))
+        {
+            // As the loop does it: nothing that this server believes reaches anybody any more.
+            let line = format!("{:>6} s{id} -> {}", self.now_ms, show_output(fatal));
+            self.note(|| line);
+            self.condemn(id);
+            return;
+        }
         self.perform(id, out);
         self.check_step(id);
     }

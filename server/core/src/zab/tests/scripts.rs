@@ -5,7 +5,7 @@
 //!
 //! - `ensemble VOTERS [observers=N] [OPTION=N ...]`: fresh folders. Options are those of `apply_option`.
 //! - `start [ID ...]`, `crash ID ...`: power cuts lose whatever is not confirmed by the disk. `lose ID`: the folder of a
-//!   stopped server goes.
+//!   stopped server goes. `rot ID`: its tree is not what execution makes it any more.
 //! - `connect [A B]`, `cut A B`: streams; what is under way on a cut stream is lost. `isolate ID`, `silence A B` (nothing from
 //!   A reaches B), `heal` (no more of either).
 //! - `deliver A B [N]`: the next frames from A to B (all by default), with what they cause. `link=L` names one stream of
@@ -259,6 +259,7 @@ impl Runner for Script {
             }
             "crash" => numbers.iter().for_each(|id| self.cluster().crash(*id, Survives::Nothing)),
             "lose" => self.cluster().lose_folder(arg(0)?),
+            "rot" => self.cluster().rot(arg(0)?),
             "connect" if numbers.is_empty() => {
                 let ids = self.cluster().ids();
                 for (n, a) in ids.iter().enumerate() {
@@ -385,6 +386,8 @@ scripts! {
     crash_in_the_middle_of_bootstrap
     cut_off_leader_steps_down
     diff_from_disk
+    digests_differ_and_no_majority_agrees
+    digests_of_servers_that_do_not_vote_make_no_majority
     ensemble_of_one
     frames_of_a_stale_link_are_dropped
     handover

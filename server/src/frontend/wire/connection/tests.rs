@@ -122,11 +122,11 @@ impl Setup {
         let lane = self.lane.map(|refused| refused.map_or(Ok(script), Err));
         let door = ScriptDoor { lane: Mutex::new(lane), asked: asked_in };
         let stats = FrontendStats::new();
-        let registration = stats.register(remote());
+        let registration = stats.register(remote(), false);
         let options = self.options;
         let task = tokio::spawn(async move {
             let (reader, writer) = tokio::io::split(server);
-            let peer = Peer { remote: remote(), identities: Vec::new() };
+            let peer = Peer { remote: remote(), secure: false, identities: Vec::new() };
             serve(reader, writer, BytesMut::new(), peer, &door, &options, &registration).await
         });
         Rig { stream, buffer: BytesMut::new(), batches, replies, asked, stats, task }
