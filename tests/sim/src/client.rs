@@ -255,6 +255,7 @@ impl Client {
             of_kind.map(|(path, _)| path.clone()).collect::<Vec<_>>()
         };
         Some(SetWatches {
+            replay: false,
             relative_zxid: self.replied,
             data: of(Sort::Data),
             exist: of(Sort::Exist),
