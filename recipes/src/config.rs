@@ -179,18 +179,15 @@ pub(crate) async fn read(client: &Client, root: &str) -> Result<Snapshot, Error>
         let mut found = BTreeSet::from([root.to_owned()]);
         let (mut zxid, mut values) = (client.last_zxid(), BTreeMap::new());
         for (path, pair) in known.iter().zip(results.chunks(2)) {
-            match pair {
-                [Ok(ReadResult::Node(node)), Ok(ReadResult::Children(children))] => {
-                    zxid = node.zxid;
-                    let modified = Zxid::from_i64(node.stat.mzxid);
-                    let value = ConfigValue { data: node.data.clone(), version: node.stat.version, modified };
-                    let below = path[root.len()..].trim_start_matches('/').to_owned();
-                    values.insert(below, value);
-                    found.insert(path.clone());
-                    found.extend(children.iter().map(|name| paths::join(path, name)));
-                }
-                // Not there, or not ours to read.
-                _ => {}
+            // Anything else is not there, or not ours to read.
+            if let [Ok(ReadResult::Node(node)), Ok(ReadResult::Children(children))] = pair {
+                zxid = node.zxid;
+                let modified = Zxid::from_i64(node.stat.mzxid);
+                let value = ConfigValue { data: node.data.clone(), version: node.stat.version, modified };
+                let below = path[root.len()..].trim_start_matches('/').to_owned();
+                values.insert(below, value);
+                found.insert(path.clone());
+                found.extend(children.iter().map(|name| paths::join(path, name)));
             }
         }
         // What was guessed and is not there is no part of the state; what is there and was not guessed is missing.

@@ -127,6 +127,8 @@ fn form(line: &str) -> String {
             out += "lop=OP";
             // See `last-operation`.
             rest = after.trim_start_matches(|c: char| c.is_ascii_alphabetic());
+        } else if let Some(after) = rest.strip_prefix(",lcxid=0x") {
+            rest = after.trim_start_matches(|c: char| c.is_ascii_hexdigit());
         } else if let Some(after) = rest.strip_prefix("0x") {
             out += "0xN";
             rest = after.trim_start_matches(|c: char| c.is_ascii_hexdigit());

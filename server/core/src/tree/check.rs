@@ -11,7 +11,7 @@ use corral_proto::{SessionId, path};
 
 use super::entry::Settings;
 use super::execute::{RESULT_BYTES_MAX, RESULTS_MAX};
-use super::record::{Meta, NodeRec, Owner, SessionRow, Stored, decode_result};
+use super::record::{CarrierRow, Meta, NodeRec, Owner, SessionRow, Stored, decode_result};
 use super::{Cf, TreeView, acl, key, quota};
 
 /// After every key: they begin with a slash, NUL, or a letter.
@@ -320,6 +320,11 @@ impl<R: Rows> Check<'_, R> {
                             let before = kept.replace(fresh);
                             check.kept(before)?;
                         }
+                    }
+                }
+                Some(b'l') => {
+                    if key::carrier_of(key).is_none() || CarrierRow::decode(value).is_none() {
+                        check.say(format!("row {key:02x?}"), "the carrier of a server's local sessions, and malformed");
                     }
                 }
                 Some(b's') => {

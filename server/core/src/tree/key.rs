@@ -79,6 +79,12 @@ pub fn carrier(server: ServerId) -> Bytes {
     Bytes::from(tagged(b'l', SessionId(server.0 as i64), &[]))
 }
 
+/// The server of a carrier's key.
+pub fn carrier_of(key: &[u8]) -> Option<ServerId> {
+    let id = key.strip_prefix(b"l")?;
+    Some(ServerId(u64::from_be_bytes(id.try_into().ok()?)))
+}
+
 /// Range of the rows of all carriers.
 pub const CARRIERS: (&[u8], &[u8]) = (b"l", b"m");
 

@@ -442,7 +442,7 @@ async fn a_link_can_be_closed_for_breaking_a_rule() {
 async fn a_stranger_without_a_hello_gets_nothing() {
     let (listener1, addr1) = listener().await;
     let mut one = start(options(1, &[(2, "127.0.0.1:1".into())]), listener1);
-    let mut client = PeerClient::new(connect(&addr1, WAIT).await.unwrap());
+    let mut client = PeerClient::new(connect(&addr1, WAIT, (KEEP_ALIVE_INTERVAL, KEEP_ALIVE_TIMEOUT)).await.unwrap());
     let frame = Frame { body: Some(frame::Body::Messages(Bytes::from_static(b"let me in"))) };
     let status = client.link(stream::iter([frame])).await.unwrap_err();
     assert_eq!(status.message(), "the first frame is no hello");

@@ -386,6 +386,7 @@ scripts! {
     crash_in_the_middle_of_bootstrap
     cut_off_leader_steps_down
     diff_from_disk
+    digests_differ_and_a_majority_is_right
     digests_differ_and_no_majority_agrees
     digests_of_servers_that_do_not_vote_make_no_majority
     ensemble_of_one
