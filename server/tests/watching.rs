@@ -120,7 +120,8 @@ async fn follow(client: Client, from: Zxid, last: tokio::sync::watch::Receiver<O
         let mut at_end = last.clone();
         let item = tokio::select! {
             item = feed.next() => item.expect("the session lasts"),
-            reached = at_end.wait_for(|last| last.is_some()) => {
+            // Copied: what `wait_for` gives holds a lock.
+            reached = async { at_end.wait_for(|last| last.is_some()).await.map(|last| *last) } => {
                 let last = reached.expect("the test lasts").expect("waited for");
                 if bookmarks.last().is_some_and(|(zxid, _)| *zxid >= last) {
                     return bookmarks;
