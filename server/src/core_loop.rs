@@ -17,7 +17,7 @@ use corral_core::tree::entry::Txn;
 use corral_core::zab::codec::{self, Encoded, decode_frame};
 use corral_core::zab::io::{Input, LogOp, Membership, Now, Output, Phase, Relation, Role, SnapshotMeta, Status};
 use corral_core::zab::message::{Message, SyncPlan};
-use corral_proto::{ServerId, Zxid};
+use corral_proto::{ServerId, SessionId, Zxid};
 use tokio::sync::mpsc;
 use tracing::{debug, error, info, warn};
 
@@ -336,6 +336,9 @@ impl CoreLoop {
                 Output::FetchSnapshot { request, leader, snapshot } => {
                     info!(%leader, zxid = %snapshot.position.zxid, bytes = snapshot.bytes, "fetching a snapshot");
                     self.turn.apply.push(ApplyCommand::ResetClients);
+                    // Before anything that is handed in from here on: what was lost may not be followed by its successors.
+                    let below = self.end_locals();
+                    self.turn.again.push(MemberInput::LocalsEnd { below });
                     (self.outlets.fetch)(request, leader, snapshot);
                 }
                 Output::OpenSnapshot(snapshot) => self.turn.apply.push(ApplyCommand::OpenSnapshot(snapshot)),
@@ -437,14 +440,17 @@ impl CoreLoop {
             self.expire_local(now);
             return;
         };
-        let options = &self.node.options;
-        if !self.told && now.mono_ms.saturating_sub(lost_ms) > options.sync_timeout_ms {
+        let sync_timeout_ms = self.node.options.sync_timeout_ms;
+        if !self.told && now.mono_ms.saturating_sub(lost_ms) > sync_timeout_ms {
             // P33: reads went on from the published state for that long, and no longer.
             self.told = true;
             self.node.set_quorumless();
             let connections = self.node.shared.lanes.close_all(CloseReason::NoQuorum);
+            // Nobody may say of a local session that it is over while its writes wait for another leader.
+            let below = self.end_locals();
+            self.step(now, MemberInput::LocalsEnd { below });
             if connections > 0 {
-                warn!(connections, "no quorum for {} ms: closed the connections", options.sync_timeout_ms);
+                warn!(connections, "no quorum for {sync_timeout_ms} ms: closed the connections");
             }
         }
         if now.mono_ms >= self.next_waiting_log_ms {
@@ -454,6 +460,13 @@ impl CoreLoop {
                 warn!("no quorum: {}", status.waiting_for);
             }
         }
+    }
+
+    /// Ends all local sessions. Where the ids of later ones begin.
+    fn end_locals(&self) -> SessionId {
+        let mut local = self.node.shared.local.lock();
+        local.clear();
+        self.node.draw_session_id()
     }
 
     /// Ends local sessions whose clients were not heard. Nobody else has to be asked: nobody else knows them.

@@ -43,6 +43,12 @@ pub enum MemberInput {
     /// Nobody waits for this handshake any more: it is not offered to another leader. What was offered already may
     /// still be executed.
     Withdraw(Key),
+    /// All local sessions of this server below this id are over, and their clients are told so: what they handed in and
+    /// nobody has yet is not offered to a leader any more (P29).
+    LocalsEnd {
+        /// Where the ids of later ones begin.
+        below: SessionId,
+    },
     /// Clients of this server were heard.
     Touched(Vec<SessionId>),
     /// The store executed a batch.
@@ -155,6 +161,10 @@ impl Member {
                 }
                 self.offer(now, out);
             }
+            MemberInput::LocalsEnd { below } => {
+                self.outbox.forget_local();
+                self.carrier.end_below(below);
+            }
             MemberInput::Withdraw(key) => {
                 self.outbox.resolve(&key);
                 self.offer(now, out);
@@ -210,7 +220,7 @@ impl Member {
             Key::Local { .. } => match self.carrier.push(key, payload) {
                 Carried::Numbered(payload) => payload,
                 Carried::Open(nonce) => return self.open_carrier(nonce),
-                Carried::Waits => return,
+                Carried::Waits | Carried::TooLate => return,
             },
             Key::Request { .. } | Key::Handshake { .. } | Key::Carrier { .. } => payload,
         };

@@ -46,6 +46,8 @@ pub const OUTSTANDING_PER_CONNECTION: usize = 2_000;
 
 /// Times a server draws another session id when the one it drew is taken.
 const SESSION_ID_DRAWS: usize = 16;
+/// A local write grows by at most so much when it gets its place: four numbers with their tags.
+const CARRIER_BYTES: usize = 64;
 
 /// What a port knows of a client before it said a word of its protocol.
 #[derive(Clone, Debug)]
@@ -223,7 +225,10 @@ impl Frontend {
             if !password::is_session_password(&key, request.session, &request.password) {
                 return Err(ConnectRefused::Expired);
             }
-            if let Some(connection) = self.reattach_local(&request, timeout_ms, &key).await? {
+            // A local session's writes are numbered here: whoever numbers them himself, and sends them again, has none.
+            if request.protocol == Protocol::Wire
+                && let Some(connection) = self.reattach_local(&request, timeout_ms, &key).await?
+            {
                 return Ok(connection);
             }
             return match self.handshake(&request, request.session, timeout_ms).await? {
@@ -268,12 +273,21 @@ impl Frontend {
     /// A new session of this server alone (wire 8.7): no entry, no other server.
     fn open_local(&self, request: &ConnectRequest, timeout_ms: i32, key: &[u8]) -> Result<Connection, ConnectRefused> {
         let node = &self.node;
-        let session = node.draw_session_id();
-        let (lane, signals) = self.lane(request, session);
+        let published = node.shared.published();
         let now_ms = node.clock.now().mono_ms;
-        if !node.shared.local.lock().open(now_ms, session, timeout_ms, lane.id) {
-            return Err(ConnectRefused::NotServing);
-        }
+        let (lane, signals, session) = {
+            // Drawn under the lock: where all local sessions are ended, those that come later have larger ids.
+            let mut local = node.shared.local.lock();
+            let mut draws = (0..SESSION_ID_DRAWS).map(|_| node.draw_session_id());
+            // A clock that was set back may draw what a session of the ensemble has.
+            let free = draws.find(|id| read::session(&published.view, *id).is_none());
+            let session = free.ok_or(ConnectRefused::NotServing)?;
+            let (lane, signals) = self.lane(request, session);
+            if !local.open(now_ms, session, timeout_ms, lane.id) {
+                return Err(ConnectRefused::NotServing);
+            }
+            (lane, signals, session)
+        };
         lane.finish_handshake(Handshake::Attached { attach: Zxid::ZERO, timeout_ms, last_n: 0 });
         node.shared.attach_local(&lane);
         let attached = Attached { lane, signals, attach: Zxid::ZERO, timeout_ms, last_n: 0, read_only: false };
@@ -301,7 +315,8 @@ impl Frontend {
         match timeout(patience, settled(node, &lane, &signals)).await {
             Ok(true) => {}
             // It ended meanwhile, or it was taken up again, or became known to all.
-            Ok(false) if !node.shared.local.lock().contains(session) => return Err(ConnectRefused::Expired),
+            // If the ensemble knows it now, the log says so.
+            Ok(false) if !node.shared.local.lock().contains(session) => return Ok(None),
             Ok(false) | Err(_) => return Err(ConnectRefused::NotServing),
         }
         attaching.lane = None;
@@ -642,7 +657,7 @@ impl Connection {
         let ids = self.ids.lock().as_ref().clone();
         let command = Command::Write(op);
         let txn = Txn { session, attach: Zxid::ZERO, n, answered_through: 0, ids, command }.encode();
-        if txn.len() > self.node.options.txn_bytes_max {
+        if txn.len() + CARRIER_BYTES > self.node.options.txn_bytes_max {
             self.node.shared.local.lock().unnumber(session);
             return Some(Step::Answer(Err(ErrorCode::BadArguments)));
         }

@@ -558,6 +558,11 @@ fn old_copy(whose: ServerId, claim: &Claim, witness: ServerId, known: &Known) ->
         );
         return Some((reason, seen.start_count));
     }
+    // Its starts go on from the highest that anybody saw, whatever it remembers: a promise is named by the start, too.
+    if let Some(disk) = known.superseded.iter().find(|d| d.instance == instance && d.start_count > start_count) {
+        let reason = format!("{begin}: server {witness} has seen start {} of it, and a later disk", disk.start_count);
+        return Some((reason, disk.start_count));
+    }
     // Nobody counts on what never knew anything, or does not know it any more.
     if standing.memory != Memory::Whole {
         return None;

@@ -265,9 +265,10 @@ impl Ensemble {
     /// Whether the process of a server ended by itself.
     pub fn has_ended(&self, id: u64) -> bool {
         let pid = self.members[&id].process.as_ref().map(rustix::process::Pid::from_child);
-        // A child that nobody waited for yet is a zombie: it still has a number, and no command line.
+        // A child that nobody waited for yet is a zombie: its state follows its name, which stands in parentheses.
         pid.is_none_or(|pid| {
-            fs::read(format!("/proc/{}/cmdline", pid.as_raw_nonzero())).is_ok_and(|line| line.is_empty())
+            let stat = fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero())).unwrap_or_default();
+            stat.rsplit_once(')').is_none_or(|(_, rest)| rest.trim_start().starts_with('Z'))
         })
     }
 

@@ -7,7 +7,7 @@
 //! start makes void what the former one left on its way (P29).
 
 use bytes::Bytes;
-use corral_proto::{ServerId, Zxid};
+use corral_proto::{ServerId, SessionId, Zxid};
 
 use super::outbox::Key;
 use crate::tree::entry::Carrier;
@@ -35,6 +35,8 @@ pub enum Carried {
     Open(u64),
     /// It waits for the carrier.
     Waits,
+    /// Its session is over.
+    TooLate,
 }
 
 /// The numbering of one server's local writes.
@@ -43,12 +45,14 @@ pub struct CarrierQueue {
     server: ServerId,
     next_nonce: u64,
     state: State,
+    /// Sessions below it are over, and their writes come too late.
+    floor: SessionId,
 }
 
 impl CarrierQueue {
     /// Of this server; `seed` differs from start to start.
     pub fn new(server: ServerId, seed: u64) -> CarrierQueue {
-        CarrierQueue { server, next_nonce: seed, state: State::Closed }
+        CarrierQueue { server, next_nonce: seed, state: State::Closed, floor: SessionId::NONE }
     }
 
     /// Whose it is.
@@ -58,6 +62,9 @@ impl CarrierQueue {
 
     /// Takes a local session's write, encoded as an ordinary one.
     pub fn push(&mut self, key: Key, write: Bytes) -> Carried {
+        if matches!(key, Key::Local { session, .. } if session < self.floor) {
+            return Carried::TooLate;
+        }
         match &mut self.state {
             State::Open { attach, last_n, .. } => {
                 *last_n += 1;
@@ -122,6 +129,12 @@ impl CarrierQueue {
         self.len() == 0
     }
 
+    /// All sessions below this id are over: nothing of theirs gets a place any more. What has one may still be executed.
+    pub fn end_below(&mut self, floor: SessionId) {
+        self.floor = self.floor.max(floor);
+        self.state = State::Closed;
+    }
+
     /// The state of this server is being replaced: what was numbered may be executed or not, and nobody waits for it.
     pub fn clear(&mut self) {
         self.state = State::Closed;
@@ -130,8 +143,6 @@ impl CarrierQueue {
 
 #[cfg(test)]
 mod tests {
-    use corral_proto::SessionId;
-
     use super::*;
     use crate::tree::entry::{Command, Txn};
     use crate::tree::op::WriteOp;
@@ -156,6 +167,17 @@ mod tests {
             Command::LocalWrite { carrier, .. } => (carrier.attach, carrier.n, txn.n),
             other => panic!("{other:?}"),
         }
+    }
+
+    #[test]
+    fn what_sessions_that_are_over_hand_in_late_gets_no_place() {
+        let mut queue = CarrierQueue::new(ME, 70);
+        assert_eq!(queue.push(key(1), write(1)), Carried::Open(70));
+        queue.end_below(SessionId(10));
+        assert_eq!(queue.on_carried(ME, 70, Zxid::new(1, 5), 0), Ok(vec![]), "nothing waits any more");
+        assert_eq!(queue.push(key(2), write(2)), Carried::TooLate, "it was on its way while its session ended");
+        let younger = Key::Local { session: SessionId(10), n: 1 };
+        assert_eq!(queue.push(younger, write(1)), Carried::Open(71));
     }
 
     #[test]

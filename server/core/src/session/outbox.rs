@@ -160,6 +160,15 @@ impl Outbox {
         self.places.is_empty()
     }
 
+    /// Forgets the writes of local sessions, whose sessions are over. What was offered already may still be executed.
+    pub fn forget_local(&mut self) {
+        let is_local = |key: &&Key| matches!(key, Key::Local { .. } | Key::Carrier { .. });
+        let local: Vec<Key> = self.places.keys().filter(is_local).copied().collect();
+        for key in local {
+            self.resolve(&key);
+        }
+    }
+
     /// Forgets everything: the state of this server is being replaced, its connections are closed.
     pub fn clear(&mut self) {
         self.first += self.writes.len() as u64;

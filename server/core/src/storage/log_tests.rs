@@ -598,14 +598,16 @@ fn every_byte_prefix_of_the_last_segment(writes: u64) {
 fn every_byte_prefix_of_an_older_segment_is_damage_unless_it_loses_only_the_mark_at_its_end() {
     let (device, ends) = small_log(8);
     let first = segments(&device).remove(0);
-    let (mark, used, head) = frames(&device, &first).pop().unwrap();
+    let mut frames = frames(&device, &first);
+    let (_, used, head) = frames.pop().unwrap();
     assert!(head.followed, "it says that the next one was begun");
+    let (_, data_end, _) = frames.pop().unwrap();
     let mut changed = device.content(&first).unwrap().len();
     for prefix in (0..used).rev() {
         device.rot(&first, prefix as u64, |bytes| bytes.fill(0), changed - prefix);
         changed = prefix + 1;
         let verdict = scan(&device, OWNER, Position::default());
-        if prefix >= mark {
+        if prefix >= data_end {
             // The next one is there, and names the end of this one: nothing is missing.
             assert_eq!(verdict.unwrap().index.end, *ends.last().unwrap(), "prefix {prefix}");
             continue;

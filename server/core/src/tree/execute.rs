@@ -227,7 +227,7 @@ impl<V: TreeView> Exec<'_, V> {
     /// results. Requests of no session always run.
     fn in_session(&mut self, place: Place, run: impl FnOnce(&mut Self) -> Result<Answer, ErrorCode>) -> Verdict {
         if let Some(carrier) = place.carrier {
-            return self.in_carrier(carrier, run);
+            return self.in_carrier(carrier, place.session, run);
         }
         if place.session == SessionId::NONE {
             return Verdict::Executed(run(self));
@@ -252,7 +252,12 @@ impl<V: TreeView> Exec<'_, V> {
     }
 
     /// Runs a local session's request if it is the next of its server's.
-    fn in_carrier(&mut self, carrier: Carrier, run: impl FnOnce(&mut Self) -> Result<Answer, ErrorCode>) -> Verdict {
+    fn in_carrier(
+        &mut self,
+        carrier: Carrier,
+        session: SessionId,
+        run: impl FnOnce(&mut Self) -> Result<Answer, ErrorCode>,
+    ) -> Verdict {
         let key = key::carrier(carrier.server);
         let Some(mut row) = self.carrier_row(&key) else { return Verdict::Expired };
         if row.attach != carrier.attach {
@@ -264,7 +269,9 @@ impl<V: TreeView> Exec<'_, V> {
         if carrier.n - row.last_n > 1 {
             return Verdict::OutOfOrder;
         }
-        let result = run(self);
+        // One that became known to all meanwhile writes under its attach, and only there (P29). The place is used up.
+        let known = self.session_row(&key::session(session)).is_some();
+        let result = if known { Err(ErrorCode::SessionMoved) } else { run(self) };
         row.last_n = carrier.n;
         self.view.put(Cf::Aux, key, Some(row.encode()));
         Verdict::Executed(result)

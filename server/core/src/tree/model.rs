@@ -257,7 +257,10 @@ impl Model {
                     Verdict::Repeated { zxid: corral_proto::Zxid::ZERO, result: None }
                 }
                 Some(_) => {
-                    let result = self.write(op, if session == 0 { 0 } else { LOCAL }, &txn.ids);
+                    let result = match self.sessions.contains_key(&session) {
+                        true => Err(ErrorCode::SessionMoved),
+                        false => self.write(op, if session == 0 { 0 } else { LOCAL }, &txn.ids),
+                    };
                     self.carriers.entry(carrier.server.0).or_default().2 += 1;
                     Verdict::Executed(result)
                 }

@@ -402,6 +402,8 @@ impl Zab {
     }
 
     fn on_snapshot_opened(&mut self, position: Position) {
+        // What the tree of before was is not said of the one that is read from now on (P35).
+        self.digests.clear();
         if self.installing.is_some_and(|meta| meta.position == position) {
             self.installing = None;
             self.handed = position.zxid;

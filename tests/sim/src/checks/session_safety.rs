@@ -9,7 +9,7 @@ use corral_core::zab::message::Message;
 use corral_proto::{ServerId, SessionId};
 
 use super::{Check, Ghost, ensure};
-use crate::schedule::Micros;
+use crate::schedule::{MS, Micros};
 
 /// A leader's process in one of its epochs.
 type Leadership = (u64, u32);
@@ -59,7 +59,8 @@ impl Rounds {
         let leadership = (process, status.epoch);
         // Whoever was never heard of has a full timeout from the beginning of the leadership.
         let begun = self.pings.get(&leadership).and_then(|pings| pings.values().next()).copied();
-        let deadline = heard.max(begun).unwrap_or_default() + timeout;
+        // Servers count whole milliseconds.
+        let deadline = heard.max(begun).unwrap_or_default() / MS * MS + timeout;
         let answered = |server: ServerId| self.asked(leadership, server).is_some_and(|asked| asked >= deadline);
         let own = 1;
         let others = ghost.servers().filter(|(id, s)| s.voter && answered(*id)).count();
@@ -67,14 +68,14 @@ impl Rounds {
             own + others >= ghost.majority(),
             NAME,
             "process {process} ends {session:?}, which was due at {} ms; {others} others were asked since",
-            deadline / 1000
+            deadline / MS
         );
         let holder = status.learners.iter().find(|(id, _, up_to_date)| *up_to_date && Some(*id) == holder);
         ensure!(
             holder.is_none_or(|(id, ..)| answered(*id)),
             NAME,
             "process {process} ends {session:?}, which was due at {} ms; {holder:?}, which holds it, was not asked since",
-            deadline / 1000
+            deadline / MS
         );
         Ok(())
     }
