@@ -168,6 +168,18 @@ impl Feeds {
         Some(self.again(id, position))
     }
 
+    /// The connection is gone, and its names with it.
+    pub(crate) fn disconnected(&mut self) {
+        for followed in self.followed.values_mut() {
+            if let State::Open { confirmed, .. } = &mut followed.state {
+                *confirmed = false;
+            }
+        }
+        // Who is opening keeps its name: its request is sent again as it was.
+        let followed = &self.followed;
+        self.by_name.retain(|_, id| followed.get(id).is_some_and(|followed| followed.state == State::Opening));
+    }
+
     /// The requests with which a new connection begins.
     pub(crate) fn set_again(&mut self) -> Vec<Op> {
         let open = self.followed.iter().filter_map(|(id, followed)| match followed.state {
@@ -175,9 +187,7 @@ impl Feeds {
             _ => None,
         });
         let open: Vec<(WatchId, Zxid)> = open.collect();
-        // Who is opening keeps its name: its request is sent again as it was.
-        let followed = &self.followed;
-        self.by_name.retain(|_, id| followed.get(id).is_some_and(|followed| followed.state == State::Opening));
+        self.disconnected();
         open.into_iter().map(|(id, position)| self.again(id, position)).collect()
     }
 

@@ -620,6 +620,7 @@ impl<T> Session<T> {
             return;
         }
         self.phase = Phase::Suspended;
+        self.feeds.disconnected();
         self.rearming = 0;
         self.ping_due = false;
         self.sent_bytes = 0;

@@ -432,6 +432,7 @@ fn watches_are_set_again_before_anything_else_as_of_the_last_state_seen() {
     assert_eq!(script.answer_ok(6, 31, stat()), ["caller 6: create ok"]);
     script.cut();
     assert_eq!(script.changes(4, 32), [""; 0], "it came too late");
+    assert_eq!(script.bookmark(0, 32), [""; 0], "and so did this");
     script.connect(1).unwrap();
     let again = [
         r#"12: set watches since 0:31 [[], ["/b"], ["/a"]]"#,
