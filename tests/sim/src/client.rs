@@ -75,7 +75,10 @@ pub enum Call {
     /// The change feed, from a position.
     Subscribe,
     /// All znodes, after a gap.
-    ReadAll,
+    ReadAll {
+        /// Which time the follower asks.
+        round: u64,
+    },
     /// The last read of all, when everything is at rest: what it shows, every watch has told.
     Last,
 }

@@ -56,7 +56,13 @@ pub struct Follower {
     map: BTreeMap<String, Held>,
     /// After a gap: the znodes are being read again, and what comes meanwhile waits.
     reading: Option<Vec<(Zxid, Events)>>,
-    /// The map was read at this zxid: what is not newer is in it.
+    /// Which time that is: what was asked for before is of no use any more.
+    round: u64,
+    /// The pages of this time.
+    pages: BTreeMap<String, (Zxid, Held)>,
+    /// When each znode was read, until something newer is told of it: what is not newer is in the map.
+    read: BTreeMap<String, Zxid>,
+    /// The last page was read at this zxid: the map is a state again at bookmarks from here on.
     read_at: Zxid,
 }
 
@@ -67,10 +73,12 @@ pub fn is_kept(path: &str) -> bool {
 
 impl Follower {
     fn apply(&mut self, zxid: Zxid, events: Events) {
-        if zxid <= self.read_at {
-            return;
-        }
         for (kind, path, held) in events.into_iter().filter(|(_, path, _)| is_kept(path)) {
+            match self.read.get(&path) {
+                Some(read) if *read >= zxid => continue,
+                Some(_) => drop(self.read.remove(&path)),
+                None => {}
+            }
             match (kind, held) {
                 (EventKind::NodeDeleted, _) => drop(self.map.remove(&path)),
                 (_, Some(held)) => drop(self.map.insert(path, held)),
@@ -94,33 +102,48 @@ impl World {
         self.trace.reached("follower subscribed");
         self.client_sends(index, request, Call::Subscribe, Zxid::ZERO, None);
         if interrupted {
-            self.follower_reads(index, after);
+            self.follower_reads_again(index, after);
         }
     }
 
-    fn follower_reads(&mut self, index: usize, at_least: Zxid) {
-        let op =
-            ReadOp::Subtree { path: "/".to_owned(), depth: Depth::Subtree, after: String::new(), newer_than: None };
-        let consistency = Consistency::AtLeast(at_least);
-        let request = ClientRequest::Read { op, watch: false, consistency };
-        self.client_sends(index, request, Call::ReadAll, Zxid::ZERO, None);
+    fn follower_reads_again(&mut self, index: usize, at_least: Zxid) {
+        let Some(follower) = &mut self.clients[index].follower else { return };
+        follower.round += 1;
+        follower.pages.clear();
+        follower.read_at = Zxid::ZERO;
+        let round = follower.round;
+        self.follower_reads(index, round, String::new(), at_least);
     }
 
-    /// All znodes were read again, after a gap.
-    pub(crate) fn follower_has_read(&mut self, index: usize, zxid: Zxid, answer: Answer) -> Check {
+    fn follower_reads(&mut self, index: usize, round: u64, after: String, at_least: Zxid) {
+        let op = ReadOp::Subtree { path: "/".to_owned(), depth: Depth::Subtree, after, newer_than: None };
+        let consistency = Consistency::AtLeast(at_least);
+        let request = ClientRequest::Read { op, watch: false, consistency };
+        self.client_sends(index, request, Call::ReadAll { round }, Zxid::ZERO, None);
+    }
+
+    /// A page of all znodes was read again, after a gap.
+    pub(crate) fn follower_has_read(&mut self, index: usize, round: u64, zxid: Zxid, answer: Answer) -> Check {
         const NAME: &str = "the change feed";
         let Answer::Subtree { nodes, next } = answer else {
             ensure!(false, NAME, "follower {index} asked for the tree and got {answer:?}");
             return Ok(());
         };
-        ensure!(next.is_none(), NAME, "the tree of a simulation fits into one page");
         let Some(follower) = &mut self.clients[index].follower else { return Ok(()) };
-        follower.map = nodes
-            .into_iter()
-            .filter(|node| is_kept(&node.path))
-            .map(|SubtreeNode { path, stat, data, .. }| (path, Held::new(data, &stat)))
-            .collect();
-        follower.read_at = zxid;
+        if round != follower.round {
+            return Ok(());
+        }
+        let kept = nodes.into_iter().filter(|node| is_kept(&node.path));
+        follower.pages.extend(kept.map(|SubtreeNode { path, stat, data, .. }| (path, (zxid, Held::new(data, &stat)))));
+        follower.read_at = follower.read_at.max(zxid);
+        if let Some(next) = next {
+            self.trace.reached("follower read a page");
+            self.follower_reads(index, round, next, zxid);
+            return Ok(());
+        }
+        let pages = std::mem::take(&mut follower.pages);
+        follower.read = pages.iter().map(|(path, (zxid, _))| (path.clone(), *zxid)).collect();
+        follower.map = pages.into_iter().map(|(path, (_, held))| (path, held)).collect();
         for (zxid, events) in follower.reading.take().unwrap_or_default() {
             follower.apply(zxid, events);
         }
@@ -179,7 +202,7 @@ impl World {
                 follower.reading = Some(Vec::new());
                 self.history.on_feed_gap(index, resync);
                 self.trace.reached("follower told of a gap");
-                self.follower_reads(index, resync);
+                self.follower_reads_again(index, resync);
             }
         }
         Ok(())

@@ -729,8 +729,8 @@ impl World {
             Call::Subscribe => {
                 ensure!(result.is_ok(), "the change feed", "follower {index} may not subscribe: {result:?}");
             }
-            Call::ReadAll => match result {
-                Ok(answer) => return self.follower_has_read(index, zxid, answer),
+            Call::ReadAll { round } => match result {
+                Ok(answer) => return self.follower_has_read(index, round, zxid, answer),
                 Err(error) => ensure!(false, "the change feed", "follower {index} may not read: {error:?}"),
             },
         }

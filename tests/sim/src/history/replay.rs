@@ -257,12 +257,19 @@ impl<'h> Replay<'h> {
 
 /// The znodes that a follower keeps.
 fn held_by(view: &impl TreeView) -> BTreeMap<String, Held> {
-    let op = ReadOp::Subtree { path: "/".to_owned(), depth: Depth::Subtree, after: String::new(), newer_than: None };
-    let Ok(Answer::Subtree { nodes, .. }) = read::read(view, &op, SessionId::NONE, &client_ids()) else {
-        return BTreeMap::new();
-    };
-    let kept = nodes.into_iter().filter(|node| is_kept(&node.path));
-    kept.map(|node| (node.path, Held::new(node.data, &node.stat))).collect()
+    let (mut held, mut after) = (BTreeMap::new(), String::new());
+    loop {
+        let op = ReadOp::Subtree { path: "/".to_owned(), depth: Depth::Subtree, after, newer_than: None };
+        let Ok(Answer::Subtree { nodes, next }) = read::read(view, &op, SessionId::NONE, &client_ids()) else {
+            return BTreeMap::new();
+        };
+        let kept = nodes.into_iter().filter(|node| is_kept(&node.path));
+        held.extend(kept.map(|node| (node.path, Held::new(node.data, &node.stat))));
+        match next {
+            Some(next) => after = next,
+            None => return held,
+        }
+    }
 }
 
 /// Between two gaps a follower is told of everything, once and in order.
