@@ -152,6 +152,8 @@ const PURE: &[&str] = &[
     "server/src/frontend/wire/four_letter.rs",
     "server/src/frontend/wire/request.rs",
     "server/src/frontend/wire/response.rs",
+    "client/src/cache/view.rs",
+    "client/src/feeds.rs",
     "client/src/hosts.rs",
     "client/src/session.rs",
     "client/src/watches.rs",

@@ -5,18 +5,19 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use corral_proto::{Acl, ErrorCode, Id, ServerId, SessionId, Stat, WatchKind, Zxid, path as paths};
+use corral_proto::{Acl, ErrorCode, Id, ServerId, SessionId, Stat, Zxid, path as paths};
 
 use crate::config::Builder;
 use crate::error::{Error, MultiError};
+use crate::feeds::WatchMode;
 use crate::lease::{Lease, SessionEvents, SessionState};
 use crate::op::{
     ANY_VERSION, Answer, Consistency, CreateOptions, Created, Data, MultiOp, Node, Op, OpResult, ReadRequest,
-    ReadResult, Transaction,
+    ReadResult, SubtreePage, Transaction,
 };
 use crate::response::{Call, Response};
 use crate::shared::{Handle, Shared};
-use crate::watcher::{OneshotWatch, WatchMode, Watcher};
+use crate::watcher::{Feed, FeedOptions, OneshotWatch, Watcher};
 
 /// A session with an ensemble. Cheap to clone; all clones are the same session.
 ///
@@ -215,23 +216,109 @@ impl Client {
         self.on_path("sync", path, |path| Op::Sync { path }, done)
     }
 
-    /// A watch that goes on until it is dropped: on one znode and its list of children, or on a whole subtree. The znode
-    /// need not exist.
+    /// A watch that goes on until it is dropped, from the state on that answers: on one znode and its list of children, on a
+    /// znode and its children, or on a whole subtree. The znode need not exist. It misses nothing over reconnects: see
+    /// [`Watcher`].
     ///
     /// # Errors
-    /// Those that end the session.
+    /// `QuotaExceeded` with more than 10,000 of them in one session; those that end the session.
     pub fn watch(&self, path: &str, mode: WatchMode) -> Response<Watcher> {
+        self.subscribe(path, mode.into(), |mut call, op, zxid, answer| match answer {
+            Answer::Done => Ok(Watcher::new(call.take_feed(op, zxid))),
+            other => Err(call.unexpected(&other)),
+        })
+    }
+
+    /// As [`watch`](Client::watch), from behind a zxid: of a read, of a write, or a [`position`](Watcher::position) of an
+    /// earlier watch, of this session or another. What happened since then comes first.
+    ///
+    /// ```no_run
+    /// # use corral_client::{Client, WatchEvent, WatchMode};
+    /// # async fn example(client: Client) -> Result<(), corral_client::Error> {
+    /// let config = client.get("/config").await?;
+    /// // Nothing that happens after the read is missed, however late the watch begins.
+    /// let mut watcher = client.watch_from("/config", WatchMode::Node, config.zxid).await?;
+    /// while let Some(event) = watcher.next().await {
+    ///     match event {
+    ///         WatchEvent::Node(event) => println!("{:?} {}", event.kind, event.path),
+    ///         WatchEvent::Gap(gap) => println!("{gap}"),
+    ///     }
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// `BadArguments` for a zxid that the ensemble has not reached (it may be of another one); else as `watch`.
+    pub fn watch_from(&self, path: &str, mode: WatchMode, from: Zxid) -> Response<Watcher> {
+        self.subscribe(path, FeedOptions::from(mode).after(from), |mut call, op, zxid, answer| match answer {
+            Answer::Done => Ok(Watcher::new(call.take_feed(op, zxid))),
+            other => Err(call.unexpected(&other)),
+        })
+    }
+
+    /// Follows the change feed: as [`watch`](Client::watch), entry by entry, with bookmarks, and with what znodes hold if
+    /// asked for. See [`Feed`].
+    ///
+    /// ```no_run
+    /// # use corral_client::{Client, FeedItem, FeedOptions, WatchMode};
+    /// # async fn example(client: Client) -> Result<(), corral_client::Error> {
+    /// let options = FeedOptions::from(WatchMode::Recursive).with_nodes();
+    /// let mut feed = client.feed("/app", options).await?;
+    /// while let Some(item) = feed.next().await {
+    ///     match item {
+    ///         FeedItem::Changes(changes) => println!("{}: {} events", changes.zxid, changes.events.len()),
+    ///         FeedItem::Bookmark(zxid) => println!("nothing is missing up to {zxid}"),
+    ///         FeedItem::Gap(gap) => println!("{gap}"),
+    ///     }
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// As [`watch_from`](Client::watch_from).
+    pub fn feed(&self, path: &str, options: impl Into<FeedOptions>) -> Response<Feed> {
+        self.subscribe(path, options.into(), |mut call, op, zxid, answer| match answer {
+            Answer::Done => Ok(call.take_feed(op, zxid)),
+            other => Err(call.unexpected(&other)),
+        })
+    }
+
+    fn subscribe<T>(&self, path: &str, options: FeedOptions, map: Map<T>) -> Response<T> {
         if let Err(error) = check_path("watch", path) {
             return Response::failed(error);
         }
-        let kind = match mode {
-            WatchMode::Node => WatchKind::Persistent,
-            WatchMode::Recursive => WatchKind::PersistentRecursive,
-        };
-        let full = self.shared().hosts.full_path(path);
-        self.shared().submit_watcher(Op::AddWatch { path: full, kind }, |mut call, _, _, answer| match answer {
-            Answer::Done => Ok(call.take_watcher()),
-            other => Err(call.unexpected(&other)),
+        let FeedOptions { mode, after, with_nodes } = options;
+        let path = self.shared().hosts.full_path(path);
+        // The session gives the name.
+        self.shared().submit_feed(Op::Subscribe { name: 0, path, mode, with_nodes, after }, map)
+    }
+
+    /// A page of a subtree. Paths are the user's.
+    pub(crate) fn subtree_page(
+        &self,
+        path: &str,
+        depth: WatchMode,
+        after: &str,
+        newer_than: Option<Zxid>,
+    ) -> Response<SubtreePage> {
+        if let Err(error) = check_path("get subtree", path) {
+            return Response::failed(error);
+        }
+        let hosts = &self.shared().hosts;
+        let after = if after.is_empty() { String::new() } else { hosts.full_path(after) };
+        self.call(Op::GetSubtree { path: hosts.full_path(path), depth, after, newer_than }, |call, _, _, answer| {
+            match answer {
+                Answer::Subtree(mut page) => {
+                    for node in &mut page.nodes {
+                        node.path = call.user_path(&node.path);
+                    }
+                    page.next = page.next.map(|next| call.user_path(&next));
+                    Ok(page)
+                }
+                other => Err(call.unexpected(&other)),
+            }
         })
     }
 

@@ -32,16 +32,22 @@
 //! # }
 //! ```
 //!
+//! **Watching.** [`Client::watch`] and [`Client::feed`] follow the change feed: no change is lost or told twice, over reconnects,
+//! other servers and other leaders, and a watch may begin in the past. Where that is impossible, a [`Gap`] says so. The
+//! [`cache`] keeps copies of parts of the tree up to date with it.
+//!
 //! **Dropping** a [`Response`] is safe at any time: the request is made all the same, and its answer is thrown away. While
 //! no server can be reached responses wait, and do not fail: bound the wait with `tokio::time::timeout`.
 //!
 //! **Time.** Whoever acts because a session is alive (a lock holder, a leader) must stop by [`Lease::valid_until`], which
 //! this client computes from what servers acknowledged; [`SessionState`] tells the rest.
 
+pub mod cache;
 mod client;
 mod config;
 mod connection;
 mod error;
+mod feeds;
 mod hosts;
 mod lease;
 mod op;
@@ -58,11 +64,12 @@ pub use corral_proto::{
     Acl, CreateMode, ErrorCode, EventKind, Id, ServerId, SessionId, Stat, WatchedEvent, Zxid, path, perms,
 };
 pub use error::{EndReason, Error, MultiError};
+pub use feeds::{Changes, FeedEvent, FeedItem, FeedNode, Gap, WatchMode};
 pub use lease::{Lease, SessionEvents, SessionState};
 pub use op::{Consistency, CreateOptions, Created, Data, Node, OpResult, ReadRequest, ReadResult, Transaction};
 pub use response::Response;
 pub use tls::{TlsConnector, TlsOptions};
-pub use watcher::{Gap, OneshotWatch, WatchEvent, WatchMode, Watcher};
+pub use watcher::{Feed, FeedOptions, OneshotWatch, WatchEvent, Watcher};
 
 /// What calls of this crate give.
 pub type Result<T, E = Error> = std::result::Result<T, E>;

@@ -5,6 +5,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use corral_proto::{Acl, CreateMode, ErrorCode, Id, Stat, WatchKind, Zxid};
 
+use crate::feeds::WatchMode;
 use crate::watches::SetWatches;
 
 /// Data of a znode: bytes, or null. Null and empty are different in ZooKeeper's model, and `()` stands for null.
@@ -307,7 +308,9 @@ pub(crate) enum Op {
     Ping,
     Sync { path: String },
     AddAuth { scheme: String, auth: Bytes },
-    AddWatch { path: String, kind: WatchKind },
+    Subscribe { name: u64, path: String, mode: WatchMode, with_nodes: bool, after: Option<Zxid> },
+    Unsubscribe { name: u64 },
+    GetSubtree { path: String, depth: WatchMode, after: String, newer_than: Option<Zxid> },
     RemoveWatch { path: String, kind: WatchKind },
     SetWatches(SetWatches),
 }
@@ -351,7 +354,9 @@ impl Op {
             Op::Ping => "ping",
             Op::Sync { .. } => "sync",
             Op::AddAuth { .. } => "add auth",
-            Op::AddWatch { .. } => "watch",
+            Op::Subscribe { .. } => "watch",
+            Op::Unsubscribe { .. } => "end watch",
+            Op::GetSubtree { .. } => "get subtree",
             Op::RemoveWatch { .. } => "remove watch",
             Op::SetWatches(_) => "set watches",
         }
@@ -370,7 +375,8 @@ impl Op {
             | Op::GetChildren { path, .. }
             | Op::CountDescendants { path }
             | Op::Sync { path }
-            | Op::AddWatch { path, .. }
+            | Op::Subscribe { path, .. }
+            | Op::GetSubtree { path, .. }
             | Op::RemoveWatch { path, .. } => Some(path),
             Op::GetEphemerals { prefix } => Some(prefix),
             Op::Multi(_)
@@ -379,6 +385,7 @@ impl Op {
             | Op::WhoAmI
             | Op::Ping
             | Op::AddAuth { .. }
+            | Op::Unsubscribe { .. }
             | Op::SetWatches(_) => None,
         }
     }
@@ -411,6 +418,7 @@ impl Op {
                 .sum(),
             Op::AddAuth { scheme, auth } => scheme.len() + auth.len(),
             Op::SetWatches(set) => set.bytes(),
+            Op::GetSubtree { after, .. } => after.len(),
             _ => 0,
         };
         OVERHEAD + self.path().map_or(0, str::len) + variable
@@ -453,4 +461,26 @@ pub(crate) enum Answer {
     Paths(Vec<String>),
     Count(u64),
     Ids(Vec<Id>),
+    Subtree(SubtreePage),
+}
+
+/// A page of a subtree.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct SubtreePage {
+    /// Znodes, parents before their children.
+    pub(crate) nodes: Vec<SubtreeNode>,
+    /// Where the next page begins; `None`: this was the last.
+    pub(crate) next: Option<String>,
+    /// The state that was read.
+    pub(crate) zxid: Zxid,
+}
+
+/// A znode in it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct SubtreeNode {
+    pub(crate) path: String,
+    pub(crate) stat: Stat,
+    pub(crate) data: Option<Bytes>,
+    /// The data is known already, and did not come.
+    pub(crate) is_known: bool,
 }

@@ -13,7 +13,7 @@ use crate::error::{EndReason, Error};
 use crate::op::{Answer, Op};
 use crate::session::Failure;
 use crate::shared::Shared;
-use crate::watcher::{OneshotWatch, Watcher};
+use crate::watcher::{Feed, OneshotWatch};
 
 /// The answer to a request that is already under way. Dropping it drops the answer, not the request.
 #[must_use = "the request is made, but whether it succeeded is only known to who awaits it"]
@@ -47,7 +47,7 @@ pub(crate) struct Call {
     pub(crate) name: &'static str,
     pub(crate) is_write: bool,
     pub(crate) oneshot: Option<OneshotWatch>,
-    pub(crate) watcher: Option<Watcher>,
+    pub(crate) feed: Option<Feed>,
 }
 
 impl Call {
@@ -65,8 +65,14 @@ impl Call {
         self.oneshot.take().expect("the call was made with a one-shot watch, and its answer comes once")
     }
 
-    pub(crate) fn take_watcher(&mut self) -> Watcher {
-        self.watcher.take().expect("the call was made with a watcher, and its answer comes once")
+    /// The feed, which begins where the request said, or with the state that answered it.
+    pub(crate) fn take_feed(&mut self, op: &Op, zxid: Zxid) -> Feed {
+        let mut feed = self.feed.take().expect("the call was made with a feed, and its answer comes once");
+        feed.position = match op {
+            Op::Subscribe { after: Some(after), .. } => *after,
+            _ => zxid,
+        };
+        feed
     }
 }
 

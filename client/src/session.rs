@@ -14,6 +14,7 @@ use bytes::Bytes;
 use corral_proto::{ErrorCode, ServerId, SessionId, WatchKind, WatchedEvent, Zxid};
 
 use crate::error::EndReason;
+use crate::feeds::{Changes, FeedEvent, FeedItem, Feeds, Gap};
 use crate::op::{Answer, Consistency, Op};
 use crate::watches::{Slot, WatchId, WatchTable};
 
@@ -97,8 +98,8 @@ pub(crate) enum Output<T> {
     Done { token: T, op: Op, zxid: Zxid, result: Result<Answer, Failure> },
     /// A watch fired.
     Fired { watch: WatchId, event: WatchedEvent },
-    /// A lasting watch was set again: events may be missing before.
-    Gap { watch: WatchId },
+    /// Something came of what is followed.
+    Feed { watch: WatchId, item: FeedItem },
     /// [`Session::phase`] changed.
     Phase,
 }
@@ -135,8 +136,12 @@ enum Purpose<T> {
     Reauth,
     /// Sets watches again; each connection makes its own.
     Rearm,
+    /// Follows the feed again; each connection makes its own.
+    Resubscribe,
     /// Takes a watch away that nobody holds any more.
     Forget,
+    /// Follows the feed no more; another connection never did.
+    Unsubscribe,
 }
 
 pub(crate) struct Session<T> {
@@ -172,6 +177,7 @@ pub(crate) struct Session<T> {
     /// Identities proven, in order.
     auths: Vec<(String, Bytes)>,
     watches: WatchTable,
+    feeds: Feeds,
     /// Watches whose arming is unanswered.
     arming: BTreeMap<WatchId, (String, WatchKind)>,
     /// Those of `arming` that nobody waits for any more.
@@ -216,6 +222,7 @@ impl<T> Session<T> {
             closers: Vec::new(),
             auths,
             watches: WatchTable::default(),
+            feeds: Feeds::default(),
             arming: BTreeMap::new(),
             forgotten: BTreeSet::new(),
             rearming: 0,
@@ -309,10 +316,13 @@ impl<T> Session<T> {
         if is_close {
             self.closing = Some(now);
         }
-        if let Some(id) = arms {
+        let mut op = op;
+        if let (Some(id), Op::Subscribe { name, .. }) = (arms, &mut op) {
+            *name = self.feeds.next_name();
+            self.feeds.opening(id, &op);
+        } else if let Some(id) = arms {
             let (path, kind) = match &op {
                 Op::GetChildren { path, .. } => (path.clone(), WatchKind::Child),
-                Op::AddWatch { path, kind } => (path.clone(), *kind),
                 other => (other.path().unwrap_or_default().to_owned(), WatchKind::Data),
             };
             self.arming.insert(id, (path, kind));
@@ -322,10 +332,37 @@ impl<T> Session<T> {
 
     /// The holder of a watch is gone.
     pub(crate) fn forget(&mut self, id: WatchId) {
-        if self.arming.contains_key(&id) {
+        if self.feeds.holds(id) {
+            if let Some(op) = self.feeds.remove(id) {
+                self.unsubscribe(op);
+            }
+        } else if self.arming.contains_key(&id) {
             self.forgotten.insert(id);
         } else if let Some((path, kind)) = self.watches.remove(id) {
             self.disarm(path, kind);
+        }
+    }
+
+    /// The reader of a feed has more to read than it may have.
+    pub(crate) fn hold(&mut self, id: WatchId) {
+        if let Some(op) = self.feeds.hold(id) {
+            self.unsubscribe(op);
+        }
+    }
+
+    /// It has read enough of it.
+    pub(crate) fn resume(&mut self, id: WatchId) {
+        // Without a connection, the next one begins with it.
+        if let Some(op) = self.feeds.resume(id)
+            && self.phase == Phase::Connected
+        {
+            self.enqueue(op, Consistency::Local, None, Purpose::Resubscribe);
+        }
+    }
+
+    fn unsubscribe(&mut self, op: Op) {
+        if self.phase == Phase::Connected && self.closing.is_none() {
+            self.enqueue(op, Consistency::Local, None, Purpose::Unsubscribe);
         }
     }
 
@@ -372,6 +409,9 @@ impl<T> Session<T> {
 
         // Identities first, since what follows may need them; then watches, so that what was missed is told before any
         // answer shows it; then what is unanswered. Pushed from the back.
+        for subscribe in self.feeds.set_again().into_iter().rev() {
+            self.enqueue_first(subscribe, Purpose::Resubscribe);
+        }
         let rearm = self.watches.set_again(self.watch_zxid);
         self.rearming = rearm.len();
         for set in rearm.into_iter().rev() {
@@ -445,7 +485,7 @@ impl<T> Session<T> {
             answered_through: self.answered_through,
             consistency: next.consistency,
             op: &next.op,
-            watch: next.arms.is_some() && !matches!(next.op, Op::AddWatch { .. }),
+            watch: next.arms.is_some() && !matches!(next.op, Op::Subscribe { .. }),
         });
         self.sent.push_back(next);
     }
@@ -474,17 +514,27 @@ impl<T> Session<T> {
         if answered.n > 0 {
             self.answered_through = answered.n;
         }
-        if let Some(watch) = answered.arms {
-            self.on_armed(watch, &answered.op, &result);
+        match (&answered.purpose, &answered.op, answered.arms) {
+            (Purpose::Resubscribe, op, _) => {
+                if let Err(code) = result {
+                    return Err(format!("the feed could not be followed again: {code}"));
+                }
+                self.on_subscribed(op, zxid, out);
+            }
+            (_, op @ Op::Subscribe { name, .. }, Some(watch)) => match result {
+                Ok(_) if self.feeds.holds(watch) => self.on_subscribed(op, zxid, out),
+                // Its holder is gone.
+                Ok(_) => self.unsubscribe(Op::Unsubscribe { name: *name }),
+                Err(_) => drop(self.feeds.remove(watch)),
+            },
+            (_, op, Some(watch)) => self.on_armed(watch, op, &result),
+            (_, _, None) => {}
         }
         if matches!(answered.purpose, Purpose::Rearm) {
             if let Err(code) = result {
                 return Err(format!("watches could not be set again: {code}"));
             }
             self.rearming -= 1;
-            if self.rearming == 0 {
-                out.extend(self.watches.lasting().map(|watch| Output::Gap { watch }));
-            }
         }
         self.last_zxid = self.last_zxid.max(zxid);
         if self.rearming == 0 {
@@ -513,7 +563,7 @@ impl<T> Session<T> {
                 }
             }
             Purpose::Ping => self.answers += 1,
-            Purpose::Rearm | Purpose::Forget => {}
+            Purpose::Rearm | Purpose::Resubscribe | Purpose::Forget | Purpose::Unsubscribe => {}
         }
         Ok(())
     }
@@ -527,12 +577,50 @@ impl<T> Session<T> {
         }
     }
 
+    /// Changes came for a subscription.
+    pub(crate) fn on_changes(
+        &mut self,
+        now: Duration,
+        name: u64,
+        zxid: Zxid,
+        events: Vec<FeedEvent>,
+        out: &mut Vec<Output<T>>,
+    ) {
+        self.last_heard = now;
+        self.last_zxid = self.last_zxid.max(zxid);
+        if let Some(watch) = self.feeds.changed(name, zxid) {
+            out.push(Output::Feed { watch, item: FeedItem::Changes(Changes { zxid, events }) });
+        }
+    }
+
+    /// A bookmark came, for a subscription or (0) for all.
+    pub(crate) fn on_bookmark(&mut self, now: Duration, name: u64, zxid: Zxid, out: &mut Vec<Output<T>>) {
+        self.last_heard = now;
+        self.last_zxid = self.last_zxid.max(zxid);
+        let told = self.feeds.bookmarked(name, zxid);
+        out.extend(told.into_iter().map(|watch| Output::Feed { watch, item: FeedItem::Bookmark(zxid) }));
+    }
+
+    /// A subscription missed something.
+    pub(crate) fn on_gap(&mut self, now: Duration, name: u64, after: Zxid, resync: Zxid, out: &mut Vec<Output<T>>) {
+        self.last_heard = now;
+        self.last_zxid = self.last_zxid.max(resync);
+        if let Some(watch) = self.feeds.skipped(name, resync) {
+            out.push(Output::Feed { watch, item: FeedItem::Gap(Gap { after, resync }) });
+        }
+    }
+
+    fn on_subscribed(&mut self, op: &Op, zxid: Zxid, out: &mut Vec<Output<T>>) {
+        out.extend(self.feeds.opened(op, zxid).map(|(watch, item)| Output::Feed { watch, item }));
+    }
+
     /// The connection is gone. What is unanswered goes to the head of the queue, in order, to be sent again.
     pub(crate) fn on_disconnected(&mut self, out: &mut Vec<Output<T>>) {
         if self.phase != Phase::Connected {
             return;
         }
         self.phase = Phase::Suspended;
+        self.feeds.disconnected();
         self.rearming = 0;
         self.ping_due = false;
         self.sent_bytes = 0;
@@ -576,6 +664,7 @@ impl<T> Session<T> {
         self.sent_bytes = 0;
         self.sent_result_bytes = 0;
         self.watches = WatchTable::default();
+        self.feeds.clear();
         self.arming.clear();
         self.forgotten.clear();
         self.phase = Phase::Ended(if is_closed { EndReason::Closed } else { reason });
@@ -644,8 +733,6 @@ impl<T> Session<T> {
             (Op::Exists { .. }, Err(ErrorCode::NoNode)) => Slot::Exist,
             (_, Err(_)) => return,
             (Op::GetChildren { .. }, Ok(_)) => Slot::Child,
-            (Op::AddWatch { kind: WatchKind::PersistentRecursive, .. }, Ok(_)) => Slot::Recursive,
-            (Op::AddWatch { .. }, Ok(_)) => Slot::Persistent,
             (_, Ok(_)) => Slot::Data,
         };
         let path = op.path().expect("what arms a watch has a path");

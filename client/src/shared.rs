@@ -12,13 +12,14 @@ use tokio::time::Instant;
 
 use crate::client::Map;
 use crate::error::{EndReason, Error};
+use crate::feeds::FeedItem;
 use crate::hosts::Hosts;
 use crate::lease::{SessionState, Status};
 use crate::op::{Consistency, Op};
 use crate::response::{Call, Outcome, Response};
 use crate::session::{Output, Phase, REQUEST_BYTES_MAX, Session};
 use crate::tls::TlsConnector;
-use crate::watcher::{Gap, Guard, OneshotWatch, WatchEvent, WatchQueue, Watcher};
+use crate::watcher::{Feed, FeedQueue, Guard, OneshotWatch};
 use crate::watches::WatchId;
 
 /// Who waits for a request. `None`: nobody, it is made in the background.
@@ -52,15 +53,14 @@ struct Inner {
 /// Where the events of a watch go.
 enum Sink {
     Oneshot(oneshot::Sender<Result<WatchedEvent, EndReason>>),
-    Lasting(Arc<WatchQueue>),
+    Feed(Arc<FeedQueue>),
 }
 
 /// Something for somebody outside, to be handed over without the lock.
 enum Delivery {
     Answer(oneshot::Sender<Outcome>, Outcome),
     Oneshot(oneshot::Sender<Result<WatchedEvent, EndReason>>, Result<WatchedEvent, EndReason>),
-    Push(Arc<WatchQueue>, WatchEvent),
-    End(Arc<WatchQueue>, EndReason),
+    End(Arc<FeedQueue>, EndReason),
     Status(Status),
 }
 
@@ -136,7 +136,6 @@ impl Shared {
                 // Who no longer waits does not want it.
                 Delivery::Answer(to, outcome) => drop(to.send(outcome)),
                 Delivery::Oneshot(to, event) => drop(to.send(event)),
-                Delivery::Push(queue, event) => queue.push(event),
                 Delivery::End(queue, reason) => queue.end(reason),
                 Delivery::Status(status) => drop(self.status.send_replace(status)),
             }
@@ -191,13 +190,19 @@ impl Shared {
         })
     }
 
-    /// Makes a request that arms a lasting watch.
-    pub(crate) fn submit_watcher<T>(self: &Arc<Self>, op: Op, map: Map<T>) -> Response<T> {
-        let queue = Arc::new(WatchQueue::default());
-        let sink = Sink::Lasting(queue.clone());
+    /// Makes a request that follows the feed.
+    pub(crate) fn submit_feed<T>(self: &Arc<Self>, op: Op, map: Map<T>) -> Response<T> {
+        let queue = Arc::new(FeedQueue::default());
+        let sink = Sink::Feed(queue.clone());
         self.submit_call(op, Consistency::Local, Some(sink), map, |guard| {
-            (None, guard.map(|guard| Watcher { queue, guard }))
+            (None, guard.map(|guard| Feed { queue, guard, position: Zxid::ZERO }))
         })
+    }
+
+    /// A feed has room for more.
+    pub(crate) fn resume_feed(&self, id: WatchId) {
+        self.inner.lock().session.resume(id);
+        self.wake.notify_one();
     }
 
     fn submit_call<T>(
@@ -206,7 +211,7 @@ impl Shared {
         consistency: Consistency,
         sink: Option<Sink>,
         map: Map<T>,
-        hold: impl FnOnce(Option<Guard>) -> (Option<OneshotWatch>, Option<Watcher>),
+        hold: impl FnOnce(Option<Guard>) -> (Option<OneshotWatch>, Option<Feed>),
     ) -> Response<T> {
         let (name, is_write) = (op.name(), op.is_write());
         let is_close = op == Op::CloseSession;
@@ -244,8 +249,8 @@ impl Shared {
             self.closing.notify_one();
         }
         let guard = watch.map(|(id, path)| Guard { shared: self.clone(), id, path });
-        let (oneshot, watcher) = hold(guard);
-        Response::waiting(outcome, Call { shared: self.clone(), name, is_write, oneshot, watcher }, map)
+        let (oneshot, feed) = hold(guard);
+        Response::waiting(outcome, Call { shared: self.clone(), name, is_write, oneshot, feed }, map)
     }
 
     /// Nobody holds a watch any more.
@@ -331,15 +336,21 @@ impl Inner {
                     if !hosts.chroot().is_empty() {
                         event.path = hosts.user_path(&event.path).to_owned();
                     }
-                    if let Some(Sink::Lasting(queue)) = self.sinks.get(&watch) {
-                        deliveries.push(Delivery::Push(queue.clone(), WatchEvent::Node(event)));
-                    } else if let Some(Sink::Oneshot(to)) = self.sinks.remove(&watch) {
+                    if let Some(Sink::Oneshot(to)) = self.sinks.remove(&watch) {
                         deliveries.push(Delivery::Oneshot(to, Ok(event)));
                     }
                 }
-                Output::Gap { watch } => {
-                    if let Some(Sink::Lasting(queue)) = self.sinks.get(&watch) {
-                        deliveries.push(Delivery::Push(queue.clone(), WatchEvent::Gap(Gap::Reconnected)));
+                Output::Feed { watch, mut item } => {
+                    if let (false, FeedItem::Changes(changes)) = (hosts.chroot().is_empty(), &mut item) {
+                        for event in &mut changes.events {
+                            event.path = hosts.user_path(&event.path).to_owned();
+                        }
+                    }
+                    // Before the answers that follow it: those are handed over later.
+                    if let Some(Sink::Feed(queue)) = self.sinks.get(&watch)
+                        && queue.push(item)
+                    {
+                        self.session.hold(watch);
                     }
                 }
                 Output::Phase => {
@@ -354,7 +365,7 @@ impl Inner {
                         for (_, sink) in self.sinks.drain() {
                             deliveries.push(match sink {
                                 Sink::Oneshot(to) => Delivery::Oneshot(to, Err(reason.clone())),
-                                Sink::Lasting(queue) => Delivery::End(queue, reason.clone()),
+                                Sink::Feed(queue) => Delivery::End(queue, reason.clone()),
                             });
                         }
                     }

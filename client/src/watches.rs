@@ -1,4 +1,4 @@
-//! Which watches this client has armed on its server: what an event fires, and what to set again after a reconnect.
+//! Which one-shot watches this client has armed on its server: what an event fires, and what to set again after a reconnect.
 //!
 //! Pure. A server knows one watch for each (connection, path, kind); here may be many holders of each. The rules are
 //! those of ZooKeeper's clients: wire 7.1-7.4 for firing, 7.8 for setting again.
@@ -24,10 +24,6 @@ pub(crate) enum Slot {
     Exist,
     /// One-shot on a list of children.
     Child,
-    /// Lasting, one znode.
-    Persistent,
-    /// Lasting, a subtree.
-    Recursive,
 }
 
 impl Slot {
@@ -36,13 +32,7 @@ impl Slot {
         match self {
             Slot::Data | Slot::Exist => WatchKind::Data,
             Slot::Child => WatchKind::Child,
-            Slot::Persistent => WatchKind::Persistent,
-            Slot::Recursive => WatchKind::PersistentRecursive,
         }
-    }
-
-    fn is_lasting(self) -> bool {
-        matches!(self, Slot::Persistent | Slot::Recursive)
     }
 }
 
@@ -53,13 +43,11 @@ pub(crate) struct SetWatches {
     pub(crate) data: Vec<String>,
     pub(crate) exist: Vec<String>,
     pub(crate) child: Vec<String>,
-    pub(crate) persistent: Vec<String>,
-    pub(crate) persistent_recursive: Vec<String>,
 }
 
 impl SetWatches {
-    fn lists(&self) -> [&Vec<String>; 5] {
-        [&self.data, &self.exist, &self.child, &self.persistent, &self.persistent_recursive]
+    fn lists(&self) -> [&Vec<String>; 3] {
+        [&self.data, &self.exist, &self.child]
     }
 
     /// An upper bound of its size on the wire.
@@ -73,8 +61,6 @@ impl SetWatches {
 pub(crate) struct WatchTable {
     by_path: BTreeMap<Arc<str>, Vec<(Slot, WatchId)>>,
     by_id: BTreeMap<WatchId, (Arc<str>, Slot)>,
-    /// Holders of recursive watches: without any, no ancestor need be looked at.
-    recursive: usize,
 }
 
 impl WatchTable {
@@ -86,13 +72,11 @@ impl WatchTable {
         };
         self.by_path.entry(path.clone()).or_default().push((slot, id));
         self.by_id.insert(id, (path, slot));
-        self.recursive += usize::from(slot == Slot::Recursive);
     }
 
     /// A holder goes. Gives path and kind if it was the last one of the server's watch.
     pub(crate) fn remove(&mut self, id: WatchId) -> Option<(String, WatchKind)> {
         let (path, slot) = self.by_id.remove(&id)?;
-        self.recursive -= usize::from(slot == Slot::Recursive);
         let holders = self.by_path.get_mut(&path).expect("a holder's path is in the table");
         holders.retain(|(_, other)| *other != id);
         let is_last = !holders.iter().any(|(other, _)| other.kind() == slot.kind());
@@ -107,14 +91,12 @@ impl WatchTable {
         self.by_path.get(path).is_some_and(|holders| holders.iter().any(|(slot, _)| slot.kind() == kind))
     }
 
-    /// Whom an event fires, in the order in which they were armed; one-shot watches among them are gone then.
+    /// Whom an event fires, in the order in which they were armed; they are gone then.
     pub(crate) fn fire(&mut self, event: &WatchedEvent) -> Vec<WatchId> {
         let mut fired = Vec::new();
         let at_path = |slot: Slot| match slot {
             Slot::Data | Slot::Exist => event.kind != EventKind::NodeChildrenChanged,
             Slot::Child => matches!(event.kind, EventKind::NodeChildrenChanged | EventKind::NodeDeleted),
-            Slot::Persistent => true,
-            Slot::Recursive => event.kind != EventKind::NodeChildrenChanged,
         };
         if let Some(holders) = self.by_path.get_mut(event.path.as_str()) {
             holders.retain(|&(slot, id)| {
@@ -122,23 +104,12 @@ impl WatchTable {
                     return true;
                 }
                 fired.push(id);
-                if !slot.is_lasting() {
-                    self.by_id.remove(&id);
-                }
-                slot.is_lasting()
+                self.by_id.remove(&id);
+                false
             });
             if holders.is_empty() {
                 self.by_path.remove(event.path.as_str());
             }
-        }
-        if self.recursive > 0 && event.kind != EventKind::NodeChildrenChanged {
-            let mut at = event.path.as_str();
-            while let Some(parent) = corral_proto::path::parent(at) {
-                at = parent;
-                let holders = self.by_path.get(at).into_iter().flatten();
-                fired.extend(holders.filter(|(slot, _)| *slot == Slot::Recursive).map(|(_, id)| *id));
-            }
-            fired.sort_unstable();
         }
         fired
     }
@@ -162,18 +133,11 @@ impl WatchTable {
                     Slot::Data => &mut request.data,
                     Slot::Exist => &mut request.exist,
                     Slot::Child => &mut request.child,
-                    Slot::Persistent => &mut request.persistent,
-                    Slot::Recursive => &mut request.persistent_recursive,
                 };
                 list.push(path.to_string());
             }
         }
         requests
-    }
-
-    /// The holders that go on after an event.
-    pub(crate) fn lasting(&self) -> impl Iterator<Item = WatchId> + '_ {
-        self.by_id.iter().filter(|(_, (_, slot))| slot.is_lasting()).map(|(id, _)| *id)
     }
 }
 
@@ -185,15 +149,12 @@ mod tests {
         WatchedEvent { kind, path: path.into(), zxid: Some(Zxid(9)) }
     }
 
-    /// One holder of each slot at `/a/b`, numbered 1 to 5 in the order of [`Slot`], and a recursive one (6) at `/`.
+    /// One holder of each slot at `/a/b`, numbered 1 to 3 in the order of [`Slot`].
     fn table() -> WatchTable {
         let mut table = WatchTable::default();
-        for (n, slot) in
-            [Slot::Data, Slot::Exist, Slot::Child, Slot::Persistent, Slot::Recursive].into_iter().enumerate()
-        {
+        for (n, slot) in [Slot::Data, Slot::Exist, Slot::Child].into_iter().enumerate() {
             table.insert("/a/b", slot, WatchId(n as u64 + 1));
         }
-        table.insert("/", Slot::Recursive, WatchId(6));
         table
     }
 
@@ -204,12 +165,11 @@ mod tests {
     #[test]
     fn each_event_fires_the_holders_that_wait_for_it() {
         use EventKind::*;
-        assert_eq!(fired(&mut table(), NodeCreated, "/a/b"), [1, 2, 4, 5, 6]);
-        assert_eq!(fired(&mut table(), NodeDataChanged, "/a/b"), [1, 2, 4, 5, 6]);
-        assert_eq!(fired(&mut table(), NodeDeleted, "/a/b"), [1, 2, 3, 4, 5, 6]);
-        assert_eq!(fired(&mut table(), NodeChildrenChanged, "/a/b"), [3, 4]);
-        assert_eq!(fired(&mut table(), NodeDeleted, "/a/b/c"), [5, 6]);
-        assert_eq!(fired(&mut table(), NodeDeleted, "/a/bc"), [6]);
+        assert_eq!(fired(&mut table(), NodeCreated, "/a/b"), [1, 2]);
+        assert_eq!(fired(&mut table(), NodeDataChanged, "/a/b"), [1, 2]);
+        assert_eq!(fired(&mut table(), NodeDeleted, "/a/b"), [1, 2, 3]);
+        assert_eq!(fired(&mut table(), NodeChildrenChanged, "/a/b"), [3]);
+        assert_eq!(fired(&mut table(), NodeDeleted, "/a/b/c"), [0u64; 0]);
         assert_eq!(fired(&mut table(), NodeChildrenChanged, "/a"), [0u64; 0]);
     }
 
@@ -217,8 +177,8 @@ mod tests {
     fn one_shot_watches_fire_once() {
         let mut table = table();
         fired(&mut table, EventKind::NodeDeleted, "/a/b");
-        assert_eq!(fired(&mut table, EventKind::NodeCreated, "/a/b"), [4, 5, 6]);
-        assert!(!table.holds("/a/b", WatchKind::Data) && table.holds("/a/b", WatchKind::Persistent));
+        assert_eq!(fired(&mut table, EventKind::NodeCreated, "/a/b"), [0u64; 0]);
+        assert!(!table.holds("/a/b", WatchKind::Data) && table.by_path.is_empty() && table.by_id.is_empty());
     }
 
     #[test]
@@ -227,8 +187,7 @@ mod tests {
         assert_eq!(table.remove(WatchId(1)), None, "the exist watch is the same watch there");
         assert_eq!(table.remove(WatchId(2)), Some(("/a/b".into(), WatchKind::Data)));
         assert_eq!(table.remove(WatchId(2)), None, "it is gone");
-        assert_eq!(table.remove(WatchId(6)), Some(("/".into(), WatchKind::PersistentRecursive)));
-        assert_eq!(fired(&mut table, EventKind::NodeCreated, "/a/b/c"), [5]);
+        assert_eq!(table.remove(WatchId(3)), Some(("/a/b".into(), WatchKind::Child)));
     }
 
     #[test]
@@ -243,11 +202,8 @@ mod tests {
                 data: vec!["/a/b".into()],
                 exist: vec!["/a/b".into()],
                 child: vec!["/a/b".into()],
-                persistent: vec!["/a/b".into()],
-                persistent_recursive: vec!["/".into(), "/a/b".into()],
             }]
         );
-        assert_eq!(table.lasting().map(|id| id.0).collect::<Vec<_>>(), [4, 5, 6]);
         assert_eq!(WatchTable::default().set_again(Zxid(5)), []);
     }
 

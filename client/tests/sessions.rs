@@ -5,8 +5,8 @@ mod fake;
 use std::time::Duration;
 
 use corral_client::{
-    Client, Consistency, CreateMode, CreateOptions, EndReason, Error, ErrorCode, EventKind, Gap, OpResult, ReadRequest,
-    ReadResult, SessionState, Transaction, WatchEvent, WatchMode,
+    Acl, Client, Consistency, CreateMode, CreateOptions, EndReason, Error, ErrorCode, EventKind, FeedItem, FeedOptions,
+    OpResult, ReadRequest, ReadResult, SessionState, Transaction, WatchEvent, WatchMode,
 };
 use fake::{Cut, Server};
 
@@ -255,6 +255,9 @@ async fn cut_after(way: Way, bytes: usize) -> bool {
             CreateMode::Persistent,
         )),
         client.delete("/b", Some(0)),
+        client.set_acl("/a", Acl::open(), None),
+        client.set("/a", "refused", Some(7)),
+        client.create("/a/n-", "", CreateMode::PersistentSequential),
     );
     let at = format!("{bytes} bytes {way:?}");
     assert_eq!(soon(calls.0).await.unwrap().path, "/a", "{at}");
@@ -262,10 +265,22 @@ async fn cut_after(way: Way, bytes: usize) -> bool {
     assert_eq!(soon(calls.2).await.unwrap().version, 1, "{at}");
     assert_eq!(soon(calls.3).await.unwrap().len(), 3, "{at}");
     soon(calls.4).await.unwrap();
+    assert_eq!(soon(calls.5).await.unwrap().aversion, 1, "{at}");
+    assert_eq!(soon(calls.6).await.unwrap_err().code(), Some(ErrorCode::BadVersion), "{at}");
+    assert_eq!(soon(calls.7).await.unwrap().path, "/a/n-0000000001", "{at}");
     assert_eq!(soon(client.get("/a")).await.unwrap().bytes(), b"three", "{at}");
     soon(client.close()).await.unwrap();
     let state = server.state.lock();
-    let executed = ["1 create /a", "2 create /a/n-", "3 set /a", "4 multi 3", "5 delete /b"];
+    let executed = [
+        "1 create /a",
+        "2 create /a/n-",
+        "3 set /a",
+        "4 multi 3",
+        "5 delete /b",
+        "6 set acl /a",
+        "7 set /a",
+        "8 create /a/n-",
+    ];
     assert_eq!((&state.executed[..], &state.violations[..]), (&executed.map(str::to_owned)[..], &[][..]), "{at}");
     cut.load(std::sync::atomic::Ordering::SeqCst)
 }
@@ -336,29 +351,124 @@ fn fake_reason() -> corral_proto::pb::client::closed::Reason {
     corral_proto::pb::client::closed::Reason::NoQuorum
 }
 
+/// The next event of a watcher, as text.
+async fn next(watcher: &mut corral_client::Watcher) -> String {
+    match soon(watcher.next()).await {
+        Some(WatchEvent::Node(event)) => format!("{:?} {}", event.kind, event.path),
+        Some(WatchEvent::Gap(gap)) => gap.to_string(),
+        None => "end".to_owned(),
+    }
+}
+
 #[tokio::test]
-async fn a_lasting_watch_goes_on_after_a_reconnect_and_tells_of_the_gap() {
+async fn a_lasting_watch_misses_nothing_over_a_reconnect() {
     let server = Server::start().await;
     let client = client(&server).await;
     server.set("/top", "");
     let mut subtree = client.watch("/top", WatchMode::Recursive).await.unwrap();
     let mut node = client.watch("/top", WatchMode::Node).await.unwrap();
+    let mut children = client.watch("/top", WatchMode::Children).await.unwrap();
     server.set("/top/a", "");
-    let next = async |watcher: &mut corral_client::Watcher| match soon(watcher.next()).await {
-        Some(WatchEvent::Node(event)) => format!("{:?} {}", event.kind, event.path),
-        Some(WatchEvent::Gap(gap)) => format!("{gap:?}"),
-        None => "end".to_owned(),
-    };
     assert_eq!(next(&mut subtree).await, "NodeCreated /top/a");
     assert_eq!(next(&mut node).await, "NodeChildrenChanged /top");
-    server.cut_all();
-    assert_eq!(next(&mut subtree).await, format!("{:?}", Gap::Reconnected));
-    assert_eq!(next(&mut node).await, format!("{:?}", Gap::Reconnected));
-    server.set("/top/a", "again");
-    assert_eq!(next(&mut subtree).await, "NodeDataChanged /top/a");
+    assert_eq!(next(&mut children).await, "NodeCreated /top/a");
+    server.away(|| {
+        server.set("/top/a", "again");
+        server.set("/top/a/b", "");
+        server.delete("/top/a/b");
+    });
+    for event in ["NodeDataChanged /top/a", "NodeCreated /top/a/b", "NodeDeleted /top/a/b"] {
+        assert_eq!(next(&mut subtree).await, event);
+    }
+    assert_eq!(next(&mut children).await, "NodeDataChanged /top/a");
+    server.delete("/top/a");
+    assert_eq!(next(&mut subtree).await, "NodeDeleted /top/a");
+    assert_eq!(next(&mut node).await, "NodeChildrenChanged /top");
+    assert_eq!(next(&mut children).await, "NodeDeleted /top/a");
     soon(client.close()).await.unwrap();
     assert_eq!(next(&mut subtree).await, "end");
     assert_eq!(subtree.end_reason(), Some(EndReason::Closed));
+    assert_eq!(server.state.lock().violations, [""; 0]);
+}
+
+#[tokio::test]
+async fn a_watch_begins_where_another_one_ended() {
+    let server = Server::start().await;
+    let client = client(&server).await;
+    let created = client.create("/a", "", CreateMode::Persistent).await.unwrap();
+    server.set("/a", "1");
+    let mut watcher = client.watch_from("/a", WatchMode::Node, created.zxid).await.unwrap();
+    assert_eq!(watcher.position(), created.zxid);
+    assert_eq!(next(&mut watcher).await, "NodeDataChanged /a");
+    let position = watcher.position();
+    assert!(position > created.zxid);
+    drop(watcher);
+    server.delete("/a");
+    // In another session, as after a restart of the program.
+    let other = Client::connect(&server.address).await.unwrap();
+    let mut watcher = other.watch_from("/a", WatchMode::Node, position).await.unwrap();
+    assert_eq!(next(&mut watcher).await, "NodeDeleted /a");
+    let error = client.watch_from("/a", WatchMode::Node, corral_client::Zxid(1 << 60)).await.unwrap_err();
+    assert_eq!(error.code(), Some(ErrorCode::BadArguments));
+}
+
+#[tokio::test]
+async fn a_watch_whose_past_is_forgotten_says_so_with_where_to_read_again() {
+    let server = Server::start().await;
+    let client = client(&server).await;
+    server.set("/a", "");
+    let mut watcher = client.watch("/a", WatchMode::Node).await.unwrap();
+    let after = watcher.position();
+    server.away(|| {
+        server.set("/a", "1");
+        server.forget_history();
+    });
+    let Some(WatchEvent::Gap(gap)) = soon(watcher.next()).await else { panic!("no gap") };
+    assert!(gap.after == after && gap.resync > after && watcher.position() == gap.resync, "{gap:?}");
+    server.set("/a", "2");
+    assert_eq!(next(&mut watcher).await, "NodeDataChanged /a");
+}
+
+#[tokio::test]
+async fn a_reader_that_is_slow_gets_everything_all_the_same() {
+    let server = Server::start().await;
+    let client = client(&server).await;
+    server.set("/a", "");
+    let mut watcher = client.watch("/a", WatchMode::Node).await.unwrap();
+    for n in 0..10_000 {
+        server.set("/a", &n.to_string());
+    }
+    // What waits here is bounded: the server is told to wait.
+    until(|| server.watches() == 0).await;
+    for n in 0..10_000 {
+        assert_eq!(next(&mut watcher).await, "NodeDataChanged /a", "{n}");
+    }
+    assert_eq!((watcher.try_next(), server.state.lock().violations.len()), (None, 0));
+}
+
+#[tokio::test]
+async fn changes_bring_what_znodes_hold_and_bookmarks_how_far_it_goes() {
+    let server = Server::start().await;
+    let client = client(&server).await;
+    server.set("/a", "0");
+    let options = FeedOptions::from(WatchMode::Recursive).with_nodes();
+    let mut feed = client.feed("/a", options).await.unwrap();
+    assert_eq!(soon(feed.next()).await, Some(FeedItem::Bookmark(feed.position())));
+    server.set("/a", "1");
+    let Some(FeedItem::Changes(changes)) = soon(feed.next()).await else { panic!("no changes") };
+    let node = changes.events[0].node.as_ref().unwrap();
+    assert_eq!((node.data.as_deref(), node.stat.mzxid), (Some(&b"1"[..]), changes.zxid.as_i64()));
+    assert_eq!(soon(feed.next()).await, Some(FeedItem::Bookmark(changes.zxid)));
+    server.away(|| {
+        server.set("/a", "2");
+        server.set("/a", "3");
+    });
+    // The first is not what the znode holds now, and the second tells.
+    let Some(FeedItem::Changes(second)) = soon(feed.next()).await else { panic!("no changes") };
+    let Some(FeedItem::Changes(third)) = soon(feed.next()).await else { panic!("no changes") };
+    assert_eq!(second.events[0].node, None);
+    assert_eq!(third.events[0].node.as_ref().unwrap().data.as_deref(), Some(&b"3"[..]));
+    assert_eq!(feed.position(), third.zxid);
 }
 
 #[tokio::test]

@@ -257,6 +257,10 @@ pub struct Config {
     pub local_sessions_upgrading: bool,
     /// ZooKeeper protocol: replay missed events of persistent watches after setWatches2.
     pub replay_persistent_watches: bool,
+    /// `changeFeedSize`, bytes.
+    pub change_feed_bytes: u64,
+    /// `changeFeedAge`.
+    pub change_feed_age_ms: u64,
 
     /// Caches and buffers; see [`Config::memory_budget`].
     pub memory_limit: u64,
@@ -657,6 +661,13 @@ pub const KEYS: &[Key] = &[
         Is("true"),
         "ZooKeeper protocol: missed events of persistent watches are sent after a reconnect.",
     ),
+    own(
+        "changeFeedSize",
+        Kind::Bytes { min: 0, max: 64 * GIB },
+        Is("64M"),
+        "Changes that are remembered for watchers that were away, at most so many bytes of them, and",
+    ),
+    own("changeFeedAge", ms(0, MS_MAX), Is("3600000"), "none that are older, by the leader's time stamps."),
     own(
         "memoryLimit",
         Kind::Bytes { min: 24 * MIB, max: 1024 * GIB },
@@ -1360,6 +1371,8 @@ impl Draft<'_> {
             local_sessions: self.flag("localSessionsEnabled"),
             local_sessions_upgrading: self.flag("localSessionsUpgradingEnabled"),
             replay_persistent_watches: self.flag("replayPersistentWatches"),
+            change_feed_bytes: self.unsigned("changeFeedSize"),
+            change_feed_age_ms: self.unsigned("changeFeedAge"),
             memory_limit,
             jute_max_buffer: jute_max_buffer as usize,
             segment_bytes,

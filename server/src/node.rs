@@ -32,6 +32,7 @@ use corral_core::storage::log_device::DeviceError;
 use corral_core::storage::recover::{RecoverError, RecoverOptions, recover};
 use corral_core::storage::txn_log::{LogOptions, TxnLog};
 use corral_core::tree::entry::Settings;
+use corral_core::tree::feed::FeedBounds;
 use corral_core::tree::{TreeStore, read};
 use corral_core::zab::io::{
     Admin, Entry, Identity, MemberKind, Membership, Options, Position, Recovered, SnapshotMeta, Status,
@@ -150,6 +151,8 @@ pub(crate) struct NodeOptions {
     pub(crate) sync_timeout_ms: u64,
     /// Serve reads without a quorum to clients that allow it.
     pub(crate) read_only_mode: bool,
+    /// ZooKeeper protocol: what persistent watches missed is told after a reconnect.
+    pub(crate) replay_persistent_watches: bool,
     /// New sessions of ZooKeeper clients are known to this server alone.
     pub(crate) local_sessions: bool,
     /// Such a session becomes known to all when it makes an ephemeral znode.
@@ -523,7 +526,8 @@ impl Node {
             start = recovered.identity.start_count, "recovered"
         );
 
-        let apply = Apply::new(config.my_id, store, config.skip_entries.iter().copied().collect());
+        let mut apply = Apply::new(config.my_id, store, config.skip_entries.iter().copied().collect());
+        apply.bound_feed(FeedBounds { bytes: config.change_feed_bytes, age_ms: config.change_feed_age_ms });
         let node = Arc::new(NodeShared::new(node_options(&config), clock, apply.shared(), nonces));
         node.stats.recovered(node.clock.now().mono_ms.saturating_sub(opening_ms), recovered.persisted);
         let identity = recovered.identity;
@@ -791,6 +795,7 @@ fn node_options(config: &Config) -> NodeOptions {
         // A client that is heard often is reported a few times in its shortest timeout.
         touch_interval_ms: (config.min_session_timeout_ms / 10).clamp(1, TOUCH_INTERVAL_MAX_MS),
         read_only_mode: config.read_only_mode,
+        replay_persistent_watches: config.replay_persistent_watches,
         sync_timeout_ms: config.sync_timeout_ms,
         // As in ZooKeeper, where a server alone has one kind of sessions.
         local_sessions: config.local_sessions && !config.is_alone(),

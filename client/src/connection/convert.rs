@@ -3,7 +3,8 @@
 use corral_proto::pb::client as pb;
 use corral_proto::{Acl, ErrorCode, EventKind, Id, Stat, WatchKind, WatchedEvent, Zxid};
 
-use crate::op::{Answer, Consistency, CreateOptions, MultiOp, Op, ReadRequest};
+use crate::feeds::{FeedEvent, FeedNode, WatchMode};
+use crate::op::{Answer, Consistency, CreateOptions, MultiOp, Op, ReadRequest, SubtreeNode, SubtreePage};
 use crate::session::Outbound;
 
 /// A request on its way out. Copies paths; data is shared.
@@ -34,9 +35,20 @@ pub(crate) fn request(outbound: &Outbound<'_>) -> pb::Request {
         Op::Ping => Pb::Ping(pb::Ping {}),
         Op::Sync { path } => Pb::Sync(pb::Sync { path: path.clone() }),
         Op::AddAuth { scheme, auth } => Pb::AddAuth(pb::AddAuth { scheme: scheme.clone(), auth: auth.clone() }),
-        Op::AddWatch { path, kind } => {
-            Pb::AddWatch(pb::AddWatch { path: path.clone(), kind: watch_kind(*kind).into() })
-        }
+        Op::Subscribe { name, path, mode, with_nodes, after } => Pb::Subscribe(pb::Subscribe {
+            watch: *name,
+            path: path.clone(),
+            kind: feed_kind(*mode).into(),
+            after: after.map(|after| after.0),
+            with_nodes: *with_nodes,
+        }),
+        Op::Unsubscribe { name } => Pb::Unsubscribe(pb::Unsubscribe { watch: *name }),
+        Op::GetSubtree { path, depth, after, newer_than } => Pb::GetSubtree(pb::GetSubtree {
+            path: path.clone(),
+            depth: feed_kind(*depth).into(),
+            after: after.clone(),
+            newer_than: newer_than.map(|zxid| zxid.0),
+        }),
         Op::RemoveWatch { path, kind } => {
             Pb::RemoveWatch(pb::RemoveWatch { path: path.clone(), kind: watch_kind(*kind).into(), any: false })
         }
@@ -45,8 +57,7 @@ pub(crate) fn request(outbound: &Outbound<'_>) -> pb::Request {
             data: set.data.clone(),
             exist: set.exist.clone(),
             child: set.child.clone(),
-            persistent: set.persistent.clone(),
-            persistent_recursive: set.persistent_recursive.clone(),
+            ..pb::SetWatches::default()
         }),
     };
     let level = match outbound.consistency {
@@ -108,6 +119,14 @@ fn multi_read_op(read: &ReadRequest) -> pb::MultiReadOp {
     }
 }
 
+fn feed_kind(mode: WatchMode) -> pb::FeedKind {
+    match mode {
+        WatchMode::Node => pb::FeedKind::Node,
+        WatchMode::Children => pb::FeedKind::Children,
+        WatchMode::Recursive => pb::FeedKind::Subtree,
+    }
+}
+
 fn watch_kind(kind: WatchKind) -> pb::WatchKind {
     match kind {
         WatchKind::Data => pb::WatchKind::Data,
@@ -140,6 +159,7 @@ pub(crate) fn answer(answer: pb::Answer) -> Result<(u64, Zxid, Result<Answer, Er
             }
             Body::Ids(body) => Answer::Ids(body.ids.into_iter().map(id).collect()),
             Body::Empty(_) => Answer::Done,
+            Body::Subtree(body) => Answer::Subtree(subtree(Zxid(answer.zxid), body)?),
             Body::Multi(_) => unreachable!("matched above"),
         }),
         (0, None) => return Err(format!("the answer to request {} is empty", answer.id)),
@@ -167,6 +187,31 @@ fn children(body: pb::ChildrenBody) -> Answer {
     // Without the flag `with_stat` a server may leave it out.
     let stat = body.stat.map(|stat| self::stat(Some(stat)).unwrap_or_default()).unwrap_or_default();
     Answer::Children { children: body.children, stat }
+}
+
+fn subtree(zxid: Zxid, body: pb::SubtreeBody) -> Result<SubtreePage, String> {
+    let node = |node: pb::SubtreeNode| {
+        let pb::SubtreeNode { path, stat, data, is_known } = node;
+        Ok::<_, String>(SubtreeNode { path, stat: self::stat(stat)?, data: data.map(|data| data.bytes), is_known })
+    };
+    let nodes = body.nodes.into_iter().map(node).collect::<Result<_, _>>()?;
+    Ok(SubtreePage { nodes, next: (!body.next.is_empty()).then_some(body.next), zxid })
+}
+
+/// The events of an entry. Kinds that this version does not know are left out.
+pub(crate) fn changes(changes: pb::FeedChanges) -> Result<(u64, Zxid, Vec<FeedEvent>), String> {
+    let mut events = Vec::with_capacity(changes.events.len());
+    for pb::FeedEvent { kind, path, node } in changes.events {
+        let Some(kind) = EventKind::from_code(kind) else { continue };
+        let node = match node {
+            Some(pb::FeedNode { data, stat, as_of }) => {
+                Some(FeedNode { data: data.map(|data| data.bytes), stat: self::stat(stat)?, as_of: Zxid(as_of) })
+            }
+            None => None,
+        };
+        events.push(FeedEvent { kind, path, node });
+    }
+    Ok((changes.watch, Zxid(changes.zxid), events))
 }
 
 /// What an event says; `None` for kinds that this version does not know.

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use corral_proto::pb::client as pb;
 use corral_proto::pb::client::corral_client::CorralClient;
-use corral_proto::{ServerId, SessionId};
+use corral_proto::{ServerId, SessionId, Zxid};
 use hyper_util::rt::TokioIo;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -311,6 +311,16 @@ fn on_message(shared: &Arc<Shared>, message: pb::ServerMessage) -> Result<(), Cu
                     if let Some(event) = convert::event(event) {
                         session.on_event(now, event, out);
                     }
+                }
+                Some(pb::reply::Kind::FeedChanges(changes)) => {
+                    let (name, zxid, events) = convert::changes(changes).map_err(Cut::Violation)?;
+                    session.on_changes(now, name, zxid, events, out);
+                }
+                Some(pb::reply::Kind::FeedBookmark(bookmark)) => {
+                    session.on_bookmark(now, bookmark.watch, Zxid(bookmark.zxid), out);
+                }
+                Some(pb::reply::Kind::FeedGap(gap)) => {
+                    session.on_gap(now, gap.watch, Zxid(gap.after), Zxid(gap.resync), out);
                 }
                 None => {}
             }

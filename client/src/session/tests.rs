@@ -3,6 +3,7 @@
 use corral_proto::{CreateMode, EventKind, Stat};
 
 use super::*;
+use crate::feeds::WatchMode;
 
 const TIMEOUT: Duration = Duration::from_millis(3_000);
 
@@ -86,10 +87,12 @@ impl Script {
             self.session.take_batch(self.now, |out| {
                 let detail = match out.op {
                     Op::SetWatches(set) => {
-                        let lists = [&set.data, &set.exist, &set.child, &set.persistent, &set.persistent_recursive];
+                        let lists = [&set.data, &set.exist, &set.child];
                         format!(" since {:?} {lists:?}", set.relative_zxid)
                     }
                     Op::AddAuth { scheme, .. } => format!(" {scheme}"),
+                    Op::Subscribe { name, path, after, .. } => format!(" {path} as {name} after {after:?}"),
+                    Op::Unsubscribe { name } => format!(" {name}"),
                     op => op.path().map_or_else(String::new, |path| format!(" {path}")),
                 };
                 let watch = if out.watch { " watch" } else { "" };
@@ -115,6 +118,20 @@ impl Script {
         let mut out = Vec::new();
         let event = WatchedEvent { kind, path: path(at), zxid: zxid.map(Zxid) };
         self.session.on_event(self.now, event, &mut out);
+        self.told(out)
+    }
+
+    /// One event of an entry for a subscription.
+    fn changes(&mut self, name: u64, zxid: u64) -> Vec<String> {
+        let mut out = Vec::new();
+        let event = FeedEvent { kind: EventKind::NodeDataChanged, path: path("/p"), node: None };
+        self.session.on_changes(self.now, name, Zxid(zxid), vec![event], &mut out);
+        self.told(out)
+    }
+
+    fn bookmark(&mut self, name: u64, zxid: u64) -> Vec<String> {
+        let mut out = Vec::new();
+        self.session.on_bookmark(self.now, name, Zxid(zxid), &mut out);
         self.told(out)
     }
 
@@ -144,7 +161,13 @@ impl Script {
                     format!("caller {token}: {} {result}", op.name())
                 }
                 Output::Fired { watch, event } => format!("watch {}: {:?} {}", watch.0, event.kind, event.path),
-                Output::Gap { watch } => format!("watch {}: gap", watch.0),
+                Output::Feed { watch, item } => match item {
+                    FeedItem::Changes(changes) => {
+                        format!("feed {}: {} at {:?}", watch.0, changes.events.len(), changes.zxid)
+                    }
+                    FeedItem::Bookmark(zxid) => format!("feed {}: bookmark {zxid:?}", watch.0),
+                    FeedItem::Gap(gap) => format!("feed {}: {gap}", watch.0),
+                },
                 Output::Phase => format!("{:?}", self.session.phase()),
             })
             .collect()
@@ -358,19 +381,22 @@ fn an_identity_refused_to_its_caller_is_forgotten_and_one_refused_later_ends_the
     assert_eq!(told, ["Ended(AuthFailed { scheme: \"good\" })"]);
 }
 
-/// A data watch (1) on /a, an exist watch (2) on /b, a child watch (3) on /a, lasting ones (4, 5) on /p and /r, all armed
-/// at zxid 20.
+fn subscribe(at: &str, after: Option<u64>) -> Op {
+    let after = after.map(Zxid);
+    Op::Subscribe { name: 0, path: path(at), mode: WatchMode::Recursive, with_nodes: false, after }
+}
+
+/// A data watch (1) on /a, an exist watch (2) on /b, a child watch (3) on /a, feeds (4, 5) of /p and /r, all armed at zxid
+/// 20.
 fn with_watches() -> Script {
     let mut script = Script::connected();
     script.call_arming(get("/a"), Some(1));
     script.call_arming(Op::Exists { path: path("/b") }, Some(2));
     script.call_arming(Op::GetChildren { path: path("/a"), with_stat: true }, Some(3));
-    script.call_arming(Op::AddWatch { path: path("/p"), kind: WatchKind::Persistent }, Some(4));
-    script.call_arming(Op::AddWatch { path: path("/r"), kind: WatchKind::PersistentRecursive }, Some(5));
-    assert_eq!(
-        script.send(),
-        ["1: get /a watch", "2: exists /b watch", "3: get children /a watch", "4: watch /p", "5: watch /r"]
-    );
+    script.call_arming(subscribe("/p", None), Some(4));
+    script.call_arming(subscribe("/r", None), Some(5));
+    let reads = ["1: get /a watch", "2: exists /b watch", "3: get children /a watch"];
+    assert_eq!(script.send(), [&reads[..], &["4: watch /p as 1 after None", "5: watch /r as 2 after None"]].concat());
     script.answer_ok(1, 20, data());
     script.answer(2, 20, Err(ErrorCode::NoNode)).unwrap();
     script.answer_ok(3, 20, Answer::Children { children: vec![], stat: Stat::default() });
@@ -379,7 +405,7 @@ fn with_watches() -> Script {
     script
 }
 
-const ALL_AGAIN: &str = r#"[["/a"], ["/b"], ["/a"], ["/p"], ["/r"]]"#;
+const ALL_AGAIN: &str = r#"[["/a"], ["/b"], ["/a"]]"#;
 
 #[test]
 fn watches_are_set_again_before_anything_else_as_of_the_last_state_seen() {
@@ -388,15 +414,32 @@ fn watches_are_set_again_before_anything_else_as_of_the_last_state_seen() {
     script.send();
     script.cut();
     script.connect(0).unwrap();
-    assert_eq!(script.send(), [format!("7: set watches since 0:20 {ALL_AGAIN}"), path("6: create /c n=1 answered=0")]);
-    // What was missed fires, and only then are gaps told, and answers that show the news.
+    let again = [
+        format!("9: set watches since 0:20 {ALL_AGAIN}"),
+        path("8: watch /p as 3 after Some(0:20)"),
+        path("7: watch /r as 4 after Some(0:20)"),
+        path("6: create /c n=1 answered=0"),
+    ];
+    assert_eq!(script.send(), again);
+    // What was missed fires, and only then answers show the news.
     assert_eq!(script.event(EventKind::NodeDataChanged, "/a", None), ["watch 1: NodeDataChanged /a"]);
-    assert_eq!(script.answer_ok(7, 30, Answer::Done), ["watch 4: gap", "watch 5: gap"]);
+    assert_eq!(script.answer_ok(9, 30, Answer::Done), [""; 0]);
+    assert_eq!(script.answer_ok(8, 30, Answer::Done), [""; 0], "it is behind");
+    assert_eq!(script.answer_ok(7, 30, Answer::Done), [""; 0]);
+    assert_eq!(script.changes(4, 25), ["feed 5: 1 at 0:25"]);
+    assert_eq!(script.bookmark(3, 30), ["feed 4: bookmark 0:30"]);
+    assert_eq!(script.bookmark(4, 30), ["feed 5: bookmark 0:30"]);
     assert_eq!(script.answer_ok(6, 31, stat()), ["caller 6: create ok"]);
     script.cut();
+    assert_eq!(script.changes(4, 32), [""; 0], "it came too late");
+    assert_eq!(script.bookmark(0, 32), [""; 0], "and so did this");
     script.connect(1).unwrap();
-    let again = script.send();
-    assert_eq!(again, [r#"8: set watches since 0:31 [[], ["/b"], ["/a"], ["/p"], ["/r"]]"#], "the first one fired");
+    let again = [
+        r#"12: set watches since 0:31 [[], ["/b"], ["/a"]]"#,
+        "11: watch /p as 5 after Some(0:30)",
+        "10: watch /r as 6 after Some(0:30)",
+    ];
+    assert_eq!(script.send(), again, "the first one fired");
 }
 
 #[test]
@@ -409,7 +452,7 @@ fn news_between_two_cuts_are_not_taken_for_seen_before_the_watches_are_set_again
     script.answer_ok(2, 20, data());
     script.cut();
     script.connect(0).unwrap();
-    assert_eq!(script.send(), ["4: add auth digest", "3: set watches since 0:20 [[\"/a\"], [], [], [], []]"]);
+    assert_eq!(script.send(), ["4: add auth digest", "3: set watches since 0:20 [[\"/a\"], [], []]"]);
     // The answer shows a state of 50, but /a may have changed before it, and nobody has told.
     script.answer_ok(4, 50, Answer::Done);
     script.cut();
@@ -421,10 +464,10 @@ fn news_between_two_cuts_are_not_taken_for_seen_before_the_watches_are_set_again
 #[test]
 fn events_do_not_count_as_a_state_seen_because_more_of_the_same_entry_may_follow() {
     let mut script = with_watches();
-    assert_eq!(script.event(EventKind::NodeDeleted, "/r/x", Some(40)), ["watch 5: NodeDeleted /r/x"]);
+    assert_eq!(script.event(EventKind::NodeCreated, "/b", Some(40)), ["watch 2: NodeCreated /b"]);
     script.cut();
     script.connect(0).unwrap();
-    assert_eq!(script.send(), [format!("6: set watches since 0:20 {ALL_AGAIN}")]);
+    assert_eq!(script.send()[0], r#"8: set watches since 0:20 [["/a"], [], ["/a"]]"#);
     assert_eq!(script.session.last_zxid(), Zxid(40));
 }
 
@@ -455,7 +498,7 @@ fn a_watch_that_nobody_holds_is_taken_from_the_server() {
     let mut script = with_watches();
     script.session.forget(WatchId(5));
     script.session.forget(WatchId(3));
-    assert_eq!(script.send(), ["6: remove watch /r", "7: remove watch /a"]);
+    assert_eq!(script.send(), ["6: end watch 2", "7: remove watch /a"]);
     script.answer_ok(6, 20, Answer::Done);
     assert_eq!(script.answer(7, 20, Err(ErrorCode::NoWatcher)).unwrap(), [""; 0], "it had just fired: no matter");
 }
@@ -463,12 +506,38 @@ fn a_watch_that_nobody_holds_is_taken_from_the_server() {
 #[test]
 fn a_watch_dropped_before_its_answer_is_removed_after_it() {
     let mut script = Script::connected();
-    script.call_arming(Op::AddWatch { path: path("/p"), kind: WatchKind::Persistent }, Some(1));
+    script.call_arming(subscribe("/p", None), Some(1));
+    script.call_arming(get("/q"), Some(2));
     script.session.forget(WatchId(1));
-    assert_eq!(script.send(), ["1: watch /p"]);
+    script.session.forget(WatchId(2));
+    assert_eq!(script.send(), ["1: watch /p as 1 after None", "2: get /q watch"]);
     script.answer_ok(1, 4, Answer::Done);
-    assert_eq!(script.send(), ["2: remove watch /p"]);
-    assert_eq!(script.event(EventKind::NodeCreated, "/p", Some(5)), [""; 0]);
+    script.answer_ok(2, 4, data());
+    assert_eq!(script.send(), ["3: end watch 1", "4: remove watch /q"]);
+    assert_eq!(script.changes(1, 5), [""; 0]);
+    assert_eq!(script.event(EventKind::NodeCreated, "/q", Some(5)), [""; 0]);
+}
+
+#[test]
+fn a_feed_is_held_while_its_reader_is_slow_and_goes_on_where_it_was() {
+    let mut script = Script::connected();
+    script.call_arming(subscribe("/p", Some(3)), Some(1));
+    script.send();
+    script.answer_ok(1, 10, Answer::Done);
+    script.changes(1, 5);
+    script.session.hold(WatchId(1));
+    assert_eq!(script.send(), ["2: end watch 1"]);
+    assert_eq!(script.changes(1, 6), [""; 0], "it is not read");
+    script.cut();
+    script.connect(0).unwrap();
+    assert_eq!(script.send(), [""; 0], "it is held on the next connection, too");
+    script.session.resume(WatchId(1));
+    assert_eq!(script.send(), ["3: watch /p as 2 after Some(0:5)"]);
+    script.answer_ok(3, 10, Answer::Done);
+    let mut out = Vec::new();
+    script.session.on_gap(script.now, 2, Zxid(5), Zxid(11), &mut out);
+    let told = script.told(out);
+    assert_eq!(told, ["feed 1: events after 0x5 are not remembered any more; read again, from 0xb or later"]);
 }
 
 #[test]

@@ -45,8 +45,7 @@ struct Node {
 struct Watches {
     data: BTreeSet<String>,
     child: BTreeSet<String>,
-    persistent: BTreeSet<String>,
-    recursive: BTreeSet<String>,
+    feeds: BTreeMap<u64, pb::Subscribe>,
 }
 
 struct Connection {
@@ -85,6 +84,14 @@ pub struct State {
     pub violations: Vec<String>,
     pub connects: u64,
     pub set_watches: u64,
+    /// Every change, by zxid, in order.
+    history: Vec<(u64, EventKind, String)>,
+    /// Changes up to here are not remembered.
+    floor: u64,
+    /// Znodes whose data was sent in pages of subtrees.
+    znodes_sent: u64,
+    /// Of the history, so much was told to those who follow it.
+    told: usize,
 }
 
 #[derive(Clone)]
@@ -120,6 +127,7 @@ impl Server {
         } else {
             state.create(0, pb::Create { path: path.to_owned(), data, ..pb::Create::default() }).unwrap();
         }
+        state.tell();
     }
 
     /// Somebody else deletes a znode.
@@ -127,6 +135,38 @@ impl Server {
         let mut state = self.state.lock();
         state.zxid += 1;
         state.delete(path, -1).unwrap();
+        state.tell();
+    }
+
+    /// Ends every connection, and lets no client back until `meanwhile` has happened.
+    #[allow(dead_code, reason = "not every test program that shares this server uses it")]
+    pub fn away(&self, meanwhile: impl FnOnce()) {
+        self.state.lock().refuse = Some(pb::closed::Reason::NoQuorum);
+        self.cut_all();
+        meanwhile();
+        self.state.lock().refuse = None;
+    }
+
+    #[allow(dead_code, reason = "not every test program that shares this server uses it")]
+    pub fn zxid(&self) -> u64 {
+        self.state.lock().zxid
+    }
+
+    #[allow(dead_code, reason = "not every test program that shares this server uses it")]
+    pub fn znodes_sent(&self) -> u64 {
+        self.state.lock().znodes_sent
+    }
+
+    #[allow(dead_code, reason = "not every test program that shares this server uses it")]
+    pub fn violations(&self) -> usize {
+        self.state.lock().violations.len()
+    }
+
+    /// Forgets what happened up to now.
+    #[allow(dead_code, reason = "not every test program that shares this server uses it")]
+    pub fn forget_history(&self) {
+        let mut state = self.state.lock();
+        state.floor = state.zxid;
     }
 
     /// Cuts every connection now.
@@ -147,6 +187,7 @@ impl Server {
         let mut state = self.state.lock();
         state.zxid += 1;
         state.write(session, 0, Op::CloseSession(pb::CloseSession {})).unwrap();
+        state.tell();
         state.connections.retain(|_, connection| connection.session != session);
     }
 
@@ -178,9 +219,7 @@ impl Server {
 
     pub fn watches(&self) -> usize {
         let state = self.state.lock();
-        let of = |watches: &Watches| {
-            watches.data.len() + watches.child.len() + watches.persistent.len() + watches.recursive.len()
-        };
+        let of = |watches: &Watches| watches.data.len() + watches.child.len() + watches.feeds.len();
         state.connections.values().map(|connection| of(&connection.watches)).sum()
     }
 }
@@ -317,6 +356,10 @@ impl State {
         let pb::Request { id, n, answered_through, op, .. } = request;
         let op = op.unwrap();
         let is_close = matches!(op, Op::CloseSession(_));
+        let begins = match &op {
+            Op::Subscribe(op) => Some(op.clone()),
+            _ => None,
+        };
         let answer = if n == 0 {
             let result = self.read(number, op);
             self.answer(id, result)
@@ -339,6 +382,7 @@ impl State {
                 row.last_n = n;
                 self.zxid += 1;
                 let result = self.write(session, n, op);
+                self.tell();
                 let answer = self.answer(id, result);
                 if let Some(row) = self.sessions.get_mut(&session) {
                     row.results.insert(n, answer.clone());
@@ -356,6 +400,9 @@ impl State {
         let out = self.connections[&number].out.clone();
         let reply = pb::Reply { kind: Some(pb::reply::Kind::Answer(answer)) };
         send(&out, pb::server_message::Message::Replies(pb::ReplyBatch { replies: vec![reply] }));
+        if let Some(subscribe) = begins {
+            self.catch_up(number, &subscribe);
+        }
         if auth_failed {
             close(&out, pb::closed::Reason::AuthFailed);
         }
@@ -385,6 +432,12 @@ impl State {
             Op::Delete(op) => {
                 self.executed.push(format!("{n} delete {}", op.path));
                 self.delete(&op.path, op.version).map(|()| Body::Empty(pb::Empty {}))
+            }
+            Op::SetAcl(op) => {
+                self.executed.push(format!("{n} set acl {}", op.path));
+                let node = self.tree.get_mut(&op.path).ok_or(ErrorCode::NoNode)?;
+                node.stat.aversion += 1;
+                Ok(Body::Stat(pb::StatBody { stat: Some(node.stat) }))
             }
             Op::Multi(multi) => {
                 self.executed.push(format!("{n} multi {}", multi.ops.len()));
@@ -582,23 +635,47 @@ impl State {
                 Ok(Body::Paths(pb::Paths { paths }))
             }
             Op::WhoAmI(_) => Ok(Body::Ids(pb::Ids { ids: vec![] })),
-            Op::Ping(_) | Op::Sync(_) => done,
+            Op::Ping(_) | Op::Sync(_) => {
+                // Who asks for a sign of life is told how far it is.
+                if !self.watches(number).feeds.is_empty() {
+                    let bookmark = pb::FeedBookmark { watch: 0, zxid: self.zxid };
+                    send_feed(&self.connections[&number].out, [pb::reply::Kind::FeedBookmark(bookmark)]);
+                }
+                done
+            }
             Op::AddAuth(op) if op.scheme == "digest" => done,
             Op::AddAuth(_) => Err(ErrorCode::AuthFailed),
-            Op::AddWatch(op) => {
-                match op.kind() {
-                    pb::WatchKind::Persistent => self.watches(number).persistent.insert(op.path),
-                    _ => self.watches(number).recursive.insert(op.path),
-                };
+            Op::Subscribe(op) => {
+                if op.after.is_some_and(|after| after > self.zxid) {
+                    return Err(ErrorCode::BadArguments);
+                }
+                if self.watches(number).feeds.insert(op.watch, op).is_some() {
+                    self.violations.push("a name was used twice".to_owned());
+                }
                 done
+            }
+            Op::Unsubscribe(op) => match self.watches(number).feeds.remove(&op.watch) {
+                Some(_) => done,
+                None => Err(ErrorCode::NoWatcher),
+            },
+            // In one page.
+            Op::GetSubtree(op) => {
+                let nodes = self.tree.iter().filter(|(path, _)| is_within(path, &op.path, op.depth()));
+                let nodes = nodes.map(|(path, node)| {
+                    let is_known = op.newer_than.is_some_and(|known| node.stat.mzxid <= known);
+                    let data = node.data.clone().filter(|_| !is_known).map(|bytes| pb::Data { bytes });
+                    pb::SubtreeNode { path: path.clone(), stat: Some(node.stat), data, is_known }
+                });
+                let nodes: Vec<_> = nodes.collect();
+                self.znodes_sent += nodes.iter().filter(|node| !node.is_known).count() as u64;
+                Ok(Body::Subtree(pb::SubtreeBody { nodes, next: String::new() }))
             }
             Op::RemoveWatch(op) => {
                 let watches = self.watches(number);
                 let held = match op.kind() {
                     pb::WatchKind::Data => watches.data.remove(&op.path),
                     pb::WatchKind::Child => watches.child.remove(&op.path),
-                    pb::WatchKind::Persistent => watches.persistent.remove(&op.path),
-                    pb::WatchKind::PersistentRecursive => watches.recursive.remove(&op.path),
+                    _ => false,
                 };
                 if held { done } else { Err(ErrorCode::NoWatcher) }
             }
@@ -640,8 +717,6 @@ impl State {
                 Some(_) => drop(self.watches(number).child.insert(path)),
             }
         }
-        self.watches(number).persistent.extend(set.persistent);
-        self.watches(number).recursive.extend(set.persistent_recursive);
         for (kind, path) in missed {
             event(&self.connections[&number].out, kind, &path, 0);
         }
@@ -652,13 +727,12 @@ impl State {
             return deferred.push((kind, path.to_owned()));
         }
         let is_child = kind == EventKind::NodeChildrenChanged;
+        self.history.push((self.zxid, kind, path.to_owned()));
         for connection in self.connections.values_mut() {
             let watches = &mut connection.watches;
-            let mut hit = watches.persistent.contains(path);
+            let mut hit = false;
             if !is_child {
                 hit |= watches.data.remove(path);
-                hit |=
-                    watches.recursive.iter().any(|at| at == "/" || path == at || path.starts_with(&format!("{at}/")));
             }
             if is_child || kind == EventKind::NodeDeleted {
                 hit |= watches.child.remove(path);
@@ -667,6 +741,81 @@ impl State {
                 event(&connection.out, kind, path, self.zxid);
             }
         }
+    }
+}
+
+impl State {
+    /// Tells those who follow of what was not told yet.
+    fn tell(&mut self) {
+        let news = std::mem::replace(&mut self.told, self.history.len());
+        for connection in self.connections.values() {
+            for feed in connection.watches.feeds.values() {
+                let changes = self.changes(feed, &self.history[news..]);
+                if !changes.is_empty() {
+                    send_feed(&connection.out, changes.into_iter().map(pb::reply::Kind::FeedChanges));
+                    let bookmark = pb::FeedBookmark { watch: feed.watch, zxid: self.zxid };
+                    send_feed(&connection.out, [pb::reply::Kind::FeedBookmark(bookmark)]);
+                }
+            }
+        }
+    }
+
+    /// What one who begins in the past has missed.
+    fn catch_up(&self, number: u64, feed: &pb::Subscribe) {
+        let (Some(after), Some(connection)) = (feed.after, self.connections.get(&number)) else { return };
+        let pb::Subscribe { watch, .. } = *feed;
+        if after < self.floor {
+            let gap = pb::FeedGap { watch, after, resync: self.zxid };
+            return send_feed(&connection.out, [pb::reply::Kind::FeedGap(gap)]);
+        }
+        let missed = self.history.partition_point(|(zxid, _, _)| *zxid <= after);
+        let changes = self.changes(feed, &self.history[missed..self.told]);
+        send_feed(&connection.out, changes.into_iter().map(pb::reply::Kind::FeedChanges));
+        let bookmark = pb::FeedBookmark { watch, zxid: self.zxid };
+        send_feed(&connection.out, [pb::reply::Kind::FeedBookmark(bookmark)]);
+    }
+
+    fn changes(&self, feed: &pb::Subscribe, history: &[(u64, EventKind, String)]) -> Vec<pb::FeedChanges> {
+        let mut changes: Vec<pb::FeedChanges> = Vec::new();
+        for (zxid, kind, path) in history {
+            let is_list = *kind == EventKind::NodeChildrenChanged;
+            let is_told = match feed.kind() {
+                pb::FeedKind::Node => *path == feed.path,
+                depth => !is_list && is_within(path, &feed.path, depth),
+            };
+            if !is_told {
+                continue;
+            }
+            if changes.last().is_none_or(|last| last.zxid != *zxid) {
+                changes.push(pb::FeedChanges { watch: feed.watch, zxid: *zxid, events: Vec::new() });
+            }
+            let node = self.tree.get(path).filter(|node| feed.with_nodes && !is_list && node.stat.mzxid == *zxid);
+            let node = node.map(|node| pb::FeedNode {
+                data: node.data.clone().map(|bytes| pb::Data { bytes }),
+                stat: Some(node.stat),
+                as_of: self.zxid,
+            });
+            let event = pb::FeedEvent { kind: kind.code(), path: path.clone(), node };
+            changes.last_mut().unwrap().events.push(event);
+        }
+        changes
+    }
+}
+
+fn is_within(path: &str, top: &str, depth: pb::FeedKind) -> bool {
+    let below = path.strip_prefix(if top == "/" { "" } else { top }).and_then(|rest| rest.strip_prefix('/'));
+    path == top
+        || below.is_some_and(|below| match depth {
+            pb::FeedKind::Node => false,
+            pb::FeedKind::Children => !below.contains('/'),
+            pb::FeedKind::Subtree => true,
+        })
+}
+
+fn send_feed(out: &Outbound, kinds: impl IntoIterator<Item = pb::reply::Kind>) {
+    let replies: Vec<_> = kinds.into_iter().map(|kind| pb::Reply { kind: Some(kind) }).collect();
+    if !replies.is_empty() {
+        send(out, pb::server_message::Message::Replies(pb::ReplyBatch { replies }));
     }
 }
 

@@ -14,11 +14,13 @@ use std::sync::Arc;
 use corral_proto::{ErrorCode, ServerId, SessionId, WatchedEvent, Zxid};
 use parking_lot::{Mutex, RwLock};
 
+use crate::session::feed::Told;
 use crate::session::lane::{Handshake, Lane, Published, Stuck};
 use crate::session::local::LocalSessions;
 use crate::session::outbox::Key;
 use crate::session::{CloseReason, SharedEvent};
 use crate::tree::entry::{Command, Outcome, SessionEvent, TreeEvent, Txn, Verdict};
+use crate::tree::feed::{Feed, FeedBounds, FeedEntry};
 use crate::tree::overlay::Overlay;
 use crate::tree::record::Meta;
 use crate::tree::{TreeStore, TreeView, execute, read};
@@ -180,9 +182,10 @@ impl<V: TreeView> Shared<V> {
         watches.lanes.remove(&lane.id);
     }
 
-    /// Number of watches.
+    /// Number of watches, subscriptions to the change feed among them.
     pub fn watch_count(&self) -> usize {
-        self.watches.lock().table.count()
+        let watches = self.watches.lock();
+        watches.table.count() + watches.table.feeds.len()
     }
 
     /// The sessions that watch here, each with its paths of the data table (see [`WatchTable::data_watches`]). Holds the
@@ -219,6 +222,8 @@ pub struct Apply<S: TreeStore> {
     server: ServerId,
     store: S,
     meta: Meta,
+    feed: Feed,
+    feed_bounds: FeedBounds,
     shared: Arc<Shared<S::View>>,
     /// `--skip-entry`: executed as SYSTEMERROR, on every server alike (P34).
     skip: Vec<Zxid>,
@@ -233,6 +238,8 @@ impl<S: TreeStore> Apply<S> {
     pub fn new(server: ServerId, store: S, skip: Vec<Zxid>) -> Apply<S> {
         let view = store.view();
         let meta = meta_of(&view);
+        let feed_bounds = FeedBounds::default();
+        let feed = Feed::open(&view, feed_bounds);
         let published = Arc::new(Published { view, zxid: meta.applied });
         let shared = Arc::new(Shared {
             published: RwLock::new(published),
@@ -242,7 +249,18 @@ impl<S: TreeStore> Apply<S> {
             local: Mutex::default(),
         });
         let persisted = store.persisted_meta().map_or(Zxid::ZERO, |meta| meta.applied);
-        Apply { server, store, meta, shared, skip, batches: 0, persisted }
+        Apply { server, store, meta, feed, feed_bounds, shared, skip, batches: 0, persisted }
+    }
+
+    /// Bounds the change feed; what is past them goes with the next batches.
+    pub fn bound_feed(&mut self, bounds: FeedBounds) {
+        self.feed_bounds = bounds;
+        self.feed = Feed::open(&self.store.view(), bounds);
+    }
+
+    /// The change feed of the store.
+    pub fn feed(&self) -> &Feed {
+        &self.feed
     }
 
     /// What connection tasks hold.
@@ -282,6 +300,7 @@ impl<S: TreeStore> Apply<S> {
         let view = store.view();
         let meta = meta_of(&view);
         assert!(meta.applied >= self.meta.applied, "a snapshot never takes the state back");
+        self.feed = Feed::open(&view, self.feed_bounds);
         self.store = store;
         self.persisted = self.persisted.max(self.persisted());
         if !zoo::broken(Switch::OldMetaAfterInstall) {
@@ -303,6 +322,7 @@ impl<S: TreeStore> Apply<S> {
         }
         let base = shared.published();
         let mut overlay = Overlay::new(&base.view);
+        let mut happened: Vec<FeedEntry> = Vec::new();
         let mut watches = shared.watches.lock();
         for entry in entries {
             assert!(entry.zxid > self.meta.applied, "entries are executed once and in order");
@@ -315,10 +335,10 @@ impl<S: TreeStore> Apply<S> {
                 if zoo::broken(Switch::WatchArmedLate) {
                     lane.advance(|| base.clone(), Some(&mut watches.table));
                 }
-                lane.flush(&overlay, self.meta.applied, &mut watches.table);
+                lane.flush(&overlay, self.meta.applied, &mut watches.table, &happened);
                 woken.insert(lane.id, lane.clone());
             }
-            let outcome = self.execute(&overlay, entry, txn.as_ref());
+            let mut outcome = self.execute(&overlay, entry, txn.as_ref());
             overlay.push(outcome.changes.iter().cloned());
             self.meta = meta_of(&overlay);
             assert_eq!(self.meta.applied, entry.zxid, "every entry advances the meta row");
@@ -337,9 +357,16 @@ impl<S: TreeStore> Apply<S> {
                 applied.digests.push((entry.zxid, self.meta.digest));
             }
             applied.sessions.extend(outcome.sessions);
+            if !outcome.events.is_empty() {
+                happened.push(FeedEntry { zxid: entry.zxid, events: std::mem::take(&mut outcome.events) });
+            }
         }
-        let mut changes = overlay.take().into_iter();
+        let recorded = self.feed.record(&base.view, &happened, self.meta.stamp_ms);
+        let mut changes = overlay.take().into_iter().chain(recorded);
         self.store.write(&mut changes);
+        for lane in woken.values() {
+            lane.end_feed_batch(self.meta.applied, &mut watches.table);
+        }
         if !zoo::broken(Switch::ReplyBeforePublish) {
             self.publish(self.store.view(), self.meta.clone());
         }
@@ -410,6 +437,25 @@ impl<S: TreeStore> Apply<S> {
                 lane.event(event.clone(), zxid);
                 woken.entry(watcher).or_insert_with(|| lane.clone());
             });
+        }
+        let Watches { table, lanes } = &*watches;
+        if table.feeds.is_empty() {
+            return;
+        }
+        let mut told = Told::new(view, zxid, zxid);
+        for (at, TreeEvent { kind, path, acl, parent_acl }) in outcome.events.iter().enumerate() {
+            table.feeds.reach(*kind, path, &mut |owner, interest, told_kind, told_path| {
+                let Some(lane) = lanes.get(&owner.0) else { return };
+                let acl = if told_kind == *kind { *acl } else { *parent_acl };
+                if read::may_read(view, acl, &lane.ids()) {
+                    told.tell(owner, interest, &outcome.events, at, told_kind, told_path);
+                }
+            });
+        }
+        for ((watcher, watch), events) in told.groups {
+            let Some(lane) = lanes.get(&watcher) else { continue };
+            lane.feed(watch, zxid, events);
+            woken.entry(watcher).or_insert_with(|| lane.clone());
         }
     }
 
@@ -550,5 +596,7 @@ fn close(lane: &Arc<Lane>, reason: CloseReason, watches: &mut Watches) {
     lane.close(reason);
 }
 
+#[cfg(test)]
+mod feed_tests;
 #[cfg(test)]
 mod tests;

@@ -35,6 +35,9 @@ use crate::node::{CoreEvent, NodeShared};
 /// How long a server that is behind a client's last zxid waits for it before it refuses (P33).
 const BEHIND_WAIT: Duration = Duration::from_millis(500);
 
+/// After so long without anything to send, those who follow the change feed are told how far they are.
+const BOOKMARK_INTERVAL: Duration = Duration::from_secs(2);
+
 /// Bytes of a connection's identities: they travel with each of its writes.
 pub const IDENTITY_BYTES_MAX: usize = 16 << 10;
 
@@ -616,7 +619,17 @@ impl Connection {
             ClientRequest::AddWatch { path, kind } => (Step::AddWatch { path, kind }, local),
             ClientRequest::RemoveWatches { path, kind } => (Step::Watches { path, kind, remove: true }, local),
             ClientRequest::CheckWatches { path, kind } => (Step::Watches { path, kind, remove: false }, local),
-            ClientRequest::SetWatches(watches) => (Step::SetWatches(watches), local),
+            ClientRequest::SetWatches(mut watches) => {
+                watches.replay = self.lane.protocol == Protocol::Wire && self.node.options.replay_persistent_watches;
+                (Step::SetWatches(watches), local)
+            }
+            ClientRequest::Subscribe { watch, subscription, after } => {
+                // A position that is not reached here may be reached elsewhere: whether it is one, the leader knows.
+                let is_ahead = after.is_some_and(|after| after > *self.node.applied.borrow());
+                let consistency = if is_ahead { Consistency::Linearizable } else { local };
+                (Step::Subscribe { watch, subscription, after }, consistency)
+            }
+            ClientRequest::Unsubscribe { watch } => (Step::Unsubscribe { watch }, local),
             ClientRequest::WhoAmI => {
                 let display = |id: &Id| Id::new(id.scheme.clone(), digest::display_name(id));
                 (Step::Answer(Ok(Answer::Ids(self.ids.lock().iter().map(display).collect()))), local)
@@ -755,6 +768,10 @@ impl Connection {
                 tokio::select! {
                     () = self.signals.outgoing.notified() => {}
                     () = self.node.left_read_only() => self.lane.close(CloseReason::QuorumIsBack),
+                }
+            } else if self.lane.has_live_feeds() {
+                if timeout(BOOKMARK_INTERVAL, self.signals.outgoing.notified()).await.is_err() {
+                    self.lane.bookmark(|| self.node.shared.published());
                 }
             } else {
                 self.signals.outgoing.notified().await;

@@ -1,4 +1,4 @@
-//! The tree's store on RocksDB: three column families, no write-ahead log, atomic flushes.
+//! The tree's store on RocksDB: four column families, no write-ahead log, atomic flushes.
 //!
 //! The transaction log is the truth; this is what has been executed of it. Every batch carries the meta row, and a flush
 //! takes all column families to the same point, so what is found after a crash is the state at exactly the applied entry
@@ -322,9 +322,13 @@ impl ReadOnlyStore {
     /// # Errors
     /// See [`OpenError`].
     pub fn open(path: &Path, options: StoreOptions) -> Result<ReadOnlyStore, OpenError> {
-        let (mut database, families) = database_options(options);
+        let (mut database, mut families) = database_options(options);
         database.create_if_missing(false);
         database.create_missing_column_families(false);
+        // A server of an earlier release sends no feed; opened to be written to, the copy gets an empty one.
+        let present = DB::list_cf(&database, path).map_err(|error| judge(&error))?;
+        families
+            .retain(|family| family.name() != Cf::Feed.name() || present.iter().any(|name| name == Cf::Feed.name()));
         let db = DB::open_cf_descriptors_read_only(&database, path, families, false).map_err(|error| judge(&error))?;
         Ok(ReadOnlyStore { db })
     }

@@ -7,6 +7,7 @@ use corral_core::session::{ClientRequest, Consistency, SetWatches};
 use corral_core::tree::op::{ReadOp, WriteOp};
 use corral_proto::{EventKind, ServerId, SessionId, WatchKind, Zxid};
 
+use crate::follower::Follower;
 use crate::history::registers::Ticket;
 use crate::options::Load;
 use crate::rng::Rng;
@@ -71,6 +72,13 @@ pub enum Call {
     SetWatches(SetWatches),
     /// A ping.
     Ping,
+    /// The change feed, from a position.
+    Subscribe,
+    /// All znodes, after a gap.
+    ReadAll {
+        /// Which time the follower asks.
+        round: u64,
+    },
     /// The last read of all, when everything is at rest: what it shows, every watch has told.
     Last,
 }
@@ -153,6 +161,8 @@ pub struct Client {
     pub silent_until: Micros,
     /// Asks for nothing new.
     pub stopped: bool,
+    /// It does nothing but to follow the change feed.
+    pub follower: Option<Box<Follower>>,
     /// At the very end.
     pub last_word: LastWord,
     /// Its own chance.
@@ -180,9 +190,16 @@ impl Client {
             missed: Vec::new(),
             silent_until: 0,
             stopped: false,
+            follower: None,
             last_word: LastWord::NotYet,
             rng,
         }
+    }
+
+    /// A client that follows the change feed.
+    pub fn follower(seed: u64, index: u64, load: &Load) -> Client {
+        let follower = Some(Box::default());
+        Client { wire: false, follower, ..Client::new(seed, index, load) }
     }
 
     /// Whether every call has ended.
@@ -241,6 +258,7 @@ impl Client {
             of_kind.map(|(path, _)| path.clone()).collect::<Vec<_>>()
         };
         Some(SetWatches {
+            replay: false,
             relative_zxid: self.replied,
             data: of(Sort::Data),
             exist: of(Sort::Exist),

@@ -110,6 +110,9 @@ impl World {
             }
             return Ok(());
         }
+        if client.follower.is_some() {
+            return Ok(());
+        }
         let burst = match client.rng.chance(load.burst_per_mille) {
             true if client.rng.chance(load.watch_per_mille / 4) => {
                 self.watches_everything(index, load.paths);
@@ -273,7 +276,14 @@ impl World {
         }
     }
 
-    fn client_sends(&mut self, index: usize, request: ClientRequest, call: Call, floor: Zxid, ticket: Option<Ticket>) {
+    pub(crate) fn client_sends(
+        &mut self,
+        index: usize,
+        request: ClientRequest,
+        call: Call,
+        floor: Zxid,
+        ticket: Option<Ticket>,
+    ) {
         let client = &mut self.clients[index];
         let cookie = client.next_cookie;
         client.next_cookie += 1;
@@ -413,6 +423,13 @@ impl World {
                 lane.push(cookie, Step::Watches { path, kind, remove: false }, Consistency::Local, None);
                 return;
             }
+            ClientRequest::Subscribe { watch, subscription, after } => {
+                let is_ahead = after > Some(process.apply.position().zxid);
+                let tag = is_ahead.then(|| self.read_point(to, id));
+                let consistency = if is_ahead { Consistency::Linearizable } else { Consistency::Local };
+                lane.push(cookie, Step::Subscribe { watch, subscription, after }, consistency, tag);
+                return;
+            }
             ClientRequest::SetWatches(watches) => {
                 lane.push(cookie, Step::SetWatches(watches), Consistency::Local, None);
                 return;
@@ -542,6 +559,7 @@ impl World {
                     let call = Call::SetWatches(watches.clone());
                     self.client_sends(index, ClientRequest::SetWatches(watches), call, Zxid::ZERO, None);
                 }
+                self.follower_connected(index);
                 for write in self.clients[index].unanswered.clone() {
                     self.trace.reached("write sent again");
                     self.client_writes(index, &write, true);
@@ -573,6 +591,7 @@ impl World {
                 self.trace.reached("watch fired");
                 self.history.on_seen(id, Seen::Event { kind: event.kind, path: event.path.clone(), zxid });
             }
+            ToClient::Out(Outgoing::Feed(notice)) => return self.on_feed(index, notice),
             ToClient::Out(Outgoing::Close(reason)) => {
                 self.trace.reached(match reason {
                     CloseReason::Expired => "connection closed: expired",
@@ -707,6 +726,13 @@ impl World {
             }
             Call::Last => client.last_word = LastWord::Heard,
             Call::Ping => {}
+            Call::Subscribe => {
+                ensure!(result.is_ok(), "the change feed", "follower {index} may not subscribe: {result:?}");
+            }
+            Call::ReadAll { round } => match result {
+                Ok(answer) => return self.follower_has_read(index, round, zxid, answer),
+                Err(error) => ensure!(false, "the change feed", "follower {index} may not read: {error:?}"),
+            },
         }
         self.history.on_seen(id, Seen::Reply(zxid));
         Ok(())

@@ -4,7 +4,7 @@
 //! # Layout
 //! - [`options`]: what a seed draws. [`rng`], [`schedule`]: chance and time.
 //! - [`world`]: what happens next. [`server`], [`disk`], [`network`]: what it happens to. [`faults`]: what goes wrong.
-//! - [`client`], [`workload`], [`frontend`]: clients, what they ask for, and their connections.
+//! - [`client`], [`workload`], [`follower`], [`frontend`]: clients, what they ask for, and their connections.
 //! - [`checks`]: the omniscient observer, one property a file. [`history`]: what clients were told, judged by replay.
 //! - [`linearizability`]: the same without the log, for histories of real processes too.
 //! - `zoo` (a feature): bugs planted on purpose, and the hunt for them.
@@ -19,6 +19,7 @@ pub mod checks;
 mod client;
 mod disk;
 pub mod faults;
+mod follower;
 mod frontend;
 pub mod goals;
 pub mod history;

@@ -72,6 +72,10 @@ pub struct SimOptions {
     pub faults: FaultMix,
     /// What clients do.
     pub load: Load,
+    /// Clients that follow the change feed.
+    pub followers: u64,
+    /// What a server remembers of it: bytes, and ms.
+    pub feed: (u64, u64),
     /// What is left out.
     pub reduction: Reduction,
 }
@@ -245,6 +249,8 @@ impl SimOptions {
             codec_per_mille: 100,
             faults: FaultMix::default(),
             load: Load::draw(rng, sync_timeout_ms, paths),
+            followers: 0,
+            feed: (0, 0),
             reduction: Reduction::default(),
         };
         // Small steps of a slow network would need more than the time there is.
@@ -256,6 +262,8 @@ impl SimOptions {
         }
         options.fit_pipeline();
         options.draw_faults(rng);
+        options.followers = *rng.pick(&[0, 1, 1, 2]);
+        options.feed = (*rng.pick(&[0, 300, 3_000, 1 << 30, 1 << 30]), *rng.pick(&[500, 3_600_000, 3_600_000]));
         options
     }
 

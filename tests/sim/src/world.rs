@@ -11,6 +11,7 @@ use corral_core::apply::Apply;
 use corral_core::member::{Member, MemberInput, MemberOptions, MemberOutput, REAP_BATCH_MAX};
 use corral_core::session::{ClientRequest, CloseReason};
 use corral_core::tree::entry::{Command, Settings, Txn};
+use corral_core::tree::feed::FeedBounds;
 use corral_core::tree::read;
 use corral_core::zab::codec;
 use corral_core::zab::io::{Entry, Input, LogOp, Membership, Output, Phase, Position, Role, SnapshotMeta, Status};
@@ -40,6 +41,8 @@ const SEAL_AFTER: Micros = 100 * MS;
 const APPLY_BATCH_MAX: usize = 50;
 /// A run that schedules more than this is stuck in a loop.
 const EVENTS_MAX: u64 = 3_000_000;
+/// The same for a long run, for each ms of it.
+const EVENTS_A_MS: u64 = 20;
 
 /// A process of a server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -196,7 +199,9 @@ impl World {
                 (id, server)
             })
             .collect();
-        let clients = (0..options.load.clients).map(|i| Client::new(options.seed, i, &options.load)).collect();
+        let (all, seed) = (options.load.clients, options.seed);
+        let mut clients: Vec<Client> = (0..all).map(|i| Client::new(seed, i, &options.load)).collect();
+        clients.extend((all..all + options.followers).map(|i| Client::follower(seed, i, &options.load)));
         let mut world = World {
             schedule: Schedule::default(),
             trace: Trace::new(verbosity),
@@ -238,7 +243,7 @@ impl World {
         while self.stage != Stage::Over {
             let Some(event) = self.schedule.next() else { break };
             self.handle(event)?;
-            if self.trace.events() > EVENTS_MAX {
+            if self.trace.events() > EVENTS_MAX.max(EVENTS_A_MS * self.options.safety_ms) {
                 return Err(Violation { invariant: "I28 liveness", text: "events without end".to_owned() });
             }
         }
@@ -1342,7 +1347,9 @@ impl World {
                 touch_interval_ms: 0,
             },
         );
-        let apply = Apply::new(id, started.store, Vec::new());
+        let mut apply = Apply::new(id, started.store, Vec::new());
+        let (bytes, age_ms) = self.options.feed;
+        apply.bound_feed(FeedBounds { bytes, age_ms });
         let meta = apply.meta().clone();
         let server = self.servers.get_mut(&id).expect("servers are fixed");
         server.paused_until = now;

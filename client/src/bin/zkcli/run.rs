@@ -538,7 +538,7 @@ impl Runner {
                     seen += 1;
                 }
                 Some(WatchEvent::Gap(gap)) => {
-                    eprintln!("events may be missing here ({gap:?}): read afresh what you rely on");
+                    eprintln!("{gap}");
                 }
                 None => {
                     let reason =
@@ -559,7 +559,7 @@ impl Runner {
             while let Some(event) = watcher.next().await {
                 match event {
                     WatchEvent::Node(event) => print(&event),
-                    WatchEvent::Gap(_) => {}
+                    WatchEvent::Gap(gap) => eprintln!("{gap}"),
                 }
             }
         });

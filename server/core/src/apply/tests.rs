@@ -9,24 +9,24 @@ use crate::storage::memory::{MemoryStore, MemoryView};
 use crate::tree::entry::Carrier;
 use crate::tree::op::{Answer, Create, MultiOp, ReadOp, WriteOp};
 
-const ME: ServerId = ServerId(1);
+pub(super) const ME: ServerId = ServerId(1);
 
 /// One server's apply room and what clients see of it.
-struct Room {
-    apply: Apply<MemoryStore>,
-    shared: Arc<Shared<MemoryView>>,
-    counter: u32,
+pub(super) struct Room {
+    pub(super) apply: Apply<MemoryStore>,
+    pub(super) shared: Arc<Shared<MemoryView>>,
+    pub(super) counter: u32,
 }
 
 /// A connection of a session.
-struct Joined {
-    lane: Arc<Lane>,
-    session: SessionId,
-    attach: Zxid,
+pub(super) struct Joined {
+    pub(super) lane: Arc<Lane>,
+    pub(super) session: SessionId,
+    pub(super) attach: Zxid,
 }
 
 impl Room {
-    fn new() -> Room {
+    pub(super) fn new() -> Room {
         let apply = Apply::new(ME, MemoryStore::new(), Vec::new());
         let shared = apply.shared();
         Room { apply, shared, counter: 0 }
@@ -38,18 +38,18 @@ impl Room {
     }
 
     /// Executes these as one batch.
-    fn apply(&mut self, txns: &[Txn]) {
+    pub(super) fn apply(&mut self, txns: &[Txn]) {
         let entries: Vec<Entry> = txns.iter().map(|txn| self.entry(txn)).collect();
         self.apply.apply(&entries);
     }
 
-    fn connect(&mut self, session: i64, protocol: Protocol) -> Joined {
+    pub(super) fn connect(&mut self, session: i64, protocol: Protocol) -> Joined {
         let keeps_results = protocol == Protocol::Grpc;
         let command = Command::CreateSession { timeout_ms: 4_000, server: ME, nonce: 7, keeps_results };
         self.join(session, protocol, command)
     }
 
-    fn join(&mut self, session: i64, protocol: Protocol, command: Command) -> Joined {
+    pub(super) fn join(&mut self, session: i64, protocol: Protocol, command: Command) -> Joined {
         let session = SessionId(session);
         let nonce = match &command {
             Command::CreateSession { nonce, .. } | Command::Attach { nonce, .. } => *nonce,
@@ -63,7 +63,7 @@ impl Room {
     }
 
     /// What the connection sends next.
-    fn sent(&self, to: &Joined) -> Vec<Outgoing> {
+    pub(super) fn sent(&self, to: &Joined) -> Vec<Outgoing> {
         let mut out = Vec::new();
         self.shared.advance(&to.lane);
         to.lane.take_outgoing(&mut out);
@@ -71,7 +71,7 @@ impl Room {
     }
 
     /// The replies among it.
-    fn replies(&self, to: &Joined) -> Vec<(u64, Result<Answer, ErrorCode>)> {
+    pub(super) fn replies(&self, to: &Joined) -> Vec<(u64, Result<Answer, ErrorCode>)> {
         let reply = |outgoing| match outgoing {
             Outgoing::Reply { cookie, result, .. } => Some((cookie, result)),
             _ => None,
@@ -81,12 +81,12 @@ impl Room {
 }
 
 impl Joined {
-    fn write(&self, n: u64, op: WriteOp) -> Txn {
+    pub(super) fn write(&self, n: u64, op: WriteOp) -> Txn {
         let Joined { session, attach, .. } = *self;
         Txn { session, attach, n, answered_through: 0, ids: Vec::new(), command: Command::Write(op) }
     }
 
-    fn expects(&self, n: u64) {
+    pub(super) fn expects(&self, n: u64) {
         self.lane.push(n, Step::Write { n }, Consistency::Local, None);
     }
 
@@ -96,16 +96,16 @@ impl Joined {
     }
 }
 
-fn create(path: &str, data: &'static str) -> WriteOp {
+pub(super) fn create(path: &str, data: &'static str) -> WriteOp {
     create_as(path, data, Acl::open())
 }
 
-fn create_as(path: &str, data: &'static str, acl: Vec<Acl>) -> WriteOp {
+pub(super) fn create_as(path: &str, data: &'static str, acl: Vec<Acl>) -> WriteOp {
     let data = Some(data.into());
     WriteOp::Create(Create { path: path.into(), data, acl: Some(acl), mode: CreateMode::Persistent, ttl_ms: 0 })
 }
 
-fn set(path: &str, data: &'static str) -> WriteOp {
+pub(super) fn set(path: &str, data: &'static str) -> WriteOp {
     WriteOp::SetData { path: path.into(), data: Some(data.into()), version: -1 }
 }
 

@@ -22,8 +22,10 @@ use std::sync::Arc;
 use corral_proto::{ErrorCode, EventKind, Id, SessionId, WatchKind, WatchedEvent, Zxid};
 use parking_lot::Mutex;
 
-use super::{CloseReason, Consistency, Outgoing, Protocol, SetWatches, SharedEvent};
+use super::feed::{CatchUp, Feeds, Subscription};
+use super::{CloseReason, Consistency, FeedEvent, FeedNotice, Outgoing, Protocol, SetWatches, SharedEvent};
 use crate::tree::TreeView;
+use crate::tree::feed::{self, FeedEntry};
 use crate::tree::op::{Answer, ReadOp};
 use crate::tree::read;
 use crate::watch::{WatchTable, WatcherId};
@@ -35,6 +37,11 @@ pub const OUTGOING_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// Bytes of watch events, which cannot be held back, that may wait from one batch of entries to the next; more ends the
 /// connection. One entry may have any number of events: a client that reads gets them all.
 pub const EVENT_BYTES_MAX: usize = 16 * 1024 * 1024;
+
+/// Events that setting watches again replays at most for one request, and entries looked at for it: what a client missed
+/// beyond it is left to itself, as ZooKeeper leaves all of it.
+const REPLAY_EVENTS_MAX: usize = 10_000;
+const REPLAY_ENTRIES_MAX: usize = 100_000;
 
 /// What the bookkeeping of an outgoing item counts for, beside its text and data.
 const OUTGOING_ITEM_BYTES: usize = 96;
@@ -80,6 +87,20 @@ pub enum Step {
     },
     /// Set watches again.
     SetWatches(SetWatches),
+    /// Follow the change feed.
+    Subscribe {
+        /// By which name.
+        watch: u64,
+        /// Where and what.
+        subscription: Subscription,
+        /// From behind this zxid; `None`: from the state that answers.
+        after: Option<Zxid>,
+    },
+    /// Follow it no more.
+    Unsubscribe {
+        /// By which name.
+        watch: u64,
+    },
     /// Be somebody more from here on.
     Identify {
         /// Who.
@@ -97,7 +118,11 @@ impl Step {
     fn needs_table(&self) -> bool {
         match self {
             Step::Read { watch, .. } => *watch,
-            Step::AddWatch { .. } | Step::Watches { .. } | Step::SetWatches(_) => true,
+            Step::AddWatch { .. }
+            | Step::Watches { .. }
+            | Step::SetWatches(_)
+            | Step::Subscribe { .. }
+            | Step::Unsubscribe { .. } => true,
             Step::Write { .. } | Step::Identify { .. } | Step::Answer(_) | Step::Close => false,
         }
     }
@@ -151,6 +176,7 @@ struct State {
     event_bytes: usize,
     /// Of these, what waited when the last batch with events ended.
     old_event_bytes: usize,
+    feeds: Feeds,
     outgoing_bytes_max: usize,
     event_bytes_max: usize,
     floor: Zxid,
@@ -212,6 +238,7 @@ impl Lane {
             out_bytes: 0,
             event_bytes: 0,
             old_event_bytes: 0,
+            feeds: Feeds::default(),
             outgoing_bytes_max: OUTGOING_BYTES_MAX,
             event_bytes_max: EVENT_BYTES_MAX,
             floor: seen,
@@ -306,6 +333,7 @@ impl Lane {
         state.out_bytes = 0;
         state.event_bytes = 0;
         state.old_event_bytes = 0;
+        state.feeds.unread = 0;
         let any = !state.out.is_empty();
         out.append(&mut state.out);
         any
@@ -316,18 +344,32 @@ impl Lane {
     pub fn advance<V: TreeView>(
         &self,
         published: impl FnOnce() -> Arc<Published<V>>,
-        table: Option<&mut WatchTable>,
+        mut table: Option<&mut WatchTable>,
     ) -> Stuck {
         let mut state = self.state.lock();
         let published = published();
-        state.run(self, &published.view, published.zxid, table, false)
+        let (view, zxid) = (&published.view, published.zxid);
+        let mut stuck = state.run(self, view, zxid, table.as_deref_mut(), &[], false);
+        if stuck == Stuck::OnTable {
+            return stuck;
+        }
+        match state.catch_up(self.id, view, zxid, table) {
+            CatchUp::Done => {}
+            CatchUp::NeedsTable => stuck = Stuck::OnTable,
+            CatchUp::More => {
+                drop(state);
+                self.wake();
+            }
+        }
+        stuck
     }
 
     /// Answers everything before the next write from the state just before that write: see [`Lane::has_reads_before`].
-    /// Called by the apply room, which holds the table.
-    pub fn flush(&self, view: &impl TreeView, zxid: Zxid, table: &mut WatchTable) {
+    /// Called by the apply room, which holds the table. `recent`: what the batch did up to there, which the feed of the view
+    /// does not hold yet.
+    pub fn flush(&self, view: &impl TreeView, zxid: Zxid, table: &mut WatchTable, recent: &[FeedEntry]) {
         let mut state = self.state.lock();
-        state.run(self, view, zxid, Some(table), true);
+        state.run(self, view, zxid, Some(table), recent, true);
     }
 
     /// Whether write `n` of this attach is the next write here and requests wait in front of it, so that
@@ -365,6 +407,40 @@ impl Lane {
         state.out_bytes += bytes;
         state.event_bytes += bytes;
         state.out.push(Outgoing::Event(event));
+    }
+
+    /// Queues the events of one entry for a subscription.
+    pub fn feed(&self, watch: u64, zxid: Zxid, events: Vec<Arc<FeedEvent>>) {
+        let mut state = self.state.lock();
+        if !state.closed
+            && let Some(notice) = state.feeds.changes(watch, zxid, events)
+        {
+            state.floor = state.floor.max(zxid);
+            state.notify(notice);
+        }
+    }
+
+    /// A batch of entries with something for this lane ends at `zxid`, not published yet: subscriptions hear of it.
+    pub fn end_feed_batch(&self, zxid: Zxid, table: &mut WatchTable) {
+        let mut state = self.state.lock();
+        if let Some(notice) = state.feeds.end_batch(self.id, zxid, table) {
+            state.notify(notice);
+        }
+    }
+
+    /// Tells subscriptions that they missed nothing up to the published state, if they were not told. The closure is called
+    /// under the lane's lock, as in [`Lane::advance`].
+    pub fn bookmark<V>(&self, published: impl FnOnce() -> Arc<Published<V>>) {
+        let mut state = self.state.lock();
+        let zxid = published().zxid;
+        if !state.closed {
+            state.bookmark(zxid);
+        }
+    }
+
+    /// Whether there are subscriptions that are told of things as they happen: these want bookmarks.
+    pub fn has_live_feeds(&self) -> bool {
+        self.state.lock().feeds.has_live()
     }
 
     /// A batch of entries with something for this lane ends: a client that has left too many events of earlier batches
@@ -417,6 +493,7 @@ impl State {
         view: &impl TreeView,
         zxid: Zxid,
         mut table: Option<&mut WatchTable>,
+        recent: &[FeedEntry],
         before_write: bool,
     ) -> Stuck {
         loop {
@@ -441,8 +518,12 @@ impl State {
                 return Stuck::OnTable;
             }
             let Waiting { cookie, step, .. } = self.queue.pop_front().expect("looked at above");
+            if matches!(step, Step::Answer(Ok(_))) {
+                // Pings and syncs: who asks for a sign of life wants to know how far it is, too.
+                self.bookmark(zxid);
+            }
             let closes = matches!(step, Step::Close);
-            let result = self.answer(lane, view, step, table.as_deref_mut());
+            let result = self.answer(lane, view, zxid, step, table.as_deref_mut(), recent);
             self.reply(cookie, zxid, result);
             if closes {
                 self.close(CloseReason::ClosedByClient);
@@ -454,8 +535,10 @@ impl State {
         &mut self,
         lane: &Lane,
         view: &impl TreeView,
+        zxid: Zxid,
         step: Step,
         table: Option<&mut WatchTable>,
+        recent: &[FeedEntry],
     ) -> Result<Answer, ErrorCode> {
         match (step, table) {
             (Step::Answer(result), _) => result,
@@ -493,7 +576,15 @@ impl State {
                 if found { Ok(Answer::Done) } else { Err(ErrorCode::NoWatcher) }
             }
             (Step::SetWatches(watches), Some(table)) => {
-                self.set_watches(lane, view, watches, table);
+                self.set_watches(lane, view, watches, table, recent);
+                Ok(Answer::Done)
+            }
+            (Step::Subscribe { watch, subscription, after }, Some(table)) => {
+                self.feeds.subscribe(lane.id, watch, subscription, after, zxid, table)?;
+                Ok(Answer::Done)
+            }
+            (Step::Unsubscribe { watch }, Some(table)) => {
+                self.feeds.unsubscribe(lane.id, watch, table)?;
                 Ok(Answer::Done)
             }
             (Step::Write { .. }, _) | (_, None) => unreachable!("run() answers no writes, and asks for the table"),
@@ -501,7 +592,14 @@ impl State {
     }
 
     /// Wire 7.8: what was missed fires now, the rest is armed; events before the reply, without a zxid.
-    fn set_watches(&mut self, lane: &Lane, view: &impl TreeView, watches: SetWatches, table: &mut WatchTable) {
+    fn set_watches(
+        &mut self,
+        lane: &Lane,
+        view: &impl TreeView,
+        watches: SetWatches,
+        table: &mut WatchTable,
+        recent: &[FeedEntry],
+    ) {
         let since = watches.relative_zxid.as_i64();
         for path in watches.data {
             match read::stat(view, &path) {
@@ -525,6 +623,10 @@ impl State {
                 Some(_) => table.add(lane.id, &path, WatchKind::Child),
             }
         }
+        if watches.replay && !(watches.persistent.is_empty() && watches.persistent_recursive.is_empty()) {
+            let lists = [&watches.persistent, &watches.persistent_recursive];
+            self.replay(lane, view, watches.relative_zxid, lists, recent);
+        }
         for path in watches.persistent {
             table.add(lane.id, &path, WatchKind::Persistent);
         }
@@ -533,9 +635,93 @@ impl State {
         }
     }
 
+    /// What persistent watches missed, each event once, as they would have been told of it; nothing if that is not known
+    /// any more, or too much.
+    fn replay(
+        &mut self,
+        lane: &Lane,
+        view: &impl TreeView,
+        after: Zxid,
+        [persistent, recursive]: [&Vec<String>; 2],
+        recent: &[FeedEntry],
+    ) {
+        if after < feed::floor(view) {
+            return;
+        }
+        let mut missing = WatchTable::default();
+        for path in persistent {
+            missing.add(lane.id, path, WatchKind::Persistent);
+        }
+        for path in recursive {
+            missing.add(lane.id, path, WatchKind::PersistentRecursive);
+        }
+        let (mut events, mut entries) = (Vec::new(), 0);
+        let ids = self.ids.clone();
+        let mut tell = |FeedEntry { zxid, events: happened }: &FeedEntry| {
+            for event in happened {
+                missing.fire(event.kind, &event.path, &mut |_, kind, path| {
+                    let acl = if kind == event.kind { event.acl } else { event.parent_acl };
+                    if read::may_read(view, acl, &ids) {
+                        events.push(WatchedEvent { kind, path: path.to_owned(), zxid: Some(*zxid) });
+                    }
+                });
+            }
+            entries += 1;
+            events.len() <= REPLAY_EVENTS_MAX && entries <= REPLAY_ENTRIES_MAX
+        };
+        let intact = feed::read(view, after, &mut |entry| tell(&entry));
+        let complete = intact && recent.iter().filter(|entry| entry.zxid > after).all(&mut tell);
+        if complete && events.len() <= REPLAY_EVENTS_MAX && entries <= REPLAY_ENTRIES_MAX {
+            for event in events {
+                self.push_missed(event);
+            }
+        }
+    }
+
     fn missed(&mut self, kind: EventKind, path: String) {
-        self.out_bytes += OUTGOING_ITEM_BYTES + path.len();
-        self.out.push(Outgoing::Event(SharedEvent::new(WatchedEvent { kind, path, zxid: None })));
+        self.push_missed(WatchedEvent { kind, path, zxid: None });
+    }
+
+    fn push_missed(&mut self, event: WatchedEvent) {
+        self.out_bytes += OUTGOING_ITEM_BYTES + event.path.len();
+        self.out.push(Outgoing::Event(SharedEvent::new(event)));
+    }
+
+    fn notify(&mut self, notice: FeedNotice) {
+        let bytes = super::feed::weight(&notice);
+        self.out_bytes += bytes;
+        self.feeds.unread += bytes;
+        self.out.push(Outgoing::Feed(notice));
+    }
+
+    fn bookmark(&mut self, zxid: Zxid) {
+        if let Some(notice) = self.feeds.bookmark(zxid) {
+            self.notify(notice);
+        }
+    }
+
+    /// Brings subscriptions that are behind closer to a published state, as far as the client reads.
+    fn catch_up(
+        &mut self,
+        lane: WatcherId,
+        view: &impl TreeView,
+        zxid: Zxid,
+        table: Option<&mut WatchTable>,
+    ) -> CatchUp {
+        // What is behind goes on when this is read; a state older than what was shown has nothing to tell.
+        if self.closed || self.out_bytes > self.outgoing_bytes_max || self.floor > zxid || !self.feeds.has_behind() {
+            return CatchUp::Done;
+        }
+        let mut notices = Vec::new();
+        let ids = self.ids.clone();
+        let caught_up = self.feeds.catch_up(lane, &ids, view, zxid, table, &mut notices);
+        if !notices.is_empty() {
+            self.floor = self.floor.max(zxid);
+        }
+        for notice in notices {
+            self.notify(notice);
+        }
+        caught_up
     }
 }
 
@@ -557,6 +743,9 @@ fn weight(answer: &Answer) -> usize {
         Answer::Listing { children, stats, data, .. } => {
             let data: usize = data.iter().flatten().map(bytes::Bytes::len).sum();
             children.iter().map(|c| c.len() + 32).sum::<usize>() + stats.len() * 68 + data
+        }
+        Answer::Subtree { nodes, .. } => {
+            nodes.iter().map(|node| 128 + node.path.len() + node.data.as_ref().map_or(0, bytes::Bytes::len)).sum()
         }
         Answer::Paths(paths) => paths.iter().map(|p| p.len() + 24).sum(),
         Answer::Multi(answers) => answers.iter().map(weight).sum(),

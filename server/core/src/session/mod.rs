@@ -1,14 +1,19 @@
-//! Sessions: one session's order ([`lane`]), writes that wait for a leader ([`outbox`]), expiry on the leader
-//! ([`tracker`]); sessions of one server alone ([`local`]) and the order of their writes ([`carrier`]).
+//! Sessions: one session's order ([`lane`]), what it follows of the change feed ([`feed`]), writes that wait for a leader
+//! ([`outbox`]), expiry on the leader ([`tracker`]); sessions of one server alone ([`local`]) and the order of their writes
+//! ([`carrier`]).
 
 pub mod carrier;
+pub mod feed;
 pub mod lane;
 pub mod local;
 pub mod outbox;
 pub mod tracker;
 
-use corral_proto::{ErrorCode, WatchKind, WatchedEvent, Zxid};
+use std::sync::Arc;
 
+use corral_proto::{ErrorCode, EventKind, WatchKind, WatchedEvent, Zxid};
+
+use crate::tree::feed::FeedNode;
 use crate::tree::op::{Answer, ReadOp, WriteOp};
 
 /// What a front end hands in, in the order in which the client asked.
@@ -55,6 +60,21 @@ pub enum ClientRequest {
     },
     /// Watches of a former connection (wire 7.8): what was missed fires now, the rest is armed.
     SetWatches(SetWatches),
+    /// Follows the change feed; no permission is asked, the znode need not exist. `BadArguments`: no such path, a name that
+    /// is taken, or a position that this ensemble has not reached.
+    Subscribe {
+        /// Its name on this connection; not 0.
+        watch: u64,
+        /// Where and what.
+        subscription: feed::Subscription,
+        /// From behind this zxid; `None`: from the state that answers.
+        after: Option<Zxid>,
+    },
+    /// Follows it no more; [`ErrorCode::NoWatcher`] if there is no such name.
+    Unsubscribe {
+        /// Its name.
+        watch: u64,
+    },
     /// Answered once everything the leader had committed when it was asked is applied here (P24).
     Sync,
     /// Proof of an identity. `AuthFailed` means that the front end closes the connection after the reply.
@@ -109,6 +129,8 @@ pub struct SetWatches {
     pub persistent: Vec<String>,
     /// Persistent recursive watches.
     pub persistent_recursive: Vec<String>,
+    /// Missed events of persistent watches are told, too (what ZooKeeper does not do).
+    pub replay: bool,
 }
 
 /// What a front end sends out, in this order.
@@ -124,7 +146,9 @@ pub enum Outgoing {
         result: Result<Answer, ErrorCode>,
     },
     /// A watch fired.
-    Event(std::sync::Arc<SharedEvent>),
+    Event(Arc<SharedEvent>),
+    /// Something about a subscription to the change feed (gRPC).
+    Feed(FeedNotice),
     /// Nothing follows: flush, then close the connection.
     Close(CloseReason),
 }
@@ -140,9 +164,50 @@ pub struct SharedEvent {
 
 impl SharedEvent {
     /// Wraps an event.
-    pub fn new(event: WatchedEvent) -> std::sync::Arc<SharedEvent> {
-        std::sync::Arc::new(SharedEvent { event, wire: std::sync::OnceLock::new() })
+    pub fn new(event: WatchedEvent) -> Arc<SharedEvent> {
+        Arc::new(SharedEvent { event, wire: std::sync::OnceLock::new() })
     }
+}
+
+/// What a subscription to the change feed is told.
+#[derive(Clone, Debug, PartialEq)]
+pub enum FeedNotice {
+    /// The events of one entry, all of them that the subscription is about.
+    Changes {
+        /// Which subscription.
+        watch: u64,
+        /// Which entry.
+        zxid: Zxid,
+        /// In order; never empty.
+        events: Vec<Arc<FeedEvent>>,
+    },
+    /// Every event up to here was sent, and what the events brought together is the state here.
+    Bookmark {
+        /// Which subscription, which has just caught up; `None`: all of the connection.
+        watch: Option<u64>,
+        /// Up to where.
+        zxid: Zxid,
+    },
+    /// What happened after its position is not remembered any more. It goes on behind `resync`.
+    Gap {
+        /// Which subscription.
+        watch: u64,
+        /// Its position.
+        after: Zxid,
+        /// A state at least as new as this one must be read, and events follow.
+        resync: Zxid,
+    },
+}
+
+/// One event of the change feed.
+#[derive(Clone, Debug, PartialEq)]
+pub struct FeedEvent {
+    /// What.
+    pub kind: EventKind,
+    /// To which znode.
+    pub path: String,
+    /// What the znode holds, for created and changed ones, if it was asked for and a later event does not tell.
+    pub node: Option<FeedNode>,
 }
 
 /// Why a server ends a connection.

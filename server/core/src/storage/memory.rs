@@ -18,15 +18,16 @@ use crate::zoo::{self, Switch};
 /// holds them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct MemoryView {
-    families: [Arc<BTreeMap<Bytes, Bytes>>; 3],
+    families: [Arc<BTreeMap<Bytes, Bytes>>; Cf::ALL.len()],
 }
 
 impl MemoryView {
-    /// A hash over every row of every column family: equal states have equal digests, sessions and kept results
-    /// included (unlike [`Meta::digest`], which covers znodes).
+    /// A hash over every row of every column family that servers must agree on: equal states have equal digests, sessions
+    /// and kept results included (unlike [`Meta::digest`], which covers znodes).
     pub fn digest(&self) -> u64 {
         let mut hasher = xxhash_rust::xxh3::Xxh3::new();
-        for family in &self.families {
+        for cf in Cf::ALL.into_iter().filter(|cf| *cf != Cf::Feed) {
+            let family = &self.families[cf as usize];
             hasher.update(&(family.len() as u64).to_le_bytes());
             for (key, value) in family.iter() {
                 hasher.update(&(key.len() as u64).to_le_bytes());

@@ -16,7 +16,7 @@ use super::op::{Answer, Create, WriteOp};
 use super::overlay::Overlay;
 use super::read::{self, Reapable};
 use super::record::{self, CarrierRow, Meta, NodeRec, Owner, SessionRow, Stored};
-use super::{Cf, Change, TreeView, acl, key, quota};
+use super::{Cf, Change, TreeView, acl, feed, key, quota};
 use crate::zoo::{self, Switch};
 
 /// Results kept for one gRPC session (P31).
@@ -64,7 +64,9 @@ pub fn genesis() -> Vec<Change> {
             exec.count(path, &rec, 1);
         }
     }
-    exec.finish(Verdict::Internal).changes
+    let mut changes = exec.finish(Verdict::Internal).changes;
+    changes.push(feed::fresh());
+    changes
 }
 
 /// A view of nothing, below the fresh tree.

@@ -4,7 +4,7 @@
 //! [`read::read`] answers a read. Both are functions of a [`TreeView`] and their arguments: every server computes
 //! the same, byte for byte. Nothing here knows who leads, or what time it is except by the entry's stamp.
 //!
-//! A view is a small ordered key-value store of three column families (keys in [`key`], values in
+//! A view is a small ordered key-value store of four column families (keys in [`key`], values in
 //! [`record`]). So there is one tree over RocksDB, over memory, and over the overlay of a batch or a multi.
 //! Views do not fail: a store whose disk fails ends the process (P28).
 
@@ -14,6 +14,7 @@ pub mod check;
 mod distinguished_name;
 pub mod entry;
 pub mod execute;
+pub mod feed;
 pub mod keeper;
 pub mod key;
 pub mod model;
@@ -23,6 +24,7 @@ pub mod overlay;
 pub mod quota;
 pub mod read;
 pub mod record;
+pub mod subtree;
 
 #[cfg(test)]
 mod tests;
@@ -38,11 +40,13 @@ pub enum Cf {
     Data,
     /// Sessions, their ephemerals and kept results, ACL lists, containers and TTL znodes, the meta row.
     Aux,
+    /// The change feed ([`feed`]); each server's own, and no part of what servers must agree on.
+    Feed,
 }
 
 impl Cf {
     /// All of them.
-    pub const ALL: [Cf; 3] = [Cf::Node, Cf::Data, Cf::Aux];
+    pub const ALL: [Cf; 4] = [Cf::Node, Cf::Data, Cf::Aux, Cf::Feed];
 
     /// Its name on disk.
     pub const fn name(self) -> &'static str {
@@ -50,6 +54,7 @@ impl Cf {
             Cf::Node => "node",
             Cf::Data => "data",
             Cf::Aux => "aux",
+            Cf::Feed => "feed",
         }
     }
 }

@@ -1,7 +1,7 @@
 //! What a client can ask of the tree, and the answers. Both front ends translate to and from these.
 
 use bytes::Bytes;
-use corral_proto::{Acl, CreateMode, ErrorCode, Id, Stat};
+use corral_proto::{Acl, CreateMode, ErrorCode, Id, Stat, Zxid};
 
 /// A request that changes the tree: becomes an entry, decided when it is executed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -182,6 +182,17 @@ pub enum ReadOp {
         /// Of which znode.
         path: String,
     },
+    /// A page of a subtree: what a cache loads ([`super::subtree`]).
+    Subtree {
+        /// Its top.
+        path: String,
+        /// How far down.
+        depth: Depth,
+        /// Behind this path, which the page before gave; empty: from the top.
+        after: String,
+        /// Data is known up to this zxid, and need not come; `None`: nothing is.
+        newer_than: Option<Zxid>,
+    },
     /// ClickHouse Keeper's lists.
     List(List),
     /// [`MultiOp::CheckNotExists`] alone.
@@ -191,6 +202,30 @@ pub enum ReadOp {
         /// -1: any.
         version: i32,
     },
+}
+
+/// How far down a subtree goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Depth {
+    /// The top alone.
+    Node,
+    /// And its children.
+    Children,
+    /// And all below.
+    Subtree,
+}
+
+/// A znode in a page of a subtree.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SubtreeNode {
+    /// Its path.
+    pub path: String,
+    /// Of it.
+    pub stat: Stat,
+    /// Its data.
+    pub data: Option<Bytes>,
+    /// The data did not come, since it is known already.
+    pub is_known: bool,
 }
 
 /// Names of children, and more of each if asked (ClickHouse Keeper). With a filter or more than names, READ is needed
@@ -270,6 +305,13 @@ pub enum Answer {
         children: Vec<String>,
         /// Of the znode.
         stat: Stat,
+    },
+    /// A page of a subtree.
+    Subtree {
+        /// Znodes, parents before their children.
+        nodes: Vec<SubtreeNode>,
+        /// Where the next page begins; `None`: this was the last.
+        next: Option<String>,
     },
     /// List; the lists are as long as the names, or empty if they were not asked for.
     Listing {

@@ -12,7 +12,7 @@ use super::{Cf, Change, TreeView};
 #[derive(Debug, Default)]
 pub struct Overlay<V> {
     base: V,
-    pending: [BTreeMap<Bytes, Option<Bytes>>; 3],
+    pending: [BTreeMap<Bytes, Option<Bytes>>; Cf::ALL.len()],
 }
 
 impl<V: TreeView> Overlay<V> {
@@ -143,7 +143,7 @@ mod tests {
 
     fn change() -> impl Strategy<Value = Change> {
         let key = prop::collection::vec(0u8..4, 1..3);
-        (0usize..3, key, prop::option::of(any::<u8>())).prop_map(|(cf, key, value)| Change {
+        (0..Cf::ALL.len(), key, prop::option::of(any::<u8>())).prop_map(|(cf, key, value)| Change {
             cf: Cf::ALL[cf],
             key: Bytes::from(key),
             value: value.map(|byte| Bytes::from(vec![byte])),

@@ -8,7 +8,7 @@ use corral_proto::{ErrorCode, Id, SessionId, Stat, perms};
 use super::entry::{self, Settings};
 use super::op::{Answer, MultiReadOp, ReadOp};
 use super::record::{Meta, NodeRec, Owner, Reader, SessionRow, Stored};
-use super::{Cf, TreeView, acl, keeper, key};
+use super::{Cf, TreeView, acl, keeper, key, subtree};
 
 /// Descendants that [`ReadOp::CountDescendants`] visits; a larger subtree is refused with
 /// [`ErrorCode::QuotaExceeded`]. The root's are always known.
@@ -52,6 +52,9 @@ pub fn read(view: &impl TreeView, op: &ReadOp, session: SessionId, ids: &[Id]) -
         ReadOp::CountDescendants { path } => {
             readable(view, path, perms::READ, ids)?;
             count_descendants(view, rooted(path)).map(Answer::Count)
+        }
+        ReadOp::Subtree { path, depth, after, newer_than } => {
+            subtree::page(view, rooted(path), *depth, after, *newer_than, ids)
         }
         ReadOp::List(_) | ReadOp::CheckNotExists { .. } if !has_keeper_extensions(view) => {
             Err(ErrorCode::Unimplemented)

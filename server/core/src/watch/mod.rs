@@ -5,10 +5,13 @@
 //! between a read and its watch is not decided here but by the lock around the table: a read that arms a watch holds
 //! it, and the apply loop holds it from the first event of a batch until the state is published (docs/adr/0008).
 
+pub mod feed;
+
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use corral_proto::{EventKind, WatchKind, path};
+use feed::FeedTable;
 
 use crate::zoo::{self, Switch};
 
@@ -52,6 +55,8 @@ pub struct WatchTable {
     recursive: usize,
     /// (path, connection) pairs of both tables: what `count` says, without a walk.
     pairs: usize,
+    /// Who follows the change feed: connection and name of the subscription.
+    pub feeds: FeedTable<(WatcherId, u64)>,
 }
 
 impl WatchTable {
@@ -136,6 +141,7 @@ impl WatchTable {
 
     /// The connection is gone.
     pub fn remove_watcher(&mut self, watcher: WatcherId) {
+        self.feeds.remove_range((watcher, 0)..=(watcher, u64::MAX));
         for path in self.paths.remove(&watcher).unwrap_or_default() {
             let (recursive, pairs) = (&mut self.recursive, &mut self.pairs);
             alter(&mut self.data, pairs, &path, watcher, |modes| {

@@ -4,8 +4,10 @@
 //! write of the session would wait for it (P31). Such a client breaks the protocol, and the connection ends with a text
 //! that says where.
 
-use corral_core::session::{ClientRequest, CloseReason, Consistency, SetWatches, SharedEvent};
-use corral_core::tree::op::{Answer, Create, MultiOp, MultiReadOp, ReadOp, WriteOp};
+use corral_core::session::feed::Subscription;
+use corral_core::session::{ClientRequest, CloseReason, Consistency, FeedNotice, SetWatches, SharedEvent};
+use corral_core::tree::op::{Answer, Create, Depth, MultiOp, MultiReadOp, ReadOp, SubtreeNode, WriteOp};
+use corral_core::watch::feed::{FeedKind, Interest};
 use corral_proto::jute::opcode;
 use corral_proto::pb::client as pb;
 use corral_proto::{Acl, CreateMode, ErrorCode, Id, Stat, WatchKind, Zxid};
@@ -70,6 +72,27 @@ pub fn request(request: pb::Request) -> Result<ClientRequest, ProtocolError> {
         },
         Op::GetEphemerals(op) => read(ReadOp::GetEphemerals { prefix: op.prefix }, false),
         Op::CountDescendants(op) => read(ReadOp::CountDescendants { path: op.path }, false),
+        Op::GetSubtree(op) => match feed_kind(op.depth) {
+            Some(kind) => {
+                let depth = match kind {
+                    FeedKind::Node => Depth::Node,
+                    FeedKind::Children => Depth::Children,
+                    FeedKind::Subtree => Depth::Subtree,
+                };
+                let newer_than = op.newer_than.map(Zxid);
+                read(ReadOp::Subtree { path: op.path, depth, after: op.after, newer_than }, false)
+            }
+            None => ClientRequest::Refuse(ErrorCode::Unimplemented),
+        },
+        Op::Subscribe(op) => match feed_kind(op.kind) {
+            Some(kind) => ClientRequest::Subscribe {
+                watch: op.watch,
+                subscription: Subscription { path: op.path, interest: Interest { kind, with_nodes: op.with_nodes } },
+                after: op.after.map(Zxid),
+            },
+            None => ClientRequest::Refuse(ErrorCode::Unimplemented),
+        },
+        Op::Unsubscribe(op) => ClientRequest::Unsubscribe { watch: op.watch },
         Op::WhoAmI(_) => ClientRequest::WhoAmI,
         Op::Ping(_) => ClientRequest::Ping,
         Op::Sync(_) => ClientRequest::Sync,
@@ -92,6 +115,8 @@ pub fn request(request: pb::Request) -> Result<ClientRequest, ProtocolError> {
             child: op.child,
             persistent: op.persistent,
             persistent_recursive: op.persistent_recursive,
+            // Clients of this protocol that want to miss nothing follow the feed.
+            replay: false,
         }),
     })
 }
@@ -140,6 +165,14 @@ fn acl(acl: Vec<pb::Acl>) -> Vec<Acl> {
         .collect()
 }
 
+fn feed_kind(kind: i32) -> Option<FeedKind> {
+    Some(match pb::FeedKind::try_from(kind).ok()? {
+        pb::FeedKind::Node => FeedKind::Node,
+        pb::FeedKind::Children => FeedKind::Children,
+        pb::FeedKind::Subtree => FeedKind::Subtree,
+    })
+}
+
 fn watch_kind(kind: i32) -> Option<WatchKind> {
     Some(match pb::WatchKind::try_from(kind).ok()? {
         pb::WatchKind::Data => WatchKind::Data,
@@ -171,9 +204,11 @@ pub fn opcode_of(request: &ClientRequest) -> i32 {
             ReadOp::CountDescendants { .. } => opcode::GET_ALL_CHILDREN_NUMBER,
             ReadOp::List(_) => opcode::FILTERED_LIST,
             ReadOp::CheckNotExists { .. } => opcode::CHECK_NOT_EXISTS,
+            // The nearest that ZooKeeper knows.
+            ReadOp::Subtree { .. } => opcode::MULTI_READ,
         },
-        ClientRequest::AddWatch { .. } => opcode::ADD_WATCH,
-        ClientRequest::RemoveWatches { .. } => opcode::REMOVE_WATCHES,
+        ClientRequest::AddWatch { .. } | ClientRequest::Subscribe { .. } => opcode::ADD_WATCH,
+        ClientRequest::RemoveWatches { .. } | ClientRequest::Unsubscribe { .. } => opcode::REMOVE_WATCHES,
         ClientRequest::CheckWatches { .. } => opcode::CHECK_WATCHES,
         ClientRequest::SetWatches(_) => opcode::SET_WATCHES2,
         ClientRequest::Sync => opcode::SYNC,
@@ -202,6 +237,16 @@ pub fn reply(id: u64, zxid: Zxid, result: Result<Answer, ErrorCode>) -> pb::Repl
         // A listing answers what only the other front end can ask; its names are an answer, too.
         Ok(Answer::Children { children, stat } | Answer::Listing { children, stat, .. }) => {
             (0, Some(Body::Children(children_body(children, &stat))))
+        }
+        Ok(Answer::Subtree { nodes, next }) => {
+            let nodes = nodes.into_iter().map(|SubtreeNode { path, stat, data, is_known }| pb::SubtreeNode {
+                path,
+                stat: Some(self::stat(&stat)),
+                data: data.map(|bytes| pb::Data { bytes }),
+                is_known,
+            });
+            let body = pb::SubtreeBody { nodes: nodes.collect(), next: next.unwrap_or_default() };
+            (0, Some(Body::Subtree(body)))
         }
         Ok(Answer::Multi(answers)) => {
             let results = answers.into_iter().map(|answer| multi_result(Ok(answer))).collect();
@@ -292,6 +337,50 @@ pub fn event(shared: &SharedEvent) -> pb::Reply {
     }
 }
 
+/// What a subscription is told.
+pub fn feed(notice: &FeedNotice) -> pb::Reply {
+    use pb::reply::Kind;
+    pb::Reply {
+        kind: Some(match notice {
+            FeedNotice::Changes { watch, zxid, events } => Kind::FeedChanges(pb::FeedChanges {
+                watch: *watch,
+                zxid: zxid.0,
+                events: events
+                    .iter()
+                    .map(|event| pb::FeedEvent {
+                        kind: event.kind.code(),
+                        path: event.path.clone(),
+                        node: event.node.as_ref().map(|node| pb::FeedNode {
+                            data: node.data.clone().map(|bytes| pb::Data { bytes }),
+                            stat: Some(stat(&node.stat)),
+                            as_of: node.as_of.0,
+                        }),
+                    })
+                    .collect(),
+            }),
+            FeedNotice::Bookmark { watch, zxid } => {
+                Kind::FeedBookmark(pb::FeedBookmark { watch: watch.unwrap_or(0), zxid: zxid.0 })
+            }
+            FeedNotice::Gap { watch, after, resync } => {
+                Kind::FeedGap(pb::FeedGap { watch: *watch, after: after.0, resync: resync.0 })
+            }
+        }),
+    }
+}
+
+/// About how many bytes such a notice takes on the wire.
+pub fn feed_weight(notice: &FeedNotice) -> usize {
+    match notice {
+        FeedNotice::Changes { events, .. } => {
+            let data = |event: &corral_core::session::FeedEvent| {
+                event.node.as_ref().map_or(0, |node| 128 + node.data.as_ref().map_or(0, bytes::Bytes::len))
+            };
+            16 + events.iter().map(|event| 16 + event.path.len() + data(event)).sum::<usize>()
+        }
+        FeedNotice::Bookmark { .. } | FeedNotice::Gap { .. } => 32,
+    }
+}
+
 /// The last message of a connection.
 pub fn closed(reason: CloseReason) -> pb::Closed {
     use pb::closed::Reason;
@@ -318,6 +407,10 @@ pub fn weight(result: &Result<Answer, ErrorCode>) -> usize {
             Answer::Data { data, .. } => data.as_ref().map_or(0, bytes::Bytes::len),
             Answer::Children { children, .. } | Answer::Listing { children, .. } | Answer::Paths(children) => {
                 children.iter().map(|name| name.len() + 4).sum()
+            }
+            Answer::Subtree { nodes, .. } => {
+                let data = |node: &SubtreeNode| node.data.as_ref().map_or(0, bytes::Bytes::len);
+                nodes.iter().map(|node| BASE + node.path.len() + data(node)).sum()
             }
             Answer::Created { path, .. } => path.len(),
             Answer::Multi(answers) => answers.iter().map(of).sum(),

@@ -342,6 +342,11 @@ impl<L: Link> Conversation<'_, L> {
                     turn.event(event.encoded_len());
                     batch.push(event);
                 }
+                Outgoing::Feed(notice) => {
+                    let notice = convert::feed(&notice);
+                    turn.event(notice.encoded_len());
+                    batch.push(notice);
+                }
                 Outgoing::Close(reason) => closed = Some(convert::closed(reason)),
             }
             if closed.is_some() {
@@ -365,6 +370,7 @@ fn weight(outgoing: &Outgoing) -> usize {
     match outgoing {
         Outgoing::Reply { result, .. } => convert::weight(result),
         Outgoing::Event(event) => 64 + event.event.path.len(),
+        Outgoing::Feed(notice) => convert::feed_weight(notice),
         Outgoing::Close(_) => 0,
     }
 }
@@ -534,7 +540,7 @@ mod tests {
                         ids.extend(batch.replies.into_iter().map(|reply| match reply.kind {
                             Some(pb::reply::Kind::Answer(answer)) => answer.id,
                             Some(pb::reply::Kind::Event(event)) => event.kind as u64,
-                            None => panic!("an empty reply"),
+                            other => panic!("{other:?}"),
                         }))
                     }
                     other => panic!("{other:?}"),

@@ -494,6 +494,8 @@ fn encode(
                     response::event(&shared, buffer);
                     turn.event(buffer.len() - before);
                 }
+                // Nobody follows the feed by this protocol.
+                Some(Outgoing::Feed(_)) => {}
                 Some(Outgoing::Close(reason)) => end = Some(End::BySession(reason)),
                 Some(Outgoing::Reply { cookie, zxid, result }) => {
                     let Some(pending) = in_flight.take(cookie) else {

@@ -352,6 +352,8 @@ fn watch_kind(number: i32) -> Option<Option<WatchKind>> {
 
 fn set_watches(watches: jute::SetWatches) -> SetWatches {
     SetWatches {
+        // The door knows whether this server does.
+        replay: false,
         relative_zxid: Zxid::from_i64(watches.relative_zxid),
         data: watches.data,
         exist: watches.exist,

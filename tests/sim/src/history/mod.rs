@@ -21,6 +21,7 @@ use corral_core::tree::record::Meta;
 use corral_proto::{ErrorCode, EventKind, Id, SessionId, WatchKind, Zxid};
 
 use crate::checks::{Check, Ghost, Violation, ensure};
+use crate::follower::{Held, Stretch};
 use crate::schedule::Micros;
 use registers::Registers;
 
@@ -129,6 +130,10 @@ pub struct History {
     pub timeouts: BTreeMap<SessionId, u64>,
     /// When a server's process last heard of a session, for I19.
     touched: BTreeMap<(u64, SessionId), Micros>,
+    /// What followers of the feed were told, between gaps.
+    stretches: BTreeMap<usize, Vec<Stretch>>,
+    /// What they held at bookmarks.
+    followed: BTreeMap<Zxid, Vec<BTreeMap<String, Held>>>,
     /// What is judged without zxids.
     pub registers: Registers,
     /// Answered calls.
@@ -144,6 +149,37 @@ impl History {
     /// Bound for what a call invoked now may show, if it is a write or asks for the latest state.
     pub fn floor(&self) -> Zxid {
         self.acknowledged
+    }
+
+    /// A follower was told of everything after `after`, up to `through`.
+    pub fn on_feed(
+        &mut self,
+        follower: usize,
+        after: Zxid,
+        through: Zxid,
+        events: impl Iterator<Item = (Zxid, EventKind, String)>,
+    ) {
+        let stretches = self.stretches.entry(follower).or_default();
+        if stretches.last().is_none_or(|last| last.through != after) {
+            stretches.push(Stretch { after, ..Stretch::default() });
+        }
+        let last = stretches.last_mut().expect("one was pushed when there was none");
+        last.through = through;
+        last.events.extend(events);
+    }
+
+    /// A follower was told that it goes on at `resync`.
+    pub fn on_feed_gap(&mut self, follower: usize, resync: Zxid) {
+        let stretch = Stretch { after: resync, through: resync, events: Vec::new() };
+        self.stretches.entry(follower).or_default().push(stretch);
+    }
+
+    /// A follower holds this at a bookmark.
+    pub fn on_followed(&mut self, zxid: Zxid, map: &BTreeMap<String, Held>) {
+        let maps = self.followed.entry(zxid).or_default();
+        if !maps.contains(map) {
+            maps.push(map.clone());
+        }
     }
 
     /// A write is sent, for the first time or again. `op`: `None` for the end of the session.

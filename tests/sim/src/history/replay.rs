@@ -8,13 +8,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use corral_core::storage::memory::{MemoryStore, MemoryView};
 use corral_core::tree::entry::{Command, Outcome, SessionEvent, Txn, Verdict};
 use corral_core::tree::model::Model;
+use corral_core::tree::op::{Answer, Depth, ReadOp};
 use corral_core::tree::record::Meta;
-use corral_core::tree::{TreeStore, audit, execute, read};
+use corral_core::tree::{TreeStore, TreeView, audit, execute, read};
 use corral_proto::{EventKind, SessionId, Zxid, path};
 
 use super::watches::{self, Changes};
 use super::{History, WriteKey, client_ids};
 use crate::checks::{Check, CommittedEntry, Ghost, ensure};
+use crate::follower::{Held, Stretch, is_kept};
 
 /// Every so many entries the whole tree is looked at; at the end in any case.
 const SAMPLE: usize = 64;
@@ -191,6 +193,10 @@ impl<'h> Replay<'h> {
                 "at {zxid:?} a server's rows differ from the model's"
             );
         }
+        for map in self.history.followed.get(&zxid).into_iter().flatten() {
+            let tree = held_by(&view);
+            ensure!(*map == tree, "the change feed", "at {zxid:?} a follower holds {map:?}; the tree is {tree:?}");
+        }
         for (session, op, result) in self.history.reads.get(&zxid).into_iter().flatten() {
             let expected = read::read(&view, op, *session, &client_ids());
             ensure!(
@@ -240,6 +246,46 @@ impl<'h> Replay<'h> {
         for (connection, seen) in &self.history.connections {
             watches::check_connection(*connection, seen, &self.changes)?;
         }
+        for (follower, stretches) in &self.history.stretches {
+            for stretch in stretches {
+                check_stretch(*follower, stretch, &self.changes)?;
+            }
+        }
         self.history.kept.iter().try_for_each(|kept| watches::check_kept(kept, &self.changes))
     }
+}
+
+/// The znodes that a follower keeps.
+fn held_by(view: &impl TreeView) -> BTreeMap<String, Held> {
+    let (mut held, mut after) = (BTreeMap::new(), String::new());
+    loop {
+        let op = ReadOp::Subtree { path: "/".to_owned(), depth: Depth::Subtree, after, newer_than: None };
+        let Ok(Answer::Subtree { nodes, next }) = read::read(view, &op, SessionId::NONE, &client_ids()) else {
+            return BTreeMap::new();
+        };
+        let kept = nodes.into_iter().filter(|node| is_kept(&node.path));
+        held.extend(kept.map(|node| (node.path, Held::new(node.data, &node.stat))));
+        match next {
+            Some(next) => after = next,
+            None => return held,
+        }
+    }
+}
+
+/// Between two gaps a follower is told of everything, once and in order.
+fn check_stretch(follower: usize, stretch: &Stretch, changes: &Changes) -> Check {
+    let (from, to) = (stretch.after, stretch.through);
+    let within = |(zxid, kind, _): &&(Zxid, EventKind, String)| {
+        *kind != EventKind::NodeChildrenChanged && *zxid > from && *zxid <= to
+    };
+    let happened = changes.all.iter().filter(within);
+    let differs = happened.clone().zip(&stretch.events).find(|(happened, told)| happened != told);
+    ensure!(
+        differs.is_none() && happened.clone().count() == stretch.events.len(),
+        "the change feed",
+        "follower {follower} was told of {} events between {from:?} and {to:?}, there were {}; the first that differ: {differs:?}",
+        stretch.events.len(),
+        happened.count()
+    );
+    Ok(())
 }

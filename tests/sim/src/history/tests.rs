@@ -488,6 +488,7 @@ fn a_removed_watch_tells_nothing_and_the_answer_says_if_there_was_one() {
 fn set_again(since: u32, at: u32, missed: &[(EventKind, &str)]) -> Seen {
     let paths = |paths: &[&str]| paths.iter().map(|path| (*path).to_owned()).collect::<Vec<_>>();
     let watches = SetWatches {
+        replay: false,
         relative_zxid: z(since),
         data: paths(&["/p"]),
         exist: paths(&["/p/c"]),

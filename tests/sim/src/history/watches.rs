@@ -13,7 +13,7 @@ const NAME: &str = "I25 watches";
 /// What happened to the tree, in order.
 #[derive(Default)]
 pub(super) struct Changes {
-    all: Vec<(Zxid, EventKind, String)>,
+    pub(super) all: Vec<(Zxid, EventKind, String)>,
     by_path: BTreeMap<String, Vec<(Zxid, EventKind)>>,
 }
 

@@ -571,6 +571,10 @@ fn write_result(out: &mut String, result: &Result<Answer, ErrorCode>) {
             }
             return;
         }
+        Ok(Answer::Subtree { nodes, next }) => {
+            let paths: Vec<&str> = nodes.iter().map(|node| node.path.as_str()).collect();
+            format!("subtree [{}], next {next:?}", paths.join(", "))
+        }
         Ok(Answer::Paths(paths)) => format!("[{}]", paths.join(", ")),
         Ok(Answer::Count(count)) => count.to_string(),
         Ok(Answer::Ids(ids)) => format!("{ids:?}"),
