@@ -14,6 +14,9 @@ use corral_proto::{EventKind, Stat, Zxid, path as paths};
 use crate::feeds::{Changes, FeedEvent};
 use crate::op::{SubtreeNode, SubtreePage};
 
+/// Of one path: the place of its last delta, what was there before the first and after the last, and the zxid of that.
+type Merged = (usize, Option<Arc<CachedNode>>, Option<Arc<CachedNode>>, Zxid);
+
 /// A znode as a cache holds it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CachedNode {
@@ -307,7 +310,7 @@ impl Loading {
 /// Makes one delta of several of a znode: the difference between what a reader saw last and what is there now. They keep the
 /// place of the last of each znode; only the last [`Delta::CaughtUp`] stays.
 pub(crate) fn compact(deltas: VecDeque<Delta>) -> VecDeque<Delta> {
-    let mut merged: BTreeMap<String, (usize, Option<Arc<CachedNode>>, Option<Arc<CachedNode>>, Zxid)> = BTreeMap::new();
+    let mut merged: BTreeMap<String, Merged> = BTreeMap::new();
     let mut caught_up = None;
     for (at, delta) in deltas.into_iter().enumerate() {
         let (zxid, path) = (delta.zxid(), delta.path().unwrap_or_default().to_owned());
