@@ -233,7 +233,7 @@ async fn connections_are_listed_with_what_they_do() {
     let (_, reset) = ask(&site, "/commands/stat_reset").await;
     assert!(reset.contains("\"error\" : null"), "{reset}");
     assert_eq!(stats.report().received, 0);
-    assert_eq!(stats.report().clients[0].received, 2);
+    assert_eq!(stats.report().clients[0].received, 3);
     ask(&site, "/commands/crst").await;
     assert_eq!(stats.report().clients[0].received, 0);
 }
