@@ -200,6 +200,8 @@ pub(crate) struct NodeShared {
     numbers: AtomicU64,
     nonces: AtomicU64,
     session_ids: AtomicI64,
+    /// Sessions of the time without a quorum; see [`crate::frontend::Frontend::connect`].
+    pub(crate) read_only_sessions: Mutex<LocalSessions>,
 }
 
 impl NodeShared {
@@ -207,6 +209,7 @@ impl NodeShared {
         let now = clock.now();
         let applied = shared.published().zxid;
         *shared.local.lock() = LocalSessions::new(options.touch_interval_ms);
+        let read_only_sessions = Mutex::new(LocalSessions::new(options.touch_interval_ms));
         NodeShared {
             clock,
             stats: Stats::default(),
@@ -224,6 +227,7 @@ impl NodeShared {
             numbers: AtomicU64::new(1),
             nonces: AtomicU64::new(seed),
             session_ids: AtomicI64::new(first_session_id(options.server, now.wall_ms)),
+            read_only_sessions,
             shared,
             options,
         }
@@ -1085,8 +1089,9 @@ fn open_front_ends(
             max_frame_bytes: config.jute_max_buffer,
             handshake_timeout: Duration::from_millis(config.min_session_timeout_ms.max(HANDSHAKE_MIN_MS)),
         },
-        // Clients that look for a server ask it.
-        words: if config.read_only_mode { words.with(Word::Isro) } else { words },
+        // Whatever the list says: probes rely on the first (`FourLetterCommands`), clients that look for a server on the
+        // other.
+        words: if config.read_only_mode { words.with(Word::Srvr).with(Word::Isro) } else { words.with(Word::Srvr) },
         secure: config.tls.as_ref().zip(listeners.tls.clone()).map(|(secure, tls)| SecureOptions {
             tls,
             handshakes_max: secure.handshakes_max,
