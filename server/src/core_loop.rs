@@ -638,7 +638,7 @@ mod tests {
             })
             .collect();
         assert_eq!(lens, [vec![10], vec![FRAME_BYTES], vec![20, 30], vec![2 * FRAME_BYTES], vec![40]]);
-        let ping = Message::Ping { epoch: 1, seq: 2, commit: Zxid::ZERO };
+        let ping = Message::Ping { epoch: 1, seq: 2, commit: Zxid::ZERO, doubt: Zxid::ZERO };
         assert_eq!(split(ping.clone()), [ping]);
     }
 
