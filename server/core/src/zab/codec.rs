@@ -465,7 +465,12 @@ mod tests {
             ),
             (any::<u32>(), any::<bool>()).prop_map(|(promise, voter)| Message::FollowerInfo { promise, voter }),
             any::<u32>().prop_map(|epoch| Message::LeaderInfo { epoch }),
-            ((any::<u32>(), any::<bool>()), (position(), position()), (zxid(), zxid()), prop::collection::vec(position(), 0..4))
+            (
+                (any::<u32>(), any::<bool>()),
+                (position(), position()),
+                (zxid(), zxid()),
+                prop::collection::vec(position(), 0..4)
+            )
                 .prop_map(|((epoch, counts), (base, last), (applied, doubt), epochs)| Message::AckEpoch {
                     epoch,
                     counts,
@@ -486,8 +491,12 @@ mod tests {
             (any::<u32>(), zxid(), zxid()).prop_map(|(epoch, zxid, applied)| Message::Ack { epoch, zxid, applied }),
             (any::<u32>(), zxid()).prop_map(|(epoch, commit)| Message::UpToDate { epoch, commit }),
             (any::<u32>(), zxid()).prop_map(|(epoch, commit)| Message::Commit { epoch, commit }),
-            (any::<u32>(), any::<u64>(), zxid(), zxid())
-                .prop_map(|(epoch, seq, commit, doubt)| Message::Ping { epoch, seq, commit, doubt }),
+            (any::<u32>(), any::<u64>(), zxid(), zxid()).prop_map(|(epoch, seq, commit, doubt)| Message::Ping {
+                epoch,
+                seq,
+                commit,
+                doubt
+            }),
             (any::<u32>(), any::<u64>(), zxid(), prop::collection::vec(any::<i64>(), 0..4), zxid(), any::<u64>())
                 .prop_map(|(epoch, seq, applied, touched, z, d)| Message::Pong {
                     epoch,

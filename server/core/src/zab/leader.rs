@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use bytes::Bytes;
 use corral_proto::{ServerId, SessionId, Zxid};
 
-use super::io::{Entry, Membership, Output, Outputs, Phase, Position, Promise, Relation, SnapshotMeta};
+use super::io::{Entry, Membership, Options, Output, Outputs, Phase, Position, Promise, Relation, SnapshotMeta};
 use super::message::{Message, SyncPlan};
 use super::sync::{self, Choice, Table};
 use super::{State, Zab, votes};
@@ -229,6 +229,23 @@ impl Leading {
 
     pub(super) fn report(&self) -> Vec<(ServerId, Zxid, bool)> {
         self.learners.iter().map(|(id, l)| (*id, l.acked, l.up_to_date)).collect()
+    }
+
+    /// See [`Zab::over_bound`]. A window is open until it is full, so its newest piece may lie outside.
+    pub(super) fn over_bound(&self, options: &Options) -> Option<String> {
+        let newest = self.outstanding.back().map_or(0, |(_, bytes)| *bytes);
+        if self.outstanding_bytes - newest > options.window_bytes {
+            return Some(format!("{} bytes proposed and not committed", self.outstanding_bytes));
+        }
+        if self.digests.len() > super::DIGESTS_KEPT {
+            return Some(format!("digests told of {} entries", self.digests.len()));
+        }
+        self.learners.iter().find_map(|(peer, learner)| {
+            let Progress::Streaming { in_flight, in_flight_bytes, .. } = &learner.progress else { return None };
+            let newest = in_flight.back().map_or(0, |(_, bytes)| *bytes);
+            (in_flight_bytes - newest > options.learner_window_bytes)
+                .then(|| format!("{in_flight_bytes} bytes sent to server {peer} and not acknowledged"))
+        })
     }
 
     pub(super) fn waiting_for(&self) -> &'static str {
@@ -519,7 +536,9 @@ impl Zab {
         // Whatever it is, a comparison in this epoch ends it.
         let doubt = doubt.min(Zxid::new(epoch, 0));
         let knows = match &self.state {
-            State::Leading(leading) => leading.epoch == epoch && leading.learners.contains_key(&peer) && !leading.compared,
+            State::Leading(leading) => {
+                leading.epoch == epoch && leading.learners.contains_key(&peer) && !leading.compared
+            }
             _ => false,
         };
         if knows && doubt > self.doubt() {

@@ -248,6 +248,22 @@ impl Zab {
             Input::Admin(Admin::Transfer(target)) => self.on_transfer(target, out),
         }
         self.progress(out);
+        debug_assert_eq!(self.over_bound(), None, "I27: every queue keeps its bound");
+    }
+
+    /// A queue that is longer than it may be (I27), in words. What clients wait for is bounded before it comes here.
+    fn over_bound(&self) -> Option<String> {
+        let bounds = [
+            ("own digests", self.digests.len(), DIGESTS_KEPT),
+            ("sessions heard of", self.touched.len(), TOUCHED_MAX),
+            ("peers", self.peers.len(), self.options.members.len()),
+        ];
+        let own = bounds.into_iter().find(|(_, len, bound)| len > bound);
+        let own = own.map(|(what, len, bound)| format!("{what}: {len}, at most {bound}"));
+        own.or_else(|| match &self.state {
+            State::Leading(leading) => leading.over_bound(&self.options),
+            _ => None,
+        })
     }
 
     /// What follows from the state, whatever the input was.

@@ -405,6 +405,7 @@ scripts! {
     snapshot_waits_for_the_comparison_of_trees
     truncation_across_epochs
     truncation_is_durable_before_anything_is_proven
+    windows_keep_their_bound
 }
 
 #[test]
