@@ -9,7 +9,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use corral_client::{Client, CreateMode, EventKind, SessionState, WatchMode};
-use harm::{HARMS, Harm};
+use harm::HARMS;
 use processes::{Ensemble, PATIENCE};
 use tokio::time::timeout;
 
@@ -343,17 +343,6 @@ fn kind_of(file: &Path, data: &Path) -> Option<&'static str> {
     })
 }
 
-/// How many ways of damage are tried on each kind of file in an ordinary run; together the kinds see all of them.
-/// `DAMAGE=all` tries all on each.
-const HARMS_PER_KIND: usize = 2;
-
-fn harms_for(kind: usize) -> Vec<Harm> {
-    if std::env::var("DAMAGE").is_ok_and(|which| which == "all") {
-        return HARMS.to_vec();
-    }
-    (0..HARMS_PER_KIND).map(|n| HARMS[(kind * HARMS_PER_KIND + n) % HARMS.len()]).collect()
-}
-
 /// A replica with a damaged or lost file never serves what it does not have: it repairs itself from its peers, or it
 /// says what is wrong and ends, and comes right with an empty folder.
 #[tokio::test]
@@ -378,8 +367,8 @@ async fn every_file_of_a_data_folder_may_be_damaged_or_lost() {
     for n in 0..40 {
         client.create(&format!("/{n:02}"), value(n), CreateMode::Persistent).await.unwrap();
     }
-    for (number, kind) in KINDS.into_iter().enumerate() {
-        for harm in harms_for(number) {
+    for kind in KINDS {
+        for harm in HARMS {
             let what = format!("{kind} {harm:?}");
             soon(&ensemble, "a write while all are well", client.set("/00", value(0), None)).await.unwrap();
             ensemble.converge().await;
@@ -519,8 +508,8 @@ async fn start_on_a_small_disk(folder: &Path, data: &Path, config: &Path) -> Opt
     None
 }
 
-/// The server says which file could not be written and what to do, and ends with an exit code. With more room it goes on, and
-/// everything acknowledged is there.
+/// With `minFreeSpace` off, or on a disk that another program fills: the server says which file could not be written and what
+/// to do, and ends with an exit code. With more room it goes on, and everything acknowledged is there.
 #[tokio::test]
 async fn a_server_whose_disk_is_full_says_so_and_ends() {
     const VALUES: usize = 1_500;
@@ -530,7 +519,7 @@ async fn a_server_whose_disk_is_full_says_so_and_ends() {
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let text = format!(
         "dataDir={}\nclientPort={port}\nclientPortAddress=127.0.0.1\ntickTime=500\nsegmentSize=4M\nsyncTimeout=500\n\
-         minSessionTimeout=1000\nmaxSessionTimeout=180000\n",
+         minSessionTimeout=1000\nmaxSessionTimeout=180000\nminFreeSpace=0\n",
         data.display()
     );
     std::fs::write(&config, text).unwrap();

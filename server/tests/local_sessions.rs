@@ -287,6 +287,7 @@ async fn words_and_writes_of_local_sessions_do_not_wait_for_each_other() {
     let folder = tempfile::tempdir().unwrap();
     let server = start(&common::alone_with(folder.path(), "localSessionsEnabled=true\n")).await;
     let home = server.client_addr();
+    drop(Client::connect(home).await);
     let writers: Vec<_> = (0..4)
         .map(|number| {
             tokio::spawn(async move {

@@ -116,12 +116,12 @@ async fn a_server_recovered_with_accepted_loss_is_not_sent_away_by_its_former_cl
         client.create(&format!("/load/{n}"), "", CreateMode::Persistent).await.unwrap();
     }
     let zxid = ensemble.converge().await;
-    ensemble.kill(victim);
     for other in &others {
         let seen = |e: &Ensemble| noted(&e.data(*other), victim).is_some_and(|end| end >= zxid);
-        ensemble.until("what the victim held is noted on disk", seen).await;
+        ensemble.until("what the victim holds is noted on disk", seen).await;
     }
 
+    ensemble.kill(victim);
     ensemble.wipe(victim);
     copy_folder(backup.path(), &ensemble.data(victim));
     let recover = |ensemble: &Ensemble| {

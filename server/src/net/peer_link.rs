@@ -526,20 +526,18 @@ impl Claim {
     }
 }
 
-/// What the sender of a Hello says that it has seen of this server; without what nobody can have seen.
+/// What the sender of a Hello says that it has seen of this server.
 fn known_to(hello: &Hello) -> Known {
-    let mark = hello.remembers_mark.filter(|mark| mark.start_count <= START_COUNT_MAX).unwrap_or_default();
-    let seen = StartMemory {
-        instance: hello.remembers_instance,
-        start_count: hello.remembers_start_count,
-        mark: Mark { start_count: mark.start_count, promise: mark.promise, end: Zxid(mark.end) },
-    };
+    let mark = hello.remembers_mark.unwrap_or_default();
     Known {
-        memory: if seen.start_count <= START_COUNT_MAX { seen } else { StartMemory::default() },
+        memory: StartMemory {
+            instance: hello.remembers_instance,
+            start_count: hello.remembers_start_count,
+            mark: Mark { start_count: mark.start_count, promise: mark.promise, end: Zxid(mark.end) },
+        },
         superseded: hello
             .superseded
             .iter()
-            .filter(|disk| disk.start_count <= START_COUNT_MAX)
             .map(|disk| Disk { instance: disk.instance, start_count: disk.start_count })
             .collect(),
     }
@@ -566,7 +564,9 @@ fn old_copy(whose: ServerId, claim: &Claim, witness: ServerId, known: &Known) ->
     let seen = &known.memory;
     let begin = format!("server {whose} runs on an old copy of its data folder");
     let Claim { instance, start_count, whole_since, standing } = *claim;
-    if seen.instance == instance && seen.start_count > start_count {
+    // Nobody has seen more: whoever says so is no witness.
+    let believed = |start: u64| start <= START_COUNT_MAX;
+    if seen.instance == instance && seen.start_count > start_count && believed(seen.start_count) {
         let reason = format!(
             "{begin}: this is its start {start_count}, and server {witness} has seen start {}",
             seen.start_count
@@ -574,7 +574,8 @@ fn old_copy(whose: ServerId, claim: &Claim, witness: ServerId, known: &Known) ->
         return Some((reason, seen.start_count));
     }
     // Its starts go on from the highest that anybody saw, whatever it remembers: a promise is named by the start, too.
-    if let Some(disk) = known.superseded.iter().find(|d| d.instance == instance && d.start_count > start_count) {
+    let mut replaced = known.superseded.iter().filter(|d| d.instance == instance && believed(d.start_count));
+    if let Some(disk) = replaced.clone().find(|d| d.start_count > start_count) {
         let reason = format!("{begin}: server {witness} has seen start {} of it, and a later disk", disk.start_count);
         return Some((reason, disk.start_count));
     }
@@ -583,13 +584,14 @@ fn old_copy(whose: ServerId, claim: &Claim, witness: ServerId, known: &Known) ->
         return None;
     }
     // What was seen before it lost its memory says nothing about what it has learned since.
-    if let Some(disk) = known.superseded.iter().find(|d| d.instance == instance && d.start_count >= whole_since) {
+    if let Some(disk) = replaced.find(|d| d.start_count >= whole_since) {
         let reason = format!("{begin}: server {witness} has seen it on a later one");
         return Some((reason, disk.start_count));
     }
     let mark = seen.mark;
     if seen.instance == instance
         && mark.start_count >= whole_since
+        && believed(mark.start_count)
         && (mark.promise, mark.end) > (standing.promise, standing.end)
     {
         let reason = format!(
