@@ -396,21 +396,15 @@ pub(crate) fn system_random<const N: usize>() -> std::io::Result<[u8; N]> {
     Ok(bytes)
 }
 
-/// Ends the process: a server that cannot trust its disk or itself must not go on (P28).
-pub(crate) fn abort(reason: &str) -> ! {
-    error!("{reason}; aborting");
-    // The log of people may go nowhere; the reason must not.
-    eprintln!("corral: {reason}; aborting");
-    std::process::abort()
-}
-
 /// Starts a thread of the server. A panic in it ends the process: a half-dead leader is worse than a dead one.
 fn spawn(name: &'static str, body: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, StartError> {
     struct Guard(&'static str);
     impl Drop for Guard {
         fn drop(&mut self) {
             if std::thread::panicking() {
-                abort(&format!("thread {} panicked", self.0));
+                // The hook of the program has ended it; this is for programs without one.
+                error!(thread = self.0, "a thread panicked; this server stops at once");
+                std::process::abort();
             }
         }
     }
@@ -536,6 +530,7 @@ impl Node {
         node.stats.recovered(node.clock.now().mono_ms.saturating_sub(opening_ms), recovered.persisted);
         let identity = recovered.identity;
         let standing = Standing {
+            cluster: identity.cluster,
             memory: match identity.membership {
                 Membership::Empty => Memory::Fresh,
                 Membership::Member => Memory::Whole,
