@@ -27,7 +27,7 @@ use corral_core::session::CloseReason;
 use corral_core::session::lane::Lane;
 use corral_core::session::local::LocalSessions;
 use corral_core::session::outbox::Key;
-use corral_core::storage::folder::{FolderError, LOG_DIR, PeerBook, SeenDisk};
+use corral_core::storage::folder::{self, FolderError, LOG_DIR, PeerBook, SeenDisk};
 use corral_core::storage::log_device::DeviceError;
 use corral_core::storage::recover::{RecoverError, RecoverOptions, recover};
 use corral_core::storage::txn_log::{LogOptions, TxnLog};
@@ -849,6 +849,9 @@ fn member_options(config: &Config, password_key: Vec<u8>) -> MemberOptions {
         touch_interval_ms: TOUCH_INTERVAL_MAX_MS,
     }
 }
+
+// What the links believe is what the folder remembers.
+const _: () = assert!(peer_link::START_COUNT_MAX == folder::START_COUNT_MAX);
 
 fn link_options(
     config: &Config,

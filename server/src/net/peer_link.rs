@@ -18,7 +18,6 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use corral_core::storage::folder::START_COUNT_MAX;
 use corral_proto::pb::peer::peer_client::PeerClient;
 use corral_proto::pb::peer::peer_server::{Peer, PeerServer};
 use corral_proto::pb::peer::{self as pb, FetchChunk, FetchRequest, Frame, Hello, fetch_chunk, frame};
@@ -67,6 +66,8 @@ const CHUNKS_AHEAD: usize = 4;
 const FETCH_IDLE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Files of one snapshot; a store at its limits has some thousands.
 const SNAPSHOT_FILES_MAX: usize = 200_000;
+/// The largest start count that is believed, as in the data folder (`storage::folder` says why).
+pub const START_COUNT_MAX: u64 = 1 << 40;
 /// Replaced disks of one peer that are remembered.
 const SUPERSEDED_MAX: usize = 8;
 
