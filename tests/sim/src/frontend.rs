@@ -297,7 +297,7 @@ impl World {
 
     fn tell_server(&mut self, index: usize, message: ToServer) {
         let now = self.schedule.now();
-        let delay = self.network.delay();
+        let delay = self.network.client_delay();
         let Some(connection) = &mut self.clients[index].connection else { return };
         connection.arrives = connection.arrives.max(now + delay);
         let to = ProcessRef { server: connection.server, process: connection.process };
@@ -371,7 +371,7 @@ impl World {
             ToServer::Reads(reads) => {
                 let Some(connection) = process.connections.get_mut(&id) else { return Ok(()) };
                 connection.reads = reads;
-                self.advance_lane(to, id);
+                self.task_turn(to, id);
             }
             ToServer::Request(cookie, request) => {
                 let Some(connection) = process.connections.get_mut(&id) else { return Ok(()) };
@@ -381,7 +381,7 @@ impl World {
                 let session = connection.lane.session;
                 self.push_input(to, MemberInput::Touched(vec![session]));
                 self.on_request(to, id, cookie, request);
-                self.advance_lane(to, id);
+                self.task_turn(to, id);
             }
         }
         Ok(())
@@ -477,12 +477,23 @@ impl World {
                 return;
             }
             for id in woken {
-                self.advance_lane(to, id);
+                self.task_turn(to, id);
             }
         }
     }
 
-    fn advance_lane(&mut self, to: ProcessRef, id: u64) {
+    /// The task of a connection has something to do: it does so at once, or others come first.
+    fn task_turn(&mut self, to: ProcessRef, id: u64) {
+        if self.rng.chance(500) {
+            self.advance_lane(to, id);
+        } else {
+            let delay = self.rng.below(self.options.task_delay);
+            self.schedule.after(delay, Event::TaskTurn(to, id));
+        }
+    }
+
+    /// Lets a connection do what it can.
+    pub(crate) fn advance_lane(&mut self, to: ProcessRef, id: u64) {
         let Some(process) = self.process_mut(to) else { return };
         let Some(connection) = process.connections.get_mut(&id) else { return };
         // Its task waits for room in the socket.
@@ -522,7 +533,7 @@ impl World {
         }
         let now = self.schedule.now();
         for message in messages {
-            arrives = arrives.max(now + self.network.delay());
+            arrives = arrives.max(now + self.network.client_delay());
             self.schedule.at(arrives, Event::ToClient { client, connection: id, message });
         }
         if let Some(connection) = self.process_mut(to).and_then(|p| p.connections.get_mut(&id)) {
@@ -738,10 +749,15 @@ impl World {
         Ok(())
     }
 
-    /// How long a client keeps silent to outlast its session: far beyond its end, or about as long as it lasts.
+    /// How long a client keeps silent to outlast its session: far beyond its end, about as long as it lasts, or until the
+    /// very time at which it is ended.
     pub(crate) fn silence(&mut self) -> Micros {
         let timeout = self.options.load.session_timeout_ms * MS;
-        if self.fault_rng.chance(500) { 3 * timeout } else { timeout + self.fault_rng.below(timeout / 2) }
+        match self.fault_rng.below(3) {
+            0 => 3 * timeout,
+            1 => timeout + self.fault_rng.below(timeout / 2),
+            _ => timeout * 97 / 100 + self.fault_rng.below(timeout / 8),
+        }
     }
 }
 

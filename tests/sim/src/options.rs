@@ -55,6 +55,8 @@ pub struct SimOptions {
 
     /// Usual delay of a message, from and to.
     pub delay: (Micros, Micros),
+    /// The same between clients and servers.
+    pub client_delay: (Micros, Micros),
     /// Each direction between two servers has its own.
     pub links_differ: bool,
     /// Of a thousand messages, so many take up to `spike` longer.
@@ -63,6 +65,8 @@ pub struct SimOptions {
     pub spike: Micros,
     /// Longest ordinary wait of a server's threads before they take what is queued.
     pub thread_delay: Micros,
+    /// Longest ordinary wait of the task of a client's connection.
+    pub task_delay: Micros,
     /// Longest ordinary time of a log write.
     pub write_time: Micros,
     /// Of a thousand messages, so many go through the codec.
@@ -220,6 +224,9 @@ impl SimOptions {
         let sync_timeout_ms = *rng.pick(&[200, 300, 500, 1000]);
         let slow_network = rng.chance(200);
         let delay_high = if slow_network { sync_timeout_ms * MS / 8 } else { rng.magnitude(200, 5 * MS) };
+        let delay = (delay_high / 20, delay_high);
+        // Clients may be much nearer to their servers than these are to each other.
+        let client_delay_high = if rng.chance(500) { delay_high } else { rng.magnitude(50, delay_high) };
         let paths = rng.magnitude(1, 30);
         let mut options = SimOptions {
             seed,
@@ -229,7 +236,7 @@ impl SimOptions {
             safety_ms: sync_timeout_ms * if rng.chance(150) { rng.between(12, 40) } else { rng.between(3, 12) },
             sync_timeout_ms,
             init_timeout_ms: sync_timeout_ms * rng.between(2, 5),
-            ping_interval_ms: (sync_timeout_ms / rng.between(5, 10)).max(20),
+            ping_interval_ms: (sync_timeout_ms / rng.between(3, 10)).max(20),
             election_quiet_ms: rng.between(20, 100),
             tail_cache_bytes: *rng.pick(&[1, 300, 2_000, 1 << 20]),
             window_bytes: *rng.pick(&[1, 200, 2_000, 1 << 20]),
@@ -240,11 +247,13 @@ impl SimOptions {
             segment_bytes: *rng.pick(&[8 << 10, 16 << 10, 64 << 10, 256 << 10]),
             retention_bytes: *rng.pick(&[0, 0, 1_000, 1 << 30]),
             flush_entries: rng.magnitude(1, 100),
-            delay: (delay_high / 20, delay_high),
+            delay,
+            client_delay: (client_delay_high / 20, client_delay_high),
             links_differ: rng.chance(300),
             spike_per_mille: *rng.pick(&[0, 0, 1, 10]),
             spike: sync_timeout_ms * MS * 2,
             thread_delay: rng.magnitude(10, 2 * MS),
+            task_delay: rng.magnitude(10, 20 * MS),
             write_time: rng.magnitude(50, 20 * MS),
             codec_per_mille: 100,
             faults: FaultMix::default(),

@@ -10,7 +10,7 @@ use corral_core::session::lane::Lane;
 use corral_core::storage::folder::PeerBook;
 use corral_core::storage::memory::{MemoryStore, MemoryView};
 use corral_core::storage::txn_log::TxnLog;
-use corral_core::zab::io::{Entry, Identity, LogOp, Now, Relation, SnapshotMeta, Status};
+use corral_core::zab::io::{Entry, Identity, LogOp, Now, Promise, Relation, Role, SnapshotMeta, Status};
 use corral_proto::{ServerId, Zxid};
 
 use crate::disk::{Backup, Disk};
@@ -34,6 +34,8 @@ pub struct Server {
     pub starting: bool,
     /// Not to be started any more.
     pub retired: bool,
+    /// When it stops the next time, it is back at once.
+    pub back_soon: bool,
     /// Its disk has no space until then.
     pub disk_full_until: Micros,
     /// Its store is slow until then.
@@ -46,6 +48,21 @@ pub struct Server {
     pub clock: Clock,
     /// Chance of its crashes and starts.
     pub life: Rng,
+}
+
+impl Server {
+    /// The promise that its process made to itself, if it leads an epoch or gathers promises for one.
+    pub fn own_promise(&self) -> Option<Promise> {
+        let process = self.process.as_ref()?;
+        let (status, identity) = (&process.status, process.identity);
+        let leads = status.role == Role::Leading && status.epoch > 0;
+        leads.then_some(Promise {
+            epoch: status.epoch,
+            leader: self.id,
+            instance: identity.instance,
+            start_count: identity.start_count,
+        })
+    }
 }
 
 /// A server's clocks.

@@ -14,7 +14,9 @@ use corral_core::tree::entry::{Command, Settings, Txn};
 use corral_core::tree::feed::FeedBounds;
 use corral_core::tree::read;
 use corral_core::zab::codec;
-use corral_core::zab::io::{Entry, Input, LogOp, Membership, Output, Phase, Position, Role, SnapshotMeta, Status};
+use corral_core::zab::io::{
+    Entry, Input, LogOp, Membership, Output, Phase, Position, Promise, Role, SnapshotMeta, Status,
+};
 use corral_core::zab::message::{Message, SyncPlan};
 use corral_proto::{ServerId, Zxid};
 
@@ -29,6 +31,7 @@ use crate::options::SimOptions;
 use crate::rng::Rng;
 use crate::schedule::{MS, Micros, Schedule};
 use crate::server::{ApplyWork, Clock, Connection, CrashAt, Process, Server, Step};
+use crate::succession::Ambush;
 use crate::trace::{Trace, Verbosity};
 
 /// Between two ticks of a machine.
@@ -69,6 +72,8 @@ pub(crate) enum Event {
     TrimLog(ProcessRef, Zxid),
     /// The apply room works.
     ApplyTurn(ProcessRef),
+    /// The task of a client's connection works.
+    TaskTurn(ProcessRef, u64),
     /// The store persists itself.
     Flush(ProcessRef),
     /// A snapshot was transferred, or not.
@@ -89,6 +94,12 @@ pub(crate) enum Event {
     Block(Vec<(ServerId, ServerId)>, Micros),
     /// Directions are open again.
     Heal(Vec<(ServerId, ServerId)>),
+    /// The stream of two servers breaks, if there is one.
+    Break(ServerId, ServerId),
+    /// A server loses power.
+    PowerOff(ServerId),
+    /// Somebody is struck in the middle of a succession.
+    Spring(Box<Ambush>),
     /// A slow direction has its usual delays again.
     LinkNormal(ServerId, ServerId),
     /// An operator stops a server in good order.
@@ -156,6 +167,8 @@ pub struct World {
     pub(crate) struck: BTreeSet<FaultId>,
     /// The next snapshot install loses power after so many operations.
     pub(crate) install_crash: Option<u64>,
+    /// Waits for the next succession.
+    pub(crate) ambush: Option<Box<Ambush>>,
     pub(crate) network: Network,
     pub(crate) servers: BTreeMap<ServerId, Server>,
     pub(crate) clients: Vec<Client>,
@@ -187,6 +200,7 @@ impl World {
                     store_stalled_until: 0,
                     starting: false,
                     retired: false,
+                    back_soon: false,
                     spoiled: false,
                     backup: None,
                     clock: Clock::new(
@@ -208,6 +222,7 @@ impl World {
             fault_rng: Rng::stream(options.seed, "clients' faults"),
             struck: BTreeSet::new(),
             install_crash: None,
+            ambush: None,
             network: Network::new(&options),
             servers,
             clients,
@@ -256,6 +271,38 @@ impl World {
         }
         let reached = self.history.judge(&self.checks.ghost)?;
         self.trace.reached(reached);
+        self.lights_out()
+    }
+
+    /// In the end all lose power. What they find then is what they said was durable, to the last of it: what was never
+    /// written in truth would show nowhere as long as its process lives.
+    fn lights_out(&mut self) -> Check {
+        for id in self.server_ids() {
+            let server = self.server_mut(id);
+            let Some(mut process) = server.process.take() else { continue };
+            let store = process.apply.store().clone();
+            drop(process);
+            server.disk.process_died(store);
+            let seed = server.life.next();
+            server.disk.after_power_cut(seed);
+            self.checks.on_crash(id);
+            let server = self.server_mut(id);
+            // Old copies and damaged folders have their own rules, and their own time.
+            if server.spoiled {
+                continue;
+            }
+            let started = server.disk.start(None).map_err(|error| Violation {
+                invariant: "recovery is exact",
+                text: match error {
+                    StartError::Refused(text) => format!("{id:?} cannot start after the end: {text}"),
+                    StartError::PowerCut | StartError::Failed(_) => format!("{id:?} cannot start after the end"),
+                },
+            })?;
+            self.checks.on_recovered(id, &started.recovered, false)?;
+            let mut apply = Apply::new(id, started.store, Vec::new());
+            let full = apply.store().digest();
+            self.history.on_digest(apply.meta(), Some(full))?;
+        }
         Ok(())
     }
 
@@ -395,6 +442,11 @@ impl World {
             Event::ReadLog(at, request, after, max_bytes) => self.read_log(at, request, after, max_bytes),
             Event::TrimLog(at, upto) => self.trim_log(at, upto),
             Event::ApplyTurn(at) => self.apply_turn(at),
+            Event::TaskTurn(at, connection) => {
+                self.advance_lane(at, connection);
+                self.serve_woken(at);
+                Ok(())
+            }
             Event::Flush(at) => self.flush(at),
             Event::Fetched(at, request, leader, snapshot) => {
                 self.fetched(at, request, leader, snapshot);
@@ -416,6 +468,17 @@ impl World {
                 self.block(blocked, duration);
                 Ok(())
             }
+            Event::Break(a, b) => {
+                if let Some(stream) = self.network.stream(a, b).filter(|_| self.stage == Stage::Safety) {
+                    self.break_stream(stream, None);
+                }
+                Ok(())
+            }
+            Event::PowerOff(id) => match self.process_of(id).filter(|_| self.stage == Stage::Safety) {
+                Some(_) => self.end(id, "everybody loses power, one after the other", true),
+                None => Ok(()),
+            },
+            Event::Spring(ambush) => self.spring(*ambush),
             Event::LinkNormal(from, to) => {
                 self.network.back_to_normal(from, to);
                 Ok(())
@@ -541,6 +604,7 @@ impl World {
                     self.trace.reached("two servers believe to lead");
                 }
             }
+            self.note_succession(server, status);
             self.tell(|| {
                 format!(
                     "{server:?} is {:?}/{:?} of epoch {}, leader {:?}, log {:?}, durable {:?}, committed {:?}",
@@ -794,6 +858,10 @@ impl World {
                     self.say(|| format!("{:?} truncated its log to {to:?}", at.server));
                 }
                 LogOp::InstallSnapshot(_) => self.trace.reached("snapshot installed"),
+                LogOp::SetIdentity(identity) if identity.membership == Membership::Member => {
+                    let leading: Vec<Promise> = self.servers.values().filter_map(Server::own_promise).collect();
+                    self.checks.on_member_again(at.server, &leading)?;
+                }
                 _ => {}
             }
         }
@@ -1238,11 +1306,17 @@ impl World {
     /// Breaks a stream and lets both sides find out, and dial again.
     pub(crate) fn break_stream(&mut self, stream: StreamId, dead: Option<ServerId>) {
         let patience = self.options.sync_timeout_ms * MS;
+        let found_out = [self.rng.magnitude(10, patience), self.rng.magnitude(10, patience)];
+        self.break_stream_for(stream, dead, found_out);
+    }
+
+    /// The same; each side finds out after its time.
+    pub(crate) fn break_stream_for(&mut self, stream: StreamId, dead: Option<ServerId>, found_out: [Micros; 2]) {
+        let patience = self.options.sync_timeout_ms * MS;
         if !self.network.break_stream(stream, dead, self.schedule.now(), 2 * patience) {
             return;
         }
-        for side in 0..2 {
-            let delay = self.rng.magnitude(10, patience);
+        for (side, delay) in found_out.into_iter().enumerate() {
             self.schedule.after(delay, Event::StreamDown(stream, side));
         }
         let (low, high) = (self.network.end(stream, 0).server, self.network.end(stream, 1).server);
@@ -1431,14 +1505,15 @@ impl World {
         }
     }
 
-    fn end(&mut self, id: ServerId, why: &str, power: bool) -> Check {
+    pub(crate) fn end(&mut self, id: ServerId, why: &str, power: bool) -> Check {
         let server = self.servers.get_mut(&id).expect("servers are fixed");
         let seed = server.life.next();
-        let delay = server.life.below(self.options.faults.restart_ms * MS);
+        let soon = std::mem::take(&mut server.back_soon);
+        let delay = server.life.below(if soon { REDIAL } else { self.options.faults.restart_ms * MS });
         let Some(mut process) = server.process.take() else { return Ok(()) };
         let store = process.apply.store().clone();
         for (connection, Connection { client, .. }) in std::mem::take(&mut process.connections) {
-            let delay = self.network.delay();
+            let delay = self.network.client_delay();
             self.schedule.after(delay, Event::ToClient { client, connection, message: ToClient::Broken });
         }
         drop(process);
@@ -1472,6 +1547,7 @@ impl Event {
             | Event::ReadLog(at, ..)
             | Event::TrimLog(at, _)
             | Event::ApplyTurn(at)
+            | Event::TaskTurn(at, _)
             | Event::Flush(at)
             | Event::Fetched(at, ..)
             | Event::PeerStarted(at, ..) => Some(*at),
@@ -1534,6 +1610,10 @@ impl Event {
             Event::LinkNormal(from, to) => [25, from.0 << 8 | to.0],
             Event::Stop(id) => [26, id.0],
             Event::PeerStarted(at, peer, ..) => [27, at.process << 8 | peer.0],
+            Event::TaskTurn(at, connection) => [28, at.process << 32 | connection],
+            Event::Break(a, b) => [29, a.0 << 8 | b.0],
+            Event::PowerOff(id) => [30, id.0],
+            Event::Spring(ambush) => [31, ambush.former.0],
         }
     }
 }

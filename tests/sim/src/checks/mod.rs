@@ -69,6 +69,7 @@ impl Checks {
             false => recovery::on_recovered(&mut self.ghost, server, recovered)?,
             true => recovery::on_recovered_from_damage(&mut self.ghost, server, recovered)?,
         }
+        promise::remember(&mut self.ghost, server);
         apply_discipline::on_recovered(&mut self.ghost, server, recovered)?;
         committed_never_lost::check(&self.ghost)
     }
@@ -131,12 +132,22 @@ impl Checks {
     /// Operations up to `seq` are durable (whether or not the machine knows).
     pub fn on_durable(&mut self, server: ServerId, seq: u64) -> Check {
         let mut shrunk = false;
+        let before = self.ghost.server(server).promise;
         while let Some((_, op)) = self.ghost.server_mut(server).pending.pop_front_if(|(s, _)| *s <= seq) {
             shrunk |= !matches!(op, LogOp::Append(_) | LogOp::SetPromise(_));
             promise::on_durable(&self.ghost, server, &op)?;
             self.ghost.server_mut(server).make_durable(&op);
         }
+        if self.ghost.server(server).promise != before {
+            promise::remember(&mut self.ghost, server);
+        }
         if shrunk { committed_never_lost::check(&self.ghost) } else { Ok(()) }
+    }
+
+    /// A server says durably that it remembers everything that matters (again). `leading`: the promises to themselves of
+    /// those who lead, or gather promises.
+    pub fn on_member_again(&self, server: ServerId, leading: &[Promise]) -> Check {
+        promise::on_member_again(&self.ghost, server, leading)
     }
 
     /// The log writer begins to drop what is at or below `upto`.

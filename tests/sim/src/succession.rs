@@ -1,0 +1,179 @@
+//! Faults while one leader follows another: when most of the rules matter at once.
+//!
+//! A leader is *left behind*: all others lose it and elect another, while it knows of nothing (a dead switch port, a
+//! half-open connection). And whoever is about to lead, or votes for it, may be struck just then.
+
+use corral_core::member::MemberInput;
+use corral_core::zab::io::{Admin, Input, Phase, Role, Status};
+use corral_proto::ServerId;
+
+use crate::checks::Check;
+use crate::rng::Rng;
+use crate::schedule::{MS, Micros};
+use crate::world::{Event, Stage, World};
+
+/// What happens to those who come after a leader.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Harm {
+    /// Who is about to lead dies.
+    Dies,
+    /// Who is about to lead is cut off from those who would follow.
+    CutOff,
+    /// Who is about to lead, or somebody who would follow, is replaced by a new machine somewhere else.
+    Replaced,
+    /// Who is about to lead dies and stays dead: the faults are over, and this is the last.
+    Retires,
+}
+
+/// The moment that a harm waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Moment {
+    /// Somebody looks for a leader.
+    Election,
+    /// Somebody gathers promises.
+    Discovery,
+}
+
+/// A harm that waits for its moment, or for its time after that.
+pub struct Ambush {
+    harm: Harm,
+    moment: Moment,
+    /// Who led.
+    pub(crate) former: ServerId,
+    rng: Rng,
+}
+
+impl World {
+    /// The leader is left behind, and half of the time that is not all.
+    pub(crate) fn succession(&mut self, rng: &mut Rng, struck: &'static str) {
+        let Some(leader) = self.leader().filter(|_| self.options.servers() > 1) else { return };
+        self.trace.reached(struck);
+        self.leave_behind(leader, rng);
+        if rng.chance(600) {
+            self.ambush = Some(Box::new(Ambush {
+                harm: *rng.pick(&[Harm::Dies, Harm::CutOff, Harm::Replaced, Harm::Replaced]),
+                moment: *rng.pick(&[Moment::Election, Moment::Discovery, Moment::Discovery]),
+                former: leader,
+                rng: Rng::stream(rng.next(), "ambush"),
+            }));
+        }
+    }
+
+    /// All others lose the leader at once; it finds out late. Each of them can reach it again at its own time.
+    fn leave_behind(&mut self, leader: ServerId, rng: &mut Rng) {
+        let noticed = self.options.sync_timeout_ms * MS;
+        let late = rng.between(noticed / 2, 2 * noticed);
+        let longest = self.duration(rng);
+        self.tell(|| format!("{leader:?} is left behind"));
+        for peer in self.server_ids() {
+            if peer == leader {
+                continue;
+            }
+            if let Some(stream) = self.network.stream(leader, peer) {
+                let mut found_out = [rng.magnitude(10, 2 * MS), rng.magnitude(10, 2 * MS)];
+                found_out[usize::from(leader > peer)] = late;
+                self.break_stream_for(stream, None, found_out);
+            }
+            let lasts = if rng.chance(700) { longest } else { rng.magnitude(5 * MS, longest.max(5 * MS)) };
+            self.block(vec![(leader, peer), (peer, leader)], lasts);
+        }
+    }
+
+    /// After the faults: an operator asks the leader to make way, and the best of the others dies for good meanwhile.
+    pub(crate) fn last_election(&mut self, rng: &mut Rng) {
+        let Some(at) = self.leader().and_then(|id| self.process_of(id)) else { return };
+        self.push_input(at, MemberInput::Zab(Input::Admin(Admin::StepDown)));
+        self.ambush = Some(Box::new(Ambush {
+            harm: Harm::Retires,
+            moment: Moment::Election,
+            former: at.server,
+            rng: Rng::stream(rng.next(), "ambush"),
+        }));
+    }
+
+    /// A server has another role: it may be what an ambush waits for.
+    pub(crate) fn note_succession(&mut self, server: ServerId, status: &Status) {
+        let is_it = |moment: Moment| match moment {
+            Moment::Election => status.role == Role::Looking,
+            Moment::Discovery => status.role == Role::Leading && status.phase == Phase::Discovery && status.epoch > 0,
+        };
+        let springs = |ambush: &mut Box<Ambush>| {
+            is_it(ambush.moment) && (ambush.harm == Harm::Retires || server != ambush.former)
+        };
+        let Some(mut ambush) = self.ambush.take_if(springs) else { return };
+        let longest: Micros = match ambush.moment {
+            Moment::Election => 2 * self.options.election_quiet_ms * MS,
+            Moment::Discovery => 20 * MS,
+        };
+        let delay = ambush.rng.magnitude(10, longest);
+        self.schedule.after(delay, Event::Spring(ambush));
+    }
+
+    /// Who is about to lead: who gathers promises, or the one whom all vote for that know of it.
+    fn heir(&self, former: Option<ServerId>) -> Option<ServerId> {
+        let candidates = self.servers.values().filter_map(|s| Some((s.id, &s.process.as_ref()?.status)));
+        candidates
+            .filter(|(id, _)| self.options.is_voter(*id) && Some(*id) != former)
+            .filter(|(_, status)| {
+                status.role == Role::Looking || status.role == Role::Leading && status.phase == Phase::Discovery
+            })
+            .max_by_key(|(id, status)| (status.role == Role::Leading, status.durable, *id))
+            .map(|(id, _)| id)
+    }
+
+    /// An ambush's time has come.
+    pub(crate) fn spring(&mut self, ambush: Ambush) -> Check {
+        let Ambush { harm, former, mut rng, .. } = ambush;
+        if harm == Harm::Retires {
+            return match self.heir(None).filter(|id| self.may_retire(*id)) {
+                Some(heir) => {
+                    self.trace.reached("succession: the heir dies for good");
+                    self.retire(heir)
+                }
+                None => Ok(()),
+            };
+        }
+        if self.stage != Stage::Safety {
+            return Ok(());
+        }
+        let Some(heir) = self.heir(Some(former)) else { return Ok(()) };
+        match harm {
+            Harm::Dies | Harm::Retires => {
+                self.trace.reached("succession: the heir died");
+                self.crash(heir, "it was about to lead")
+            }
+            Harm::CutOff => {
+                self.trace.reached("succession: the heir was cut off");
+                let both = rng.chance(500);
+                let mut blocked = Vec::new();
+                for peer in self.server_ids() {
+                    if peer == heir || peer == former {
+                        continue;
+                    }
+                    blocked.push((heir, peer));
+                    if both {
+                        blocked.push((peer, heir));
+                    }
+                    if let Some(stream) = self.network.stream(heir, peer).filter(|_| rng.chance(500)) {
+                        self.break_stream(stream, None);
+                    }
+                }
+                let duration = self.duration(&mut rng);
+                self.block(blocked, duration);
+                Ok(())
+            }
+            Harm::Replaced => {
+                let others: Vec<ServerId> = self
+                    .running()
+                    .into_iter()
+                    .filter(|s| ![heir, former].contains(s) && self.options.is_voter(*s))
+                    .collect();
+                let elector = (!others.is_empty() && rng.chance(600)).then(|| *rng.pick(&others));
+                let victim = elector.unwrap_or(heir);
+                self.network.unblock_all_of(victim);
+                self.server_mut(victim).back_soon = true;
+                self.replace(victim, &mut rng, "succession: heir or elector replaced")
+            }
+        }
+    }
+}
