@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use corral_core::storage::folder::{Current, Found, LOG_DIR, PeerBook, STORE_DAMAGED};
+use corral_core::storage::folder::{Current, Found, IdentityRecord, LOG_DIR, PeerBook, STORE_DAMAGED};
 use corral_core::storage::frame::{BLOCK, FrameHead, SegmentHeader};
 use corral_core::storage::log_device::{DeviceResult, Fate, Fault as DeviceFault, LogDevice, MemoryDevice};
 use corral_core::storage::memory::{MemoryStore, MemoryView};
@@ -12,7 +12,7 @@ use corral_core::storage::recover::{OpenError, RecoverOptions, StoreOpener, reco
 use corral_core::storage::txn_log::{LogOptions, TxnLog};
 use corral_core::tree::TreeStore;
 use corral_core::tree::record::Meta;
-use corral_core::zab::io::{Membership, Position, Recovered, SnapshotMeta};
+use corral_core::zab::io::{Identity, Membership, Position, Recovered, SnapshotMeta};
 use corral_proto::ServerId;
 
 use crate::checks::ServerGhost;
@@ -92,6 +92,14 @@ pub struct Backup {
 }
 
 impl Backup {
+    /// Who the copy says it is. A start that failed has counted, too, so this may be newer than what any process said.
+    pub fn identity(&self) -> Option<Identity> {
+        match IdentityRecord::read(&self.device) {
+            Ok(Found::Valid(record)) => Some(record.identity),
+            _ => None,
+        }
+    }
+
     /// Whether it is a copy of this disk.
     pub fn is_of(&self, instance: u64) -> bool {
         self.ghost.identity.is_some_and(|identity| identity.instance == instance)

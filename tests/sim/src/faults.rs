@@ -345,7 +345,18 @@ impl World {
                     self.schedule.after(lasts, Event::LinkNormal(from, to));
                 }
             }
-            Fault::DiskError => self.plan(rng, 12, Plan::Failure),
+            Fault::DiskError => {
+                // A disk that fails may soon take the machine with it.
+                if rng.chance(400)
+                    && let Some(id) = self.any_running(rng)
+                {
+                    let delay = rng.magnitude(MS, self.options.sync_timeout_ms * MS);
+                    self.server_mut(id).disk.plan(rng.below(4), Plan::Failure);
+                    self.schedule.after(delay, Event::PowerOff(id));
+                } else {
+                    self.plan(rng, 12, Plan::Failure);
+                }
+            }
             Fault::ReadError => self.plan(rng, 4, Plan::ReadFailure),
             Fault::DiskFull => {
                 if let Some(id) = self.any_running(rng) {
@@ -596,7 +607,12 @@ impl World {
             .filter(|s| *s == id || self.servers[s].spoiled || self.membership(*s) != Some(Membership::Member))
             .count();
         let (voters, spare) = (self.options.voters as usize, self.options.voters as usize - self.options.majority());
-        let overdraws = self.options.faults.overdraw && lost < voters;
+        // Somebody must be left who knows that there was something: else nobody can refuse.
+        let knows = |s: &ServerId| {
+            let ghost = self.checks.ghost.server(*s);
+            *s != id && ghost.counts() && !self.servers[s].spoiled && ghost.promise.epoch > 0
+        };
+        let overdraws = self.options.faults.overdraw && lost < voters && self.server_ids().iter().any(knows);
         let may = !self.options.is_voter(id) || !self.begun() || lost <= spare || overdraws;
         if may && self.options.is_voter(id) && self.begun() && lost > spare {
             self.trace.reached("more copies lost than the model allows");
@@ -711,7 +727,7 @@ impl World {
             self.tell(|| format!("the folder of {id:?} is copied"));
             return Ok(());
         };
-        let Some(old) = backup.ghost.identity else { return Ok(()) };
+        let Some(old) = backup.identity() else { return Ok(()) };
         let remembered = ids
             .iter()
             .filter(|s| **s != id && self.options.is_voter(**s))

@@ -23,6 +23,9 @@ use crate::server::Connection;
 use crate::workload::landmark;
 use crate::world::{Event, ProcessRef, Stage, World};
 
+/// Of a hundred requests: those that change nothing.
+const READS: std::ops::Range<u64> = 58..100;
+
 /// A client with so many requests in flight is deep in its pipeline, for the record.
 const DEEP_PIPELINE: usize = 32;
 
@@ -140,7 +143,8 @@ impl World {
     fn client_asks(&mut self, index: usize, load: &Load) -> bool {
         let floor = self.history.floor();
         let client = &mut self.clients[index];
-        match client.rng.below(100) {
+        let what = client.rng.below(100);
+        match if client.reader { READS.start + what % (READS.end - READS.start) } else { what } {
             0..53 => {
                 let op = client.draw_write(load);
                 let session = client.session.expect("the handshake is over");
@@ -341,6 +345,7 @@ impl World {
                         next_n: wire.then_some(1),
                         answered: false,
                         reads: true,
+                        turn: false,
                         arrives: now,
                     },
                 );
@@ -484,16 +489,28 @@ impl World {
 
     /// The task of a connection has something to do: it does so at once, or others come first.
     fn task_turn(&mut self, to: ProcessRef, id: u64) {
-        if self.rng.chance(500) {
+        let (at_once, delay) = (self.rng.chance(500), self.rng.below(self.options.task_delay));
+        let Some(process) = self.process_mut(to) else { return };
+        let Some(connection) = process.connections.get_mut(&id).filter(|connection| !connection.turn) else { return };
+        if at_once {
             self.advance_lane(to, id);
         } else {
-            let delay = self.rng.below(self.options.task_delay);
+            connection.turn = true;
             self.schedule.after(delay, Event::TaskTurn(to, id));
         }
     }
 
+    /// The task of a connection has its turn.
+    pub(crate) fn task_turns(&mut self, to: ProcessRef, id: u64) {
+        if let Some(connection) = self.process_mut(to).and_then(|process| process.connections.get_mut(&id)) {
+            connection.turn = false;
+        }
+        self.advance_lane(to, id);
+        self.serve_woken(to);
+    }
+
     /// Lets a connection do what it can.
-    pub(crate) fn advance_lane(&mut self, to: ProcessRef, id: u64) {
+    fn advance_lane(&mut self, to: ProcessRef, id: u64) {
         let Some(process) = self.process_mut(to) else { return };
         let Some(connection) = process.connections.get_mut(&id) else { return };
         // Its task waits for room in the socket.

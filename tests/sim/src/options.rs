@@ -137,6 +137,8 @@ pub struct Load {
     pub cut_ms: u64,
     /// Of a thousand clients, so many are ZooKeeper-style (no re-sending).
     pub wire_per_mille: u64,
+    /// Of a thousand clients, so many only read.
+    pub readers_per_mille: u64,
     /// Of a thousand reads, so many ask for the latest state.
     pub linearizable_per_mille: u64,
     /// Mean ms between two silences of a client that outlast its session; 0: never.
@@ -170,14 +172,15 @@ pub struct Load {
 impl Load {
     fn draw(rng: &mut Rng, sync_timeout_ms: u64, paths: u64) -> Load {
         let mut load = Load {
-            clients: rng.between(1, 6),
+            clients: rng.between(1, 7),
             think_ms: rng.magnitude(2, 60),
             pipeline: rng.magnitude(1, 20),
             paths,
-            data_bytes: rng.magnitude(1, 200),
+            data_bytes: rng.magnitude(1, 4_000),
             session_timeout_ms: sync_timeout_ms * rng.between(3, 10),
             cut_ms: if rng.chance(600) { sync_timeout_ms * rng.between(1, 10) } else { 0 },
             wire_per_mille: *rng.pick(&[0, 300, 1000]),
+            readers_per_mille: *rng.pick(&[0, 200, 500]),
             linearizable_per_mille: *rng.pick(&[50, 150, 800]),
             silence_ms: if rng.chance(300) { sync_timeout_ms * rng.between(2, 12) } else { 0 },
             storm_per_mille: *rng.pick(&[0, 0, 100, 1000]),
@@ -253,7 +256,7 @@ impl SimOptions {
             spike_per_mille: *rng.pick(&[0, 0, 1, 10]),
             spike: sync_timeout_ms * MS * 2,
             thread_delay: rng.magnitude(10, 2 * MS),
-            task_delay: rng.magnitude(10, 20 * MS),
+            task_delay: rng.magnitude(10, 50 * MS),
             write_time: rng.magnitude(50, 20 * MS),
             codec_per_mille: 100,
             faults: FaultMix::default(),
@@ -279,7 +282,8 @@ impl SimOptions {
     /// With windows of an entry or two, writes go one after the other. What clients have in flight must be answered before
     /// they give up, or they send it all again for ever.
     fn fit_pipeline(&mut self) {
-        if self.window_bytes.min(self.learner_window_bytes).min(self.message_bytes) > 1_000 {
+        let smallest = self.window_bytes.min(self.learner_window_bytes).min(self.message_bytes) as u64;
+        if smallest > 1_000.max(5 * self.load.data_bytes) {
             return;
         }
         let write = 4 * self.delay.1 + 2 * self.write_time + 4 * self.thread_delay;

@@ -276,6 +276,8 @@ pub struct Connection {
     pub answered: bool,
     /// The client takes what it is sent.
     pub reads: bool,
+    /// A turn of its task is scheduled.
+    pub turn: bool,
     /// When the last thing sent to the client arrives.
     pub arrives: Micros,
 }

@@ -443,8 +443,7 @@ impl World {
             Event::TrimLog(at, upto) => self.trim_log(at, upto),
             Event::ApplyTurn(at) => self.apply_turn(at),
             Event::TaskTurn(at, connection) => {
-                self.advance_lane(at, connection);
-                self.serve_woken(at);
+                self.task_turns(at, connection);
                 Ok(())
             }
             Event::Flush(at) => self.flush(at),
@@ -475,7 +474,7 @@ impl World {
                 Ok(())
             }
             Event::PowerOff(id) => match self.process_of(id).filter(|_| self.stage == Stage::Safety) {
-                Some(_) => self.end(id, "everybody loses power, one after the other", true),
+                Some(_) => self.end(id, "its power goes", true),
                 None => Ok(()),
             },
             Event::Spring(ambush) => self.spring(*ambush),
