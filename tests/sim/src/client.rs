@@ -131,7 +131,7 @@ pub struct Unanswered {
 pub struct Client {
     /// Speaks ZooKeeper's protocol.
     pub wire: bool,
-    /// It never writes: nothing that waits for a leader holds its reads up.
+    /// It writes nothing while faults strike: nothing that waits for a leader holds its reads up.
     pub reader: bool,
     /// Its session.
     pub session: Option<SessionId>,

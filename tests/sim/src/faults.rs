@@ -415,7 +415,7 @@ impl World {
                     self.push_input(at, MemberInput::Zab(Input::Admin(admin)));
                 }
             }
-            Fault::Succession => self.succession(rng, struck),
+            Fault::Succession => self.succession(rng),
             Fault::RollingRestart => {
                 let mut ids = self.server_ids();
                 rng.shuffle(&mut ids);
@@ -767,9 +767,9 @@ impl World {
         // Some may stay dead, if enough remain that may vote.
         let all_begun = ids.iter().all(|s| self.membership(*s).is_some_and(|m| m != Membership::Empty));
         self.ambush = None;
-        if all_begun && rng.chance(200) {
+        if all_begun && rng.chance(250) {
             self.last_election(&mut rng);
-        } else if all_begun && rng.chance(300) {
+        } else if all_begun && rng.chance(400) {
             let mut order = ids.clone();
             rng.shuffle(&mut order);
             for id in order {

@@ -142,9 +142,11 @@ impl World {
     /// Asks for something new; false if nothing can follow it.
     fn client_asks(&mut self, index: usize, load: &Load) -> bool {
         let floor = self.history.floor();
+        // Progress is what writes make.
+        let safety = self.stage == Stage::Safety;
         let client = &mut self.clients[index];
         let what = client.rng.below(100);
-        match if client.reader { READS.start + what % (READS.end - READS.start) } else { what } {
+        match if client.reader && safety { READS.start + what % (READS.end - READS.start) } else { what } {
             0..53 => {
                 let op = client.draw_write(load);
                 let session = client.session.expect("the handshake is over");
@@ -204,6 +206,40 @@ impl World {
         };
         let request = ClientRequest::Read { op: op.clone(), watch, consistency };
         self.client_sends(index, request, Call::Read { op, watch, consistency }, floor, ticket);
+    }
+
+    /// A write of this client was answered, and it tells another client, which looks at once: what `sync` is for.
+    fn client_tells(&mut self, index: usize) {
+        let (clients, told) = (self.clients.len() as u64, self.options.load.told_per_mille);
+        let client = &mut self.clients[index];
+        if !client.rng.chance(told) {
+            return;
+        }
+        let other = client.rng.below(clients) as usize;
+        let delay = self.network.client_delay();
+        self.schedule.after(delay, Event::ClientHears(other));
+    }
+
+    /// A client looks for the latest state.
+    pub(crate) fn client_looks(&mut self, index: usize) {
+        let (now, load) = (self.schedule.now(), self.options.load.clone());
+        let client = &mut self.clients[index];
+        let able = client.connection.as_ref().is_some_and(|c| c.attach.is_some())
+            && client.follower.is_none()
+            && !client.stopped
+            && now >= client.silent_until
+            && (client.pending.len() as u64) < load.pipeline.max(2);
+        if !able {
+            return;
+        }
+        self.trace.reached("load: told by another client");
+        if self.clients[index].rng.chance(500) {
+            let floor = self.history.floor();
+            self.client_sends(index, ClientRequest::Sync, Call::Sync, floor, None);
+        } else {
+            let path = self.clients[index].path(&load);
+            self.client_reads(index, ReadOp::GetData { path }, false, Consistency::Linearizable);
+        }
     }
 
     fn client_writes(&mut self, index: usize, write: &Unanswered, again: bool) {
@@ -692,6 +728,7 @@ impl World {
                 if let Some(landmark) = write.and_then(|write| landmark(&write.op?, &result)) {
                     self.trace.reached(landmark);
                 }
+                self.client_tells(index);
             }
             Call::Read { op, watch, consistency } => {
                 client.learn(&op, &result);

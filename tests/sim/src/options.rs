@@ -139,6 +139,8 @@ pub struct Load {
     pub wire_per_mille: u64,
     /// Of a thousand clients, so many only read.
     pub readers_per_mille: u64,
+    /// Of a thousand answered writes, so many are told to another client, which looks at once.
+    pub told_per_mille: u64,
     /// Of a thousand reads, so many ask for the latest state.
     pub linearizable_per_mille: u64,
     /// Mean ms between two silences of a client that outlast its session; 0: never.
@@ -180,7 +182,8 @@ impl Load {
             session_timeout_ms: sync_timeout_ms * rng.between(3, 10),
             cut_ms: if rng.chance(600) { sync_timeout_ms * rng.between(1, 10) } else { 0 },
             wire_per_mille: *rng.pick(&[0, 300, 1000]),
-            readers_per_mille: *rng.pick(&[0, 200, 500]),
+            readers_per_mille: *rng.pick(&[0, 300, 600]),
+            told_per_mille: *rng.pick(&[0, 100, 700]),
             linearizable_per_mille: *rng.pick(&[50, 150, 800]),
             silence_ms: if rng.chance(300) { sync_timeout_ms * rng.between(2, 12) } else { 0 },
             storm_per_mille: *rng.pick(&[0, 0, 100, 1000]),

@@ -10,7 +10,7 @@ use corral_core::session::lane::Lane;
 use corral_core::storage::folder::PeerBook;
 use corral_core::storage::memory::{MemoryStore, MemoryView};
 use corral_core::storage::txn_log::TxnLog;
-use corral_core::zab::io::{Entry, Identity, LogOp, Now, Promise, Relation, Role, SnapshotMeta, Status};
+use corral_core::zab::io::{Entry, Identity, Input, LogOp, Now, Promise, Relation, Role, SnapshotMeta, Status};
 use corral_proto::{ServerId, Zxid};
 
 use crate::disk::{Backup, Disk};
@@ -246,6 +246,8 @@ pub struct Process {
     pub links: BTreeMap<ServerId, (u64, StreamId, Side)>,
     /// Last number given to a stream.
     pub last_link: u64,
+    /// The stream to each peer that the core knows of.
+    pub known_links: BTreeMap<ServerId, u64>,
     /// Snapshots that can be fetched.
     pub snapshots: BTreeMap<u64, (SnapshotMeta, MemoryView)>,
     /// Last number given to a snapshot.
@@ -260,6 +262,29 @@ pub struct Process {
     pub read_points: BTreeMap<u64, u64>,
     /// Last tag given to a read point.
     pub last_tag: u64,
+}
+
+impl Process {
+    /// Whether an input is a message of a stream that is gone, as far as the core knows.
+    pub fn is_late(&self, input: &MemberInput) -> bool {
+        match input {
+            MemberInput::Zab(Input::PeerMessage { peer, link, .. }) => self.known_links.get(peer) != Some(link),
+            _ => false,
+        }
+    }
+
+    /// The core is about to learn of streams.
+    pub fn note_streams(&mut self, input: &MemberInput) {
+        match input {
+            MemberInput::Zab(Input::PeerUp { peer, link, .. }) => {
+                self.known_links.insert(*peer, *link);
+            }
+            MemberInput::Zab(Input::PeerDown { peer, link }) if self.known_links.get(peer) == Some(link) => {
+                self.known_links.remove(peer);
+            }
+            _ => {}
+        }
+    }
 }
 
 /// One client's connection, as the server holds it.

@@ -8,6 +8,7 @@ use corral_core::zab::io::{Admin, Input, Phase, Role, Status};
 use corral_proto::ServerId;
 
 use crate::checks::Check;
+use crate::faults::Fault;
 use crate::rng::Rng;
 use crate::schedule::{MS, Micros};
 use crate::world::{Event, Stage, World};
@@ -21,6 +22,8 @@ pub enum Harm {
     CutOff,
     /// Who is about to lead, or somebody who would follow, is replaced by a new machine somewhere else.
     Replaced,
+    /// The leader is left behind.
+    LeftBehind,
     /// Who is about to lead dies and stays dead: the faults are over, and this is the last.
     Retires,
 }
@@ -32,6 +35,8 @@ enum Moment {
     Election,
     /// Somebody gathers promises.
     Discovery,
+    /// The leader commits something: not all others know of it yet.
+    Commit,
 }
 
 /// A harm that waits for its moment, or for its time after that.
@@ -44,11 +49,25 @@ pub struct Ambush {
 }
 
 impl World {
-    /// The leader is left behind, and half of the time that is not all.
-    pub(crate) fn succession(&mut self, rng: &mut Rng, struck: &'static str) {
+    /// The leader is left behind: now, or when it has just committed something.
+    pub(crate) fn succession(&mut self, rng: &mut Rng) {
         let Some(leader) = self.leader().filter(|_| self.options.servers() > 1) else { return };
-        self.trace.reached(struck);
-        self.leave_behind(leader, rng);
+        if rng.chance(500) {
+            self.ambush = Some(Box::new(Ambush {
+                harm: Harm::LeftBehind,
+                moment: Moment::Commit,
+                former: leader,
+                rng: Rng::stream(rng.next(), "ambush"),
+            }));
+        } else {
+            self.leave_behind(leader, rng);
+        }
+    }
+
+    /// All others lose the leader, and half of the time that is not all.
+    fn leave_behind(&mut self, leader: ServerId, rng: &mut Rng) {
+        self.trace.reached(Fault::Succession.habit().struck);
+        self.part_from(leader, rng);
         if rng.chance(600) {
             self.ambush = Some(Box::new(Ambush {
                 harm: *rng.pick(&[Harm::Dies, Harm::CutOff, Harm::Replaced, Harm::Replaced]),
@@ -60,7 +79,7 @@ impl World {
     }
 
     /// All others lose the leader at once; it finds out late. Each of them can reach it again at its own time.
-    fn leave_behind(&mut self, leader: ServerId, rng: &mut Rng) {
+    fn part_from(&mut self, leader: ServerId, rng: &mut Rng) {
         let noticed = self.options.sync_timeout_ms * MS;
         let late = rng.between(noticed / 2, 2 * noticed);
         let longest = self.duration(rng);
@@ -96,16 +115,30 @@ impl World {
         let is_it = |moment: Moment| match moment {
             Moment::Election => status.role == Role::Looking,
             Moment::Discovery => status.role == Role::Leading && status.phase == Phase::Discovery && status.epoch > 0,
+            Moment::Commit => false,
         };
         let springs = |ambush: &mut Box<Ambush>| {
             is_it(ambush.moment) && (ambush.harm == Harm::Retires || server != ambush.former)
         };
         let Some(mut ambush) = self.ambush.take_if(springs) else { return };
         let longest: Micros = match ambush.moment {
-            Moment::Election => 2 * self.options.election_quiet_ms * MS,
-            Moment::Discovery => 20 * MS,
+            // A round of votes or two.
+            Moment::Election => 4 * (self.options.delay.1 + self.options.thread_delay),
+            Moment::Discovery | Moment::Commit => 20 * MS,
         };
-        let delay = ambush.rng.magnitude(10, longest);
+        let delay =
+            if ambush.rng.chance(500) { ambush.rng.below(longest) } else { ambush.rng.magnitude(10, longest.max(10)) };
+        self.schedule.after(delay, Event::Spring(ambush));
+    }
+
+    /// A leader may have committed something: an ambush may wait for that. Its own client hears of it soon, and others
+    /// later.
+    pub(crate) fn note_commit(&mut self, server: ServerId, before: &Status, status: &Status) {
+        let commits =
+            before.role == Role::Leading && status.role == Role::Leading && status.committed > before.committed;
+        let springs = |a: &mut Box<Ambush>| commits && a.moment == Moment::Commit && a.former == server;
+        let Some(mut ambush) = self.ambush.take_if(springs) else { return };
+        let delay = ambush.rng.magnitude(10, self.options.delay.1.max(10));
         self.schedule.after(delay, Event::Spring(ambush));
     }
 
@@ -136,9 +169,13 @@ impl World {
         if self.stage != Stage::Safety {
             return Ok(());
         }
+        if harm == Harm::LeftBehind {
+            self.leave_behind(former, &mut rng);
+            return Ok(());
+        }
         let Some(heir) = self.heir(Some(former)) else { return Ok(()) };
         match harm {
-            Harm::Dies | Harm::Retires => {
+            Harm::Dies | Harm::Retires | Harm::LeftBehind => {
                 self.trace.reached("succession: the heir died");
                 self.crash(heir, "it was about to lead")
             }

@@ -15,12 +15,12 @@ use corral_core::tree::feed::FeedBounds;
 use corral_core::tree::read;
 use corral_core::zab::codec;
 use corral_core::zab::io::{
-    Entry, Input, LogOp, Membership, Output, Phase, Position, Promise, Role, SnapshotMeta, Status,
+    Entry, Input, LogOp, Membership, Now, Output, Phase, Position, Promise, Role, SnapshotMeta, Status,
 };
 use corral_core::zab::message::{Message, SyncPlan};
 use corral_proto::{ServerId, Zxid};
 
-use crate::checks::{Check, Checks, Violation};
+use crate::checks::{Check, Checks, Violation, no_ghost_message};
 use crate::client::Client;
 use crate::disk::{Disk, Plan, StartError};
 use crate::faults::{Fault, FaultId};
@@ -98,6 +98,8 @@ pub(crate) enum Event {
     Break(ServerId, ServerId),
     /// A server loses power.
     PowerOff(ServerId),
+    /// A client hears of something by another way, and looks.
+    ClientHears(usize),
     /// Somebody is struck in the middle of a succession.
     Spring(Box<Ambush>),
     /// A slow direction has its usual delays again.
@@ -492,6 +494,10 @@ impl World {
                 Ok(())
             }
             Event::ClientActs(index) => self.client_acts(index),
+            Event::ClientHears(index) => {
+                self.client_looks(index);
+                Ok(())
+            }
             Event::ClientCut(index) => {
                 self.client_cut_strikes(index);
                 Ok(())
@@ -539,35 +545,14 @@ impl World {
         for _ in 0..count {
             let Some(process) = self.process_mut(at) else { return Ok(()) };
             let Some(input) = process.inbox.pop_front() else { break };
-            self.note_touches(at, &input);
-            let process = self.process_mut(at).expect("found above");
-            let before = process.status.clone();
-            let mut out = Vec::new();
-            process.member.step(now, input, &mut out);
-            let status = process.member.brief_status();
-            process.status = status.clone();
-            self.trace.mix(status.last.hash ^ status.committed.0 ^ u64::from(status.epoch) ^ out.len() as u64);
-            for output in &out {
-                if let MemberOutput::Zab(Output::Log { seq, op }) = output {
-                    if let LogOp::Truncate { to } = op
-                        && to.zxid.epoch() < before.last.zxid.epoch()
-                    {
-                        self.trace.reached("truncation across epochs");
-                    }
-                    // With something outstanding, the proposal may have waited for the window since it was decided.
-                    if before.last.zxid == before.committed {
-                        self.note_expiries(at, op)?;
-                    }
-                    self.checks.on_submit(at.server, at.process, *seq, op, &status)?;
+            if process.is_late(&input) {
+                // What is due by the clock is done first: what comes of the message itself is nothing.
+                for _ in 0..2 {
+                    self.core_step(at, now, MemberInput::Zab(Input::Tick), false)?;
                 }
-            }
-            self.checks.on_status(at.server, &before, &status)?;
-            self.note_role(at.server, &before, &status);
-            for output in out {
-                if self.output_crash_strikes(at) {
-                    return self.crash(at.server, "between two outputs");
-                }
-                self.perform(at, output, &before, &status)?;
+                self.core_step(at, now, input, true)?;
+            } else {
+                self.core_step(at, now, input, false)?;
             }
         }
         let delay = self.rng.below(self.options.thread_delay);
@@ -577,6 +562,50 @@ impl World {
         {
             process.turn = true;
             self.schedule.after(delay, Event::CoreTurn(at));
+        }
+        Ok(())
+    }
+
+    /// One step of a core. `late`: the input is a message of a stream that the core knows to be gone.
+    fn core_step(&mut self, at: ProcessRef, now: Now, input: MemberInput, late: bool) -> Check {
+        if self.process_mut(at).is_none() {
+            return Ok(());
+        }
+        self.note_touches(at, &input);
+        let process = self.process_mut(at).expect("looked at above");
+        process.note_streams(&input);
+        let before = process.status.clone();
+        let mut out = Vec::new();
+        let what = if late { format!("{input:?}") } else { String::new() };
+        process.member.step(now, input, &mut out);
+        let status = process.member.brief_status();
+        if late {
+            no_ghost_message::on_late(at.server, &what, &before, &status, out.len())?;
+        }
+        process.status = status.clone();
+        self.trace.mix(status.last.hash ^ status.committed.0 ^ u64::from(status.epoch) ^ out.len() as u64);
+        for output in &out {
+            if let MemberOutput::Zab(Output::Log { seq, op }) = output {
+                if let LogOp::Truncate { to } = op
+                    && to.zxid.epoch() < before.last.zxid.epoch()
+                {
+                    self.trace.reached("truncation across epochs");
+                }
+                // With something outstanding, the proposal may have waited for the window since it was decided.
+                if before.last.zxid == before.committed {
+                    self.note_expiries(at, op)?;
+                }
+                self.checks.on_submit(at.server, at.process, *seq, op, &status)?;
+            }
+        }
+        self.checks.on_status(at.server, &before, &status)?;
+        self.note_role(at.server, &before, &status);
+        self.note_commit(at.server, &before, &status);
+        for output in out {
+            if self.output_crash_strikes(at) {
+                return self.crash(at.server, "between two outputs");
+            }
+            self.perform(at, output, &before, &status)?;
         }
         Ok(())
     }
@@ -725,6 +754,13 @@ impl World {
             Output::Send { peer, link, message } => {
                 self.say(|| format!("{:?} -> {peer:?} [{link}] {}", at.server, brief(&message)));
                 self.checks.on_send(at.server, peer, &message, before, status)?;
+                if let Message::SyncPlan { epoch, plan: SyncPlan::Snap(meta), .. } = &message {
+                    // Who has gone elsewhere meanwhile does not take it.
+                    let status = self.servers[&peer].process.as_ref().map(|p| &p.status);
+                    if status.is_some_and(|s| s.leader == Some(at.server) && s.epoch == *epoch) {
+                        self.checks.on_snapshot_offered(at.server, peer, meta)?;
+                    }
+                }
                 self.checks.on_ping(at.process, &message, self.servers[&at.server].clock.mono(self.schedule.now()));
                 self.note_message(&message, status);
                 self.send(at, peer, link, message)
@@ -834,8 +870,16 @@ impl World {
         if let Some(skip) = cut {
             self.server_mut(at.server).disk.plan(skip, Plan::PowerCut);
         }
+        let was_struck = self.servers[&at.server].disk.struck();
         let process = self.process_mut(at).expect("checked by handle");
         let written = process.log.write(&ops);
+        let struck = self.servers[&at.server].disk.struck().filter(|_| was_struck.is_none());
+        if let (Ok(_), Some(plan @ (Plan::Failure | Plan::NoSpace))) = (&written, struck) {
+            return Err(Violation {
+                invariant: "an error of the disk ends the process",
+                text: format!("{:?} goes on and takes {last} for durable after {plan:?} of its log's disk", at.server),
+            });
+        }
         if cut.is_some() && written.is_err() {
             self.trace.reached(Fault::InstallCrash.habit().struck);
         }
@@ -1451,6 +1495,7 @@ impl World {
             alone_since: now,
             links: BTreeMap::new(),
             last_link: 0,
+            known_links: BTreeMap::new(),
             snapshots: BTreeMap::new(),
             last_snapshot: at.process << 16,
             snapshots_wanted: Vec::new(),
@@ -1574,7 +1619,10 @@ impl Event {
     /// The client whose doing it is.
     fn client(&self) -> Option<usize> {
         match self {
-            Event::ClientActs(client) | Event::ClientCut(client) | Event::ClientSilence(client) => Some(*client),
+            Event::ClientActs(client)
+            | Event::ClientHears(client)
+            | Event::ClientCut(client)
+            | Event::ClientSilence(client) => Some(*client),
             _ => None,
         }
     }
@@ -1613,6 +1661,7 @@ impl Event {
             Event::Break(a, b) => [29, a.0 << 8 | b.0],
             Event::PowerOff(id) => [30, id.0],
             Event::Spring(ambush) => [31, ambush.former.0],
+            Event::ClientHears(index) => [32, *index as u64],
         }
     }
 }

@@ -153,7 +153,8 @@ pub fn found_by(switch: Switch) -> &'static [&'static str] {
         ApplyBeforeDurable => &["I13 apply discipline"],
         TrimBeyondPersisted | TruncateToWatermark => &["I14 truncation safety"],
         CutAtFirstBadChecksum => &["damage is noticed"],
-        FsyncTriedAgain | FolderNotSynced | PromiseNotCarried | TailNotRewritten => &["recovery is exact"],
+        FsyncTriedAgain => &["an error of the disk ends the process", "recovery is exact"],
+        FolderNotSynced | PromiseNotCarried | TailNotRewritten => &["recovery is exact"],
         WatchArmedLate | EventAfterReply | WatchFiresTwice | SetWatchesMisses => &["I25 watches"],
         ReplyBeforePublish | ReadsOvertake | OverloadSkips | OfferedBackwards => &["I23 session order"],
         ExpiryAfterPause | HolderNotAsked | TouchesLost => &["I19 session safety"],
@@ -169,7 +170,7 @@ pub fn found_by(switch: Switch) -> &'static [&'static str] {
         LocalClock => &["I17 state determinism", "I22 writes are linearizable"],
         EphemeralsStay => &["I20 ephemerals", "I20, I21 tree shape", "execution does what the rules say"],
         InstallWithoutIntent => &["recovery is exact", "I18 snapshot"],
-        StaleStreams => &["I23 session order", "I28 liveness"],
+        StaleStreams => &["I12 no ghost message"],
         OldMetaAfterInstall | SnapshotTooOld => &["I18 snapshot"],
     }
 }

@@ -50,6 +50,12 @@ impl LogImage {
         &self.entries[self.entries.partition_point(|p| p.zxid <= zxid)..]
     }
 
+    /// The last place that is in both logs, as far as both still have it.
+    pub fn common(&self, other: &LogImage) -> Option<Position> {
+        let ours = std::iter::once(&self.base).chain(&self.entries);
+        ours.rev().find(|p| other.hash_at(p.zxid) == Some(p.hash)).copied()
+    }
+
     /// Adds an entry.
     pub fn append(&mut self, position: Position) {
         self.entries.push(position);

@@ -7,7 +7,7 @@ mod commit_honesty;
 mod committed_never_lost;
 mod ghost;
 mod integrity;
-mod no_ghost_message;
+pub(crate) mod no_ghost_message;
 mod primary_integrity;
 mod primary_order;
 mod promise;
@@ -20,7 +20,7 @@ mod unique_establishment;
 mod watermark;
 
 use bytes::Bytes;
-use corral_core::zab::io::{Entry, LogOp, Membership, Position, Promise, Recovered, Status};
+use corral_core::zab::io::{Entry, LogOp, Membership, Position, Promise, Recovered, SnapshotMeta, Status};
 use corral_core::zab::message::Message;
 use corral_proto::{ServerId, SessionId, Zxid};
 
@@ -142,6 +142,11 @@ impl Checks {
             promise::remember(&mut self.ghost, server);
         }
         if shrunk { committed_never_lost::check(&self.ghost) } else { Ok(()) }
+    }
+
+    /// A leader sends a snapshot to somebody who follows it.
+    pub fn on_snapshot_offered(&self, leader: ServerId, learner: ServerId, meta: &SnapshotMeta) -> Check {
+        snapshot::on_offered(&self.ghost, leader, learner, meta)
     }
 
     /// A server says durably that it remembers everything that matters (again). `leading`: the promises to themselves of
