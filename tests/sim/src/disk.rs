@@ -338,7 +338,11 @@ impl Disk {
         }
         let content = self.device.content(&path)?;
         let used = content.iter().rposition(|byte| *byte != 0)? + 1;
-        let offset = rng.below(used as u64);
+        // Near the end is what no store holds yet.
+        let offset = match rng.chance(500) {
+            true => used as u64 - rng.magnitude(1, used as u64),
+            false => rng.below(used as u64),
+        };
         let last_frame = self.last_frame(&path).is_some_and(|start| offset >= start);
         let text = if rng.chance(250) {
             let from = offset - offset % BLOCK as u64;

@@ -117,7 +117,7 @@ pub const CATALOGUE: [Habit; 29] = [
     habit(Fault::DiskFull, "disk-full", 6, (3, 12), "full disk ended the process"),
     habit(Fault::ReadError, "read-error", 6, (2, 10), "read error ended the process"),
     habit(Fault::SlowDisk, "slow-disk", 12, (2, 10), "disk slow"),
-    habit(Fault::Rot, "rot", 16, (2, 8), "bits rotted"),
+    habit(Fault::Rot, "rot", 24, (1, 6), "bits rotted"),
     habit(Fault::LostFile, "lost-file", 6, (3, 12), "file lost"),
     habit(Fault::StoreRot, "store-rot", 6, (3, 12), "store damaged"),
     habit(Fault::LostFolder, "lost-folder", 12, (3, 14), "folder lost"),
@@ -128,7 +128,7 @@ pub const CATALOGUE: [Habit; 29] = [
     habit(Fault::StoreStall, "store-stall", 8, (1, 10), "store stalled"),
     habit(Fault::Admin, "admin", 10, (2, 12), "operator asked for another leader"),
     habit(Fault::RollingRestart, "rolling-restart", 10, (4, 14), "servers restarted one by one"),
-    habit(Fault::Succession, "succession", 30, (1, 8), "leader left behind"),
+    habit(Fault::Succession, "succession", 60, (1, 6), "leader left behind"),
 ];
 
 impl Fault {
@@ -436,7 +436,7 @@ impl World {
         }
     }
 
-    fn pause(&mut self, id: ServerId, until: Micros, rng: &mut Rng) {
+    pub(crate) fn pause(&mut self, id: ServerId, until: Micros, rng: &mut Rng) {
         let now = self.schedule.now();
         let at = self.process_of(id).expect("it runs");
         let server = self.server_mut(id);
@@ -751,6 +751,14 @@ impl World {
     pub(crate) fn calm(&mut self) -> Check {
         let now = self.schedule.now();
         self.stage = Stage::Progress { since: self.checks.ghost.head().zxid };
+        let mut rng = Rng::stream(self.options.seed, "calm");
+        let ids = self.server_ids();
+        let all_begun = ids.iter().all(|s| self.membership(*s).is_some_and(|m| m != Membership::Empty));
+        self.ambush = None;
+        let last_election = all_begun && rng.chance(250);
+        if last_election {
+            self.last_election(&mut rng);
+        }
         // What was begun on a slow disk or link before may still take its time, and who stands still does so to the end:
         // what waits for it keeps its order.
         let mix = &self.options.faults;
@@ -762,14 +770,8 @@ impl World {
         self.deadline = self.calm_at + patience;
         self.network.calm();
         self.install_crash = None;
-        let mut rng = Rng::stream(self.options.seed, "calm");
-        let ids = self.server_ids();
         // Some may stay dead, if enough remain that may vote.
-        let all_begun = ids.iter().all(|s| self.membership(*s).is_some_and(|m| m != Membership::Empty));
-        self.ambush = None;
-        if all_begun && rng.chance(250) {
-            self.last_election(&mut rng);
-        } else if all_begun && rng.chance(400) {
+        if all_begun && !last_election && rng.chance(400) {
             let mut order = ids.clone();
             rng.shuffle(&mut order);
             for id in order {

@@ -67,7 +67,12 @@ impl World {
     /// All others lose the leader, and half of the time that is not all.
     fn leave_behind(&mut self, leader: ServerId, rng: &mut Rng) {
         self.trace.reached(Fault::Succession.habit().struck);
-        self.part_from(leader, rng);
+        if rng.chance(200) && self.process_of(leader).is_some() {
+            let until = self.schedule.now() + rng.between(1, 4) * self.options.sync_timeout_ms * MS;
+            self.pause(leader, until, rng);
+        } else {
+            self.part_from(leader, rng);
+        }
         if rng.chance(600) {
             self.ambush = Some(Box::new(Ambush {
                 harm: *rng.pick(&[Harm::Dies, Harm::CutOff, Harm::Replaced, Harm::Replaced]),
@@ -98,10 +103,16 @@ impl World {
         }
     }
 
-    /// After the faults: an operator asks the leader to make way, and the best of the others dies for good meanwhile.
+    /// The last fault: an operator asks the leader to make way, or it stands still for so long that the others look for
+    /// another; and the best of them dies for good meanwhile.
     pub(crate) fn last_election(&mut self, rng: &mut Rng) {
         let Some(at) = self.leader().and_then(|id| self.process_of(id)) else { return };
-        self.push_input(at, MemberInput::Zab(Input::Admin(Admin::StepDown)));
+        if rng.chance(300) {
+            self.push_input(at, MemberInput::Zab(Input::Admin(Admin::StepDown)));
+        } else {
+            let until = self.schedule.now() + rng.between(1, 3) * self.options.sync_timeout_ms * MS;
+            self.pause(at.server, until, rng);
+        }
         self.ambush = Some(Box::new(Ambush {
             harm: Harm::Retires,
             moment: Moment::Election,
@@ -122,8 +133,10 @@ impl World {
         };
         let Some(mut ambush) = self.ambush.take_if(springs) else { return };
         let longest: Micros = match ambush.moment {
-            // A round of votes or two.
-            Moment::Election => 4 * (self.options.delay.1 + self.options.thread_delay),
+            // A round of votes or two, and the time in which whoever has not voted may.
+            Moment::Election => {
+                4 * (self.options.delay.1 + self.options.thread_delay) + self.options.election_quiet_ms * MS
+            }
             Moment::Discovery | Moment::Commit => 20 * MS,
         };
         let delay =
