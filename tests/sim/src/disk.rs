@@ -338,9 +338,12 @@ impl Disk {
         }
         let content = self.device.content(&path)?;
         let used = content.iter().rposition(|byte| *byte != 0)? + 1;
-        // Near the end is what no store holds yet.
+        // Shortly before the last frame is what no store holds yet, and what later frames stand on.
         let offset = match rng.chance(500) {
-            true => used as u64 - rng.magnitude(1, used as u64),
+            true => {
+                let end = self.last_frame(&path).unwrap_or(used as u64);
+                end - rng.magnitude(1, end)
+            }
             false => rng.below(used as u64),
         };
         let last_frame = self.last_frame(&path).is_some_and(|start| offset >= start);

@@ -771,9 +771,17 @@ impl World {
         self.network.calm();
         self.install_crash = None;
         // Some may stay dead, if enough remain that may vote.
-        if all_begun && !last_election && rng.chance(400) {
+        if all_begun && !last_election && rng.chance(600) {
             let mut order = ids.clone();
             rng.shuffle(&mut order);
+            if rng.chance(600) {
+                // Those remain whom the leader had to do without when its epoch began.
+                let leader = self.leader();
+                let epoch = leader.and_then(|id| self.servers[&id].process.as_ref()).map(|p| p.status.epoch);
+                order.sort_by_key(|id| {
+                    (Some(*id) == leader, epoch.is_some() && self.uncounted.get(id).copied() == epoch)
+                });
+            }
             for id in order {
                 if self.may_retire(id) && rng.chance(500) {
                     self.retire(id)?;

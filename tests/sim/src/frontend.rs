@@ -181,7 +181,11 @@ impl World {
                 let (op, watch, consistency) = client.draw_read(load, floor);
                 self.client_reads(index, op, watch, consistency);
             }
-            _ => self.client_sends(index, ClientRequest::Sync, Call::Sync, floor, None),
+            _ if load.linearizable_per_mille > 0 => {
+                self.client_sends(index, ClientRequest::Sync, Call::Sync, floor, None);
+            }
+            // Here only those look for the latest state who were told that there is one.
+            _ => {}
         }
         true
     }

@@ -184,7 +184,7 @@ impl Load {
             wire_per_mille: *rng.pick(&[0, 300, 1000]),
             readers_per_mille: *rng.pick(&[0, 400, 600]),
             told_per_mille: *rng.pick(&[0, 200, 700]),
-            linearizable_per_mille: *rng.pick(&[50, 150, 800]),
+            linearizable_per_mille: *rng.pick(&[0, 50, 150, 800]),
             silence_ms: if rng.chance(300) { sync_timeout_ms * rng.between(2, 12) } else { 0 },
             storm_per_mille: *rng.pick(&[0, 0, 100, 1000]),
             burst_per_mille: *rng.pick(&[20, 100, 100, 500]),
@@ -232,7 +232,7 @@ impl SimOptions {
         let delay_high = if slow_network { sync_timeout_ms * MS / 8 } else { rng.magnitude(200, 5 * MS) };
         let delay = (delay_high / 20, delay_high);
         // Clients may be much nearer to their servers than these are to each other.
-        let client_delay_high = if rng.chance(500) { delay_high } else { rng.magnitude(50, delay_high) };
+        let client_delay_high = if rng.chance(300) { delay_high } else { rng.magnitude(50, delay_high) };
         let paths = rng.magnitude(1, 30);
         let mut options = SimOptions {
             seed,
@@ -242,7 +242,7 @@ impl SimOptions {
             safety_ms: sync_timeout_ms * if rng.chance(150) { rng.between(12, 40) } else { rng.between(3, 12) },
             sync_timeout_ms,
             init_timeout_ms: sync_timeout_ms * rng.between(2, 5),
-            ping_interval_ms: (sync_timeout_ms / rng.between(3, 10)).max(20),
+            ping_interval_ms: (sync_timeout_ms / rng.between(2, 10)).max(20),
             election_quiet_ms: rng.between(20, 100),
             tail_cache_bytes: *rng.pick(&[1, 300, 2_000, 1 << 20]),
             window_bytes: *rng.pick(&[1, 200, 2_000, 1 << 20]),

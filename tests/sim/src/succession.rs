@@ -13,6 +13,9 @@ use crate::rng::Rng;
 use crate::schedule::{MS, Micros};
 use crate::world::{Event, Stage, World};
 
+/// A vote that settled nothing is sent again after so long.
+const VOTE_AGAIN: Micros = 200 * MS;
+
 /// What happens to those who come after a leader.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Harm {
@@ -52,7 +55,10 @@ impl World {
     /// The leader is left behind: now, or when it has just committed something.
     pub(crate) fn succession(&mut self, rng: &mut Rng) {
         let Some(leader) = self.leader().filter(|_| self.options.servers() > 1) else { return };
-        if rng.chance(500) {
+        if rng.chance(600) {
+            if rng.chance(600) {
+                self.weaken(leader, rng);
+            }
             self.ambush = Some(Box::new(Ambush {
                 harm: Harm::LeftBehind,
                 moment: Moment::Commit,
@@ -61,6 +67,20 @@ impl World {
             }));
         } else {
             self.leave_behind(leader, rng);
+        }
+    }
+
+    /// What the leader sends is slow for a while, as over a link that is about to fail: the others have what it
+    /// proposed, and do not know what of it is committed.
+    fn weaken(&mut self, leader: ServerId, rng: &mut Rng) {
+        let timeout = self.options.sync_timeout_ms * MS;
+        let longest = rng.magnitude(MS, timeout / 4);
+        self.tell(|| format!("what {leader:?} sends takes up to {} ms", longest / MS));
+        for peer in self.server_ids() {
+            if peer != leader {
+                self.network.slow_down(leader, peer, longest);
+                self.schedule.after(2 * timeout, Event::LinkNormal(leader, peer));
+            }
         }
     }
 
@@ -73,9 +93,9 @@ impl World {
         } else {
             self.part_from(leader, rng);
         }
-        if rng.chance(600) {
+        if rng.chance(700) {
             self.ambush = Some(Box::new(Ambush {
-                harm: *rng.pick(&[Harm::Dies, Harm::CutOff, Harm::Replaced, Harm::Replaced]),
+                harm: *rng.pick(&[Harm::Dies, Harm::CutOff, Harm::Replaced, Harm::Replaced, Harm::Replaced]),
                 moment: *rng.pick(&[Moment::Election, Moment::Discovery, Moment::Discovery]),
                 former: leader,
                 rng: Rng::stream(rng.next(), "ambush"),
@@ -107,10 +127,16 @@ impl World {
     /// another; and the best of them dies for good meanwhile.
     pub(crate) fn last_election(&mut self, rng: &mut Rng) {
         let Some(at) = self.leader().and_then(|id| self.process_of(id)) else { return };
-        if rng.chance(300) {
+        let still: Vec<ServerId> =
+            self.running().into_iter().filter(|s| *s != at.server && self.options.is_voter(*s)).collect();
+        let until = self.schedule.now() + rng.between(2, 4) * self.options.sync_timeout_ms * MS;
+        if rng.chance(600) {
             self.push_input(at, MemberInput::Zab(Input::Admin(Admin::StepDown)));
+            // Nobody decides at once while somebody who is connected does not vote.
+            if !still.is_empty() {
+                self.pause(*rng.pick(&still), until, rng);
+            }
         } else {
-            let until = self.schedule.now() + rng.between(1, 3) * self.options.sync_timeout_ms * MS;
             self.pause(at.server, until, rng);
         }
         self.ambush = Some(Box::new(Ambush {
@@ -139,8 +165,14 @@ impl World {
             }
             Moment::Discovery | Moment::Commit => 20 * MS,
         };
-        let delay =
-            if ambush.rng.chance(500) { ambush.rng.below(longest) } else { ambush.rng.magnitude(10, longest.max(10)) };
+        let mut delay = match ambush.rng.chance(500) {
+            true => ambush.rng.below(longest),
+            false => ambush.rng.magnitude(10, longest.max(10)),
+        };
+        if ambush.harm == Harm::Retires && ambush.rng.chance(500) {
+            // The vote that decides may be one that is sent again.
+            delay = VOTE_AGAIN + ambush.rng.below(longest);
+        }
         self.schedule.after(delay, Event::Spring(ambush));
     }
 
@@ -220,7 +252,16 @@ impl World {
                     .collect();
                 let elector = (!others.is_empty() && rng.chance(600)).then(|| *rng.pick(&others));
                 let victim = elector.unwrap_or(heir);
+                if !self.may_lose(victim) {
+                    return Ok(());
+                }
                 self.network.unblock_all_of(victim);
+                if elector.is_some() && rng.chance(700) {
+                    // It comes back on the side of the former leader.
+                    let others = self.server_ids().into_iter().filter(|s| *s != victim && *s != former);
+                    let duration = self.duration(&mut rng);
+                    self.block(others.flat_map(|s| [(victim, s), (s, victim)]).collect(), duration);
+                }
                 self.server_mut(victim).back_soon = true;
                 self.replace(victim, &mut rng, "succession: heir or elector replaced")
             }

@@ -169,6 +169,8 @@ pub struct World {
     pub(crate) struck: BTreeSet<FaultId>,
     /// The next snapshot install loses power after so many operations.
     pub(crate) install_crash: Option<u64>,
+    /// The latest epoch in which a server's promise did not count.
+    pub(crate) uncounted: BTreeMap<ServerId, u32>,
     /// Waits for the next succession.
     pub(crate) ambush: Option<Box<Ambush>>,
     pub(crate) network: Network,
@@ -224,6 +226,7 @@ impl World {
             fault_rng: Rng::stream(options.seed, "clients' faults"),
             struck: BTreeSet::new(),
             install_crash: None,
+            uncounted: BTreeMap::new(),
             ambush: None,
             network: Network::new(&options),
             servers,
@@ -651,7 +654,7 @@ impl World {
         }
     }
 
-    /// For I19: what a leader has heard of sessions.
+    /// For I19 and I24: what a leader has heard of sessions, and what it was asked.
     fn note_touches(&mut self, at: ProcessRef, input: &MemberInput) {
         // By its own clock: how fast it goes is not what is judged.
         let now = self.servers[&at.server].clock.mono(self.schedule.now());
@@ -664,6 +667,10 @@ impl World {
             MemberInput::SessionTable { .. } => {
                 let epoch = self.process_mut(at).expect("the caller found it").status.epoch;
                 self.checks.on_sessions(at.process, epoch, now);
+            }
+            MemberInput::Zab(Input::ReadIndex { tag }) => self.checks.on_question(at.process, None, *tag, now),
+            MemberInput::Zab(Input::PeerMessage { peer, message: Message::ReadIndex { tag, .. }, .. }) => {
+                self.checks.on_question(at.process, Some(*peer), *tag, now);
             }
             MemberInput::Zab(Input::PeerMessage { peer, link, message: Message::Pong { epoch, seq, touched, .. } }) => {
                 let process = self.process_mut(at).expect("the caller found it");
@@ -739,6 +746,8 @@ impl World {
     }
 
     fn perform_zab(&mut self, at: ProcessRef, output: Output, before: &Status, status: &Status) -> Check {
+        // A leader may make way in the step in which it answers for the last time.
+        let leads = if status.role == Role::Leading { status } else { before };
         match output {
             Output::Log { seq, op } => {
                 self.say(|| format!("{:?} log {seq}: {}", at.server, brief_op(&op)));
@@ -754,6 +763,9 @@ impl World {
             Output::Send { peer, link, message } => {
                 self.say(|| format!("{:?} -> {peer:?} [{link}] {}", at.server, brief(&message)));
                 self.checks.on_send(at.server, peer, &message, before, status)?;
+                if let Message::ReadPoint { tag, zxid, .. } = message {
+                    self.checks.on_read_point(at.process, leads, Some(peer), tag, zxid)?;
+                }
                 if let Message::SyncPlan { epoch, plan: SyncPlan::Snap(meta), .. } = &message {
                     // Who has gone elsewhere meanwhile does not take it.
                     let status = self.servers[&peer].process.as_ref().map(|p| &p.status);
@@ -779,6 +791,9 @@ impl World {
                 Ok(())
             }
             Output::ReadPoint { tag, zxid } => {
+                if leads.role == Role::Leading {
+                    self.checks.on_read_point(at.process, leads, None, tag, zxid)?;
+                }
                 self.on_read_point(at, tag, zxid);
                 Ok(())
             }
@@ -833,7 +848,10 @@ impl World {
             Message::SyncPlan { plan: SyncPlan::Trunc, .. } => self.trace.reached("sync plan: truncate"),
             Message::SyncPlan { plan: SyncPlan::Snap(_), .. } => self.trace.reached("sync plan: snapshot"),
             Message::Reject { .. } => self.trace.reached("promise rejected"),
-            Message::AckEpoch { counts: false, .. } => self.trace.reached("promise that does not count"),
+            Message::AckEpoch { counts: false, epoch, .. } => {
+                self.uncounted.insert(status.identity.server, *epoch);
+                self.trace.reached("promise that does not count");
+            }
             Message::Handover { .. } => self.trace.reached("leadership handed over"),
             _ => {}
         }

@@ -11,6 +11,7 @@ pub(crate) mod no_ghost_message;
 mod primary_integrity;
 mod primary_order;
 mod promise;
+mod read_point;
 mod recovery;
 mod session_safety;
 mod snapshot;
@@ -55,12 +56,13 @@ pub struct Checks {
     /// The true state of the ensemble.
     pub ghost: Ghost,
     rounds: session_safety::Rounds,
+    questions: read_point::Questions,
 }
 
 impl Checks {
     /// Nothing has happened. Servers 1 to `voters` vote, `observers` more only learn.
     pub fn new(voters: u64, observers: u64) -> Checks {
-        Checks { ghost: Ghost::new(voters, observers), rounds: Default::default() }
+        Checks { ghost: Ghost::new(voters, observers), rounds: Default::default(), questions: Default::default() }
     }
 
     /// A process began with what it found on disk, which was damaged before if `spoiled`.
@@ -197,6 +199,23 @@ impl Checks {
     /// A leader's process takes in a pong.
     pub fn on_pong(&mut self, process: u64, epoch: u32, peer: ServerId, seq: u64) {
         self.rounds.on_pong(process, epoch, peer, seq);
+    }
+
+    /// A process takes in the question for a read point, of its own clients or of a peer.
+    pub fn on_question(&mut self, process: u64, asker: Option<ServerId>, tag: u64, now: Micros) {
+        self.questions.on_asked(&self.ghost, process, asker, tag, now);
+    }
+
+    /// A leader's process names a read point to its own clients or to a peer.
+    pub fn on_read_point(
+        &mut self,
+        process: u64,
+        status: &Status,
+        asker: Option<ServerId>,
+        tag: u64,
+        point: Zxid,
+    ) -> Check {
+        self.questions.on_named((&self.ghost, &self.rounds), process, status, (asker, tag), point)
     }
 
     /// A leader's process ends a session by its clock.
