@@ -260,7 +260,7 @@ pub struct Process {
     pub woken: Arc<Mutex<BTreeSet<u64>>>,
     /// Who asked for a read point.
     pub read_points: BTreeMap<u64, u64>,
-    /// Last tag given to a read point.
+    /// Last tag given to a read point; unique in the run.
     pub last_tag: u64,
 }
 

@@ -1520,7 +1520,7 @@ impl World {
             connections: BTreeMap::new(),
             woken: Arc::new(Mutex::default()),
             read_points: BTreeMap::new(),
-            last_tag: 0,
+            last_tag: at.process << 32,
         });
         let full = self.process_mut(at).expect("just made").apply.store().digest();
         self.history.on_digest(&meta, Some(full))?;

@@ -208,7 +208,7 @@ impl Checks {
 
     /// A leader's process names a read point to its own clients or to a peer.
     pub fn on_read_point(
-        &mut self,
+        &self,
         process: u64,
         status: &Status,
         asker: Option<ServerId>,

@@ -15,26 +15,27 @@ const NAME: &str = "I24 sync read";
 /// Who asks a process: itself for its clients, or a peer.
 pub(crate) type Asker = Option<ServerId>;
 
-/// Questions that came and are not answered.
+/// When each question came, and what was committed then. Who joins again asks again what was not answered; any round since
+/// the first time will do.
 #[derive(Default)]
 pub(super) struct Questions(BTreeMap<(u64, Asker, u64), (Micros, Zxid)>);
 
 impl Questions {
     /// A question is about to be taken in by a process.
     pub(super) fn on_asked(&mut self, ghost: &Ghost, process: u64, asker: Asker, tag: u64, now: Micros) {
-        self.0.insert((process, asker, tag), (now, ghost.head().zxid));
+        self.0.entry((process, asker, tag)).or_insert((now, ghost.head().zxid));
     }
 
     /// A leader's process names a read point.
     pub(super) fn on_named(
-        &mut self,
+        &self,
         (ghost, rounds): (&Ghost, &Rounds),
         process: u64,
         status: &Status,
         (asker, tag): (Asker, u64),
         point: Zxid,
     ) -> Check {
-        let Some((asked, head)) = self.0.remove(&(process, asker, tag)) else {
+        let Some((asked, head)) = self.0.get(&(process, asker, tag)).copied() else {
             ensure!(false, NAME, "process {process} names a read point that {asker:?} did not ask for: {tag}");
             return Ok(());
         };
