@@ -20,7 +20,7 @@ use corral_core::zab::io::{
 use corral_core::zab::message::{Message, SyncPlan};
 use corral_proto::{ServerId, Zxid};
 
-use crate::checks::{Check, Checks, Violation, no_ghost_message};
+use crate::checks::{Check, Checks, Violation, election, no_ghost_message};
 use crate::client::Client;
 use crate::disk::{Disk, Plan, StartError};
 use crate::faults::{Fault, FaultId};
@@ -580,6 +580,7 @@ impl World {
         let before = process.status.clone();
         let mut out = Vec::new();
         let what = if late { format!("{input:?}") } else { String::new() };
+        let by_clock = matches!(input, MemberInput::Zab(Input::Tick));
         process.member.step(now, input, &mut out);
         let status = process.member.brief_status();
         if late {
@@ -588,6 +589,12 @@ impl World {
         process.status = status.clone();
         self.trace.mix(status.last.hash ^ status.committed.0 ^ u64::from(status.epoch) ^ out.len() as u64);
         for output in &out {
+            if let MemberOutput::Zab(Output::Send { message, .. }) = output
+                && by_clock
+            {
+                let links = &self.servers[&at.server].process.as_ref().expect("it made the step").known_links;
+                election::on_send_by_clock(at.server, message, links)?;
+            }
             if let MemberOutput::Zab(Output::Log { seq, op }) = output {
                 if let LogOp::Truncate { to } = op
                     && to.zxid.epoch() < before.last.zxid.epoch()

@@ -5,6 +5,7 @@ mod ack_honesty;
 mod apply_discipline;
 mod commit_honesty;
 mod committed_never_lost;
+pub(crate) mod election;
 mod ghost;
 mod integrity;
 pub(crate) mod no_ghost_message;
