@@ -259,7 +259,7 @@ impl SimOptions {
             spike_per_mille: *rng.pick(&[0, 0, 1, 10]),
             spike: sync_timeout_ms * MS * 2,
             thread_delay: rng.magnitude(10, 2 * MS),
-            task_delay: rng.magnitude(10, 50 * MS),
+            task_delay: if rng.chance(500) { rng.magnitude(10, 2 * MS) } else { rng.between(2 * MS, 60 * MS) },
             write_time: rng.magnitude(50, 20 * MS),
             codec_per_mille: 100,
             faults: FaultMix::default(),
