@@ -220,8 +220,8 @@ impl World {
         let now = self.schedule.now();
         for index in self.struck_clients(index, "load: all sessions run out at once") {
             self.clients[index].silent_until = now + self.silence();
-            // Half of the time the connection stays, and nothing comes over it.
-            if self.fault_rng.chance(500) {
+            // Sometimes the connection stays, and nothing comes over it.
+            if self.fault_rng.chance(700) {
                 self.client_cuts(index);
             }
             self.trace.reached("client silent beyond its timeout");

@@ -529,7 +529,7 @@ impl World {
 
     /// The task of a connection has something to do: it does so at once, or others come first.
     fn task_turn(&mut self, to: ProcessRef, id: u64) {
-        let (at_once, delay) = (self.rng.chance(500), self.rng.below(self.options.task_delay));
+        let (at_once, delay) = (self.rng.chance(300), self.rng.below(self.options.task_delay));
         let Some(process) = self.process_mut(to) else { return };
         let Some(connection) = process.connections.get_mut(&id).filter(|connection| !connection.turn) else { return };
         if at_once {
@@ -811,7 +811,7 @@ impl World {
     /// very time at which it is ended.
     pub(crate) fn silence(&mut self) -> Micros {
         let timeout = self.options.load.session_timeout_ms * MS;
-        match self.fault_rng.below(3) {
+        match self.fault_rng.below(4) {
             0 => 3 * timeout,
             1 => timeout + self.fault_rng.below(timeout / 2),
             _ => timeout * 97 / 100 + self.fault_rng.below(timeout / 8),

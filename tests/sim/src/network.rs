@@ -254,6 +254,12 @@ impl Network {
         *self.blocked.entry((from, to)).or_default() += 1;
     }
 
+    /// Nothing between two servers is blocked any more.
+    pub fn unblock_pair(&mut self, a: ServerId, b: ServerId) {
+        self.blocked.remove(&(a, b));
+        self.blocked.remove(&(b, a));
+    }
+
     /// A server is somewhere else from now on: nothing between it and others is blocked any more.
     pub fn unblock_all_of(&mut self, server: ServerId) {
         self.blocked.retain(|(from, to), _| *from != server && *to != server);

@@ -38,6 +38,8 @@ enum Moment {
     Election,
     /// Somebody gathers promises.
     Discovery,
+    /// Somebody else is about to promise an epoch to another leader, or just has.
+    Promise,
     /// The leader commits something: not all others know of it yet.
     Commit,
 }
@@ -48,6 +50,8 @@ pub struct Ambush {
     moment: Moment,
     /// Who led.
     pub(crate) former: ServerId,
+    /// Whose step was the moment.
+    who: Option<ServerId>,
     rng: Rng,
 }
 
@@ -63,6 +67,7 @@ impl World {
                 harm: Harm::LeftBehind,
                 moment: Moment::Commit,
                 former: leader,
+                who: None,
                 rng: Rng::stream(rng.next(), "ambush"),
             }));
         } else {
@@ -94,10 +99,17 @@ impl World {
             self.part_from(leader, rng);
         }
         if rng.chance(700) {
+            let harm =
+                *rng.pick(&[Harm::Dies, Harm::CutOff, Harm::CutOff, Harm::Replaced, Harm::Replaced, Harm::Replaced]);
+            let moments = match harm {
+                Harm::Replaced => [Moment::Election, Moment::Promise, Moment::Promise],
+                _ => [Moment::Election, Moment::Discovery, Moment::Discovery],
+            };
             self.ambush = Some(Box::new(Ambush {
-                harm: *rng.pick(&[Harm::Dies, Harm::CutOff, Harm::Replaced, Harm::Replaced, Harm::Replaced]),
-                moment: *rng.pick(&[Moment::Election, Moment::Discovery, Moment::Discovery]),
+                harm,
+                moment: *rng.pick(&moments),
                 former: leader,
+                who: None,
                 rng: Rng::stream(rng.next(), "ambush"),
             }));
         }
@@ -107,7 +119,8 @@ impl World {
     fn part_from(&mut self, leader: ServerId, rng: &mut Rng) {
         let noticed = self.options.sync_timeout_ms * MS;
         let late = rng.between(noticed / 2, 2 * noticed);
-        let longest = self.duration(rng);
+        // Those who come back soon find it in office.
+        let longest = if rng.chance(400) { rng.magnitude(5 * MS, noticed / 2) } else { self.duration(rng) };
         self.tell(|| format!("{leader:?} is left behind"));
         for peer in self.server_ids() {
             if peer == leader {
@@ -143,6 +156,7 @@ impl World {
             harm: Harm::Retires,
             moment: Moment::Election,
             former: at.server,
+            who: None,
             rng: Rng::stream(rng.next(), "ambush"),
         }));
     }
@@ -152,17 +166,26 @@ impl World {
         let is_it = |moment: Moment| match moment {
             Moment::Election => status.role == Role::Looking,
             Moment::Discovery => status.role == Role::Leading && status.phase == Phase::Discovery && status.epoch > 0,
+            Moment::Promise => {
+                status.role == Role::Following
+                    && status.phase == Phase::Discovery
+                    && status.epoch > 0
+                    && status.leader != self.ambush.as_ref().map(|ambush| ambush.former)
+            }
             Moment::Commit => false,
         };
-        let springs = |ambush: &mut Box<Ambush>| {
-            is_it(ambush.moment) && (ambush.harm == Harm::Retires || server != ambush.former)
-        };
-        let Some(mut ambush) = self.ambush.take_if(springs) else { return };
+        let springs = self
+            .ambush
+            .as_ref()
+            .is_some_and(|ambush| is_it(ambush.moment) && (ambush.harm == Harm::Retires || server != ambush.former));
+        let Some(mut ambush) = self.ambush.take_if(|_| springs) else { return };
+        ambush.who = Some(server);
         let longest: Micros = match ambush.moment {
             // A round of votes or two, and the time in which whoever has not voted may.
             Moment::Election => {
                 4 * (self.options.delay.1 + self.options.thread_delay) + self.options.election_quiet_ms * MS
             }
+            Moment::Promise => 2 * (self.options.delay.1 + self.options.write_time),
             Moment::Discovery | Moment::Commit => 20 * MS,
         };
         let mut delay = match ambush.rng.chance(500) {
@@ -201,7 +224,7 @@ impl World {
 
     /// An ambush's time has come.
     pub(crate) fn spring(&mut self, ambush: Ambush) -> Check {
-        let Ambush { harm, former, mut rng, .. } = ambush;
+        let Ambush { harm, moment, former, who, mut rng } = ambush;
         if harm == Harm::Retires {
             return match self.heir(None).filter(|id| self.may_retire(*id)) {
                 Some(heir) => {
@@ -218,7 +241,8 @@ impl World {
             self.leave_behind(former, &mut rng);
             return Ok(());
         }
-        let Some(heir) = self.heir(Some(former)) else { return Ok(()) };
+        let elector = who.filter(|_| moment == Moment::Promise);
+        let Some(heir) = elector.or_else(|| self.heir(Some(former))) else { return Ok(()) };
         match harm {
             Harm::Dies | Harm::Retires | Harm::LeftBehind => {
                 self.trace.reached("succession: the heir died");
@@ -227,6 +251,9 @@ impl World {
             Harm::CutOff => {
                 self.trace.reached("succession: the heir was cut off");
                 let both = rng.chance(500);
+                if rng.chance(600) {
+                    self.network.unblock_pair(heir, former);
+                }
                 let mut blocked = Vec::new();
                 for peer in self.server_ids() {
                     if peer == heir || peer == former {
@@ -245,13 +272,7 @@ impl World {
                 Ok(())
             }
             Harm::Replaced => {
-                let others: Vec<ServerId> = self
-                    .running()
-                    .into_iter()
-                    .filter(|s| ![heir, former].contains(s) && self.options.is_voter(*s))
-                    .collect();
-                let elector = (!others.is_empty() && rng.chance(600)).then(|| *rng.pick(&others));
-                let victim = elector.unwrap_or(heir);
+                let victim = heir;
                 if !self.may_lose(victim) {
                     return Ok(());
                 }
