@@ -104,7 +104,7 @@ pub const CATALOGUE: [Habit; 29] = [
     habit(Fault::StepCrash, "step-crash", 20, (1, 10), "process died around a step"),
     habit(Fault::OutputCrash, "output-crash", 20, (1, 10), "process died between two outputs"),
     habit(Fault::DiskCrash, "disk-crash", 25, (1, 8), "power cut in a disk operation"),
-    habit(Fault::InstallCrash, "install-crash", 10, (1, 6), "power cut in a snapshot install"),
+    habit(Fault::InstallCrash, "install-crash", 24, (1, 5), "power cut in a snapshot install"),
     habit(Fault::PowerLoss, "power-loss", 16, (2, 10), "whole ensemble lost power"),
     habit(Fault::Pause, "pause", 15, (1, 12), "server stood still"),
     habit(Fault::Partition, "partition", 25, (1, 10), "directions blocked"),
@@ -289,7 +289,7 @@ impl World {
                 }
             }
             Fault::DiskCrash => self.plan(rng, 10, Plan::PowerCut),
-            Fault::InstallCrash => self.install_crash = Some(rng.below(40)),
+            Fault::InstallCrash => self.install_crash = Some(rng.below(30)),
             Fault::PowerLoss => {
                 self.trace.reached(struck);
                 if rng.chance(500) {

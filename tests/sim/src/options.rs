@@ -69,6 +69,10 @@ pub struct SimOptions {
     pub task_delay: Micros,
     /// Longest ordinary time of a log write.
     pub write_time: Micros,
+    /// Longest ordinary time of one turn of the store.
+    pub store_time: Micros,
+    /// Longest ordinary time of a snapshot's transfer.
+    pub transfer_time: Micros,
     /// Of a thousand messages, so many go through the codec.
     pub codec_per_mille: u64,
 
@@ -261,6 +265,8 @@ impl SimOptions {
             thread_delay: rng.magnitude(10, 2 * MS),
             task_delay: if rng.chance(500) { rng.magnitude(10, 2 * MS) } else { rng.between(2 * MS, 60 * MS) },
             write_time: rng.magnitude(50, 20 * MS),
+            store_time: if rng.chance(350) { rng.between(MS, 50 * MS) } else { rng.magnitude(10, 2 * MS) },
+            transfer_time: rng.magnitude(50, sync_timeout_ms * MS),
             codec_per_mille: 100,
             faults: FaultMix::default(),
             load: Load::draw(rng, sync_timeout_ms, paths),

@@ -816,7 +816,7 @@ impl World {
                 let process = self.process_mut(at).expect("the caller found it");
                 process.apply.reset_clients(CloseReason::ShuttingDown);
                 self.serve_woken(at);
-                let delay = 2 * self.network.delay() + self.rng.below(self.options.write_time);
+                let delay = 2 * self.network.delay() + self.rng.below(self.options.transfer_time);
                 self.schedule.after(delay, Event::Fetched(at, request, leader, snapshot));
                 Ok(())
             }
@@ -875,7 +875,7 @@ impl World {
     /// How long a thread of the apply room waits for its turn.
     fn apply_delay(&mut self, server: ServerId) -> Micros {
         let stalled = self.servers[&server].store_stalled_until.saturating_sub(self.schedule.now());
-        self.rng.below(self.options.thread_delay) + if stalled > 0 { self.rng.below(stalled) } else { 0 }
+        self.rng.below(self.options.store_time) + if stalled > 0 { self.rng.below(stalled) } else { 0 }
     }
 
     fn log_turn(&mut self, at: ProcessRef) -> Check {
