@@ -1,6 +1,7 @@
 //! Services by name: who offers them, and which instance to use.
 
 use std::collections::BTreeSet;
+use std::ops::Deref;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -260,6 +261,17 @@ impl ServiceProvider {
         Ok(picked.and_then(|id| known.instances.iter().find(|instance| instance.id == id).cloned()))
     }
 
+    /// As [`ServiceProvider::instance`], for one use, which lasts until what is given is dropped: what
+    /// [`Strategy::LeastUsed`] counts.
+    ///
+    /// # Errors
+    /// As [`ServiceProvider::instance`].
+    pub fn begin_use(&self) -> Result<Option<InstanceUse>, Error> {
+        let Some(instance) = self.instance()? else { return Ok(None) };
+        self.choice.lock().picker.begin(&instance.id);
+        Ok(Some(InstanceUse { instance, choice: self.choice.clone() }))
+    }
+
     /// All instances, disabled and down ones included.
     ///
     /// # Errors
@@ -285,5 +297,26 @@ impl ServiceProvider {
     pub async fn changed(&mut self) -> Result<(), Error> {
         self.known.changed().await.map_err(|_| stopped())?;
         self.known.borrow_and_update().error.clone().map_or(Ok(()), Err)
+    }
+}
+
+/// An instance that is in use. Dropped, it is not any more.
+#[derive(Debug)]
+pub struct InstanceUse {
+    instance: ServiceInstance,
+    choice: Arc<Mutex<Choice>>,
+}
+
+impl Deref for InstanceUse {
+    type Target = ServiceInstance;
+
+    fn deref(&self) -> &ServiceInstance {
+        &self.instance
+    }
+}
+
+impl Drop for InstanceUse {
+    fn drop(&mut self) {
+        self.choice.lock().picker.end(&self.instance.id);
     }
 }

@@ -207,26 +207,41 @@ async fn run(
         };
         here.send_replace(Here::Not);
         tracing::warn!(path = spec.directory, %reason, "the session of a presence ended; a new one is begun");
-        let mut pause = CONNECT_FIRST;
-        client = loop {
-            let attempt = tokio::select! {
-                biased;
-                _ = &mut stop => return drop(here.send_replace(Here::Closed)),
-                attempt = settings.as_ref().clone().connect() => attempt,
-            };
-            match attempt {
-                Ok(client) => break client,
-                Err(error @ (corral_client::Error::ConnectString { .. } | corral_client::Error::Tls { .. })) => {
-                    return drop(here.send_replace(Here::Ended(error.into())));
-                }
-                Err(error) => tracing::warn!(%error, "no new session yet"),
-            }
-            tokio::select! {
-                biased;
-                _ = &mut stop => return drop(here.send_replace(Here::Closed)),
-                () = tokio::time::sleep(pause) => pause = (pause * 2).min(CONNECT_MAX),
-            }
+        client = match begin_session(settings, &mut stop).await {
+            Ok(Some(client)) => client,
+            Ok(None) => return drop(here.send_replace(Here::Closed)),
+            Err(error) => return drop(here.send_replace(Here::Ended(error))),
         };
+    }
+}
+
+/// Begins a session with these settings, as often as it takes; `None`: it was stopped first.
+///
+/// # Errors
+/// The settings are wrong.
+pub(crate) async fn begin_session(
+    settings: &Builder,
+    stop: &mut oneshot::Receiver<()>,
+) -> Result<Option<Client>, Error> {
+    let mut pause = CONNECT_FIRST;
+    loop {
+        let attempt = tokio::select! {
+            biased;
+            _ = &mut *stop => return Ok(None),
+            attempt = settings.clone().connect() => attempt,
+        };
+        match attempt {
+            Ok(client) => return Ok(Some(client)),
+            Err(error @ (corral_client::Error::ConnectString { .. } | corral_client::Error::Tls { .. })) => {
+                return Err(error.into());
+            }
+            Err(error) => tracing::warn!(%error, "no new session yet"),
+        }
+        tokio::select! {
+            biased;
+            _ = &mut *stop => return Ok(None),
+            () = tokio::time::sleep(pause) => pause = (pause * 2).min(CONNECT_MAX),
+        }
     }
 }
 
