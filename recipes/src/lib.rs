@@ -70,7 +70,7 @@ mod ttl;
 mod value;
 
 pub use barrier::{Barrier, DoubleBarrier, Inside};
-pub use config::{Accepted, ConfigMap, Rejected};
+pub use config::{Accepted, ConfigMap, Rejected, Source};
 pub use contender::{Hold, Loss, WhenSuspended};
 pub use decide::config::{ConfigChange, ConfigValue, Snapshot};
 pub use decide::counter::Encoding;

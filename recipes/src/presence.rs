@@ -223,25 +223,29 @@ pub(crate) async fn begin_session(
     settings: &Builder,
     stop: &mut oneshot::Receiver<()>,
 ) -> Result<Option<Client>, Error> {
+    tokio::select! {
+        biased;
+        _ = stop => Ok(None),
+        session = connect_again(settings) => session.map(Some),
+    }
+}
+
+/// The same for those who stop by dropping it. Cancel safe.
+///
+/// # Errors
+/// The settings are wrong.
+pub(crate) async fn connect_again(settings: &Builder) -> Result<Client, Error> {
     let mut pause = CONNECT_FIRST;
     loop {
-        let attempt = tokio::select! {
-            biased;
-            _ = &mut *stop => return Ok(None),
-            attempt = settings.clone().connect() => attempt,
-        };
-        match attempt {
-            Ok(client) => return Ok(Some(client)),
+        match settings.clone().connect().await {
+            Ok(client) => return Ok(client),
             Err(error @ (corral_client::Error::ConnectString { .. } | corral_client::Error::Tls { .. })) => {
                 return Err(error.into());
             }
             Err(error) => tracing::warn!(%error, "no new session yet"),
         }
-        tokio::select! {
-            biased;
-            _ = &mut *stop => return Ok(None),
-            () = tokio::time::sleep(pause) => pause = (pause * 2).min(CONNECT_MAX),
-        }
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(CONNECT_MAX);
     }
 }
 
