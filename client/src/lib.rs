@@ -42,6 +42,7 @@
 //! **Time.** Whoever acts because a session is alive (a lock holder, a leader) must stop by [`Lease::valid_until`], which
 //! this client computes from what servers acknowledged; [`SessionState`] tells the rest.
 
+pub mod ambient;
 pub mod cache;
 mod client;
 mod config;
@@ -55,6 +56,7 @@ mod response;
 mod session;
 mod shared;
 mod tls;
+mod transport;
 mod watcher;
 mod watches;
 
@@ -69,6 +71,7 @@ pub use lease::{Lease, SessionEvents, SessionState};
 pub use op::{Consistency, CreateOptions, Created, Data, Node, OpResult, ReadRequest, ReadResult, Transaction};
 pub use response::Response;
 pub use tls::{TlsConnector, TlsOptions};
+pub use transport::{Transport, Wire};
 pub use watcher::{Feed, FeedOptions, OneshotWatch, WatchEvent, Watcher};
 
 /// What calls of this crate give.

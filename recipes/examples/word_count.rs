@@ -164,8 +164,7 @@ impl Words {
     /// Stands for coordinator until there is a result.
     async fn coordinate(&self, client: &Client, name: &str) -> Result<(), Error> {
         ensure(client, &self.options.root, "").await?;
-        let election =
-            Election::new(client, self.path("coordinator")).when_suspended(WhenSuspended::UntilDeadline);
+        let election = Election::new(client, self.path("coordinator")).when_suspended(WhenSuspended::UntilDeadline);
         election
             .run(name, |hold| async move {
                 println!("{name} coordinates with token {}", hold.token());

@@ -6,7 +6,9 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use corral_client::{Builder, Client, Consistency, EndReason, ReadRequest, ReadResult, WatchMode, Watcher, Zxid, path as paths};
+use corral_client::{
+    Builder, Client, Consistency, EndReason, ReadRequest, ReadResult, WatchMode, Watcher, Zxid, ambient, path as paths,
+};
 use tokio::sync::watch;
 
 use crate::contender::{ended, stopped};
@@ -106,7 +108,7 @@ impl<T: Send + Sync + 'static> ConfigMap<T> {
         let accepted = Arc::new(Accepted { value, snapshot, source: Source::Tree });
         let (tell, state) = watch::channel(State { accepted, rejected: None, over: None });
         let client = client.clone();
-        tokio::spawn(async move {
+        ambient::spawn(async move {
             if let Some(error) = follow(&client, &path, watcher, &mut check, &tell, None).await {
                 tell.send_modify(|state| state.over = Some(error));
             }
@@ -155,7 +157,7 @@ impl<T: Send + Sync + 'static> ConfigMap<T> {
         };
         let (tell, state) = watch::channel(State { accepted: Arc::new(accepted), rejected, over: None });
         let keeper = Keeper { settings, path, file };
-        tokio::spawn(keeper.run(followed, check, tell));
+        ambient::spawn(keeper.run(followed, check, tell));
         Ok(ConfigMap { state })
     }
 
@@ -265,8 +267,9 @@ async fn kept<T, E: Display>(
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         other => other.map_err(|error| malformed(format!("{}: {error}", file.display())))?,
     };
-    let snapshot = decide::decode(path, &bytes)
-        .map_err(|reason| malformed(format!("{}: {reason}; remove it, or start while a server serves", file.display())))?;
+    let snapshot = decide::decode(path, &bytes).map_err(|reason| {
+        malformed(format!("{}: {reason}; remove it, or start while a server serves", file.display()))
+    })?;
     match check(&snapshot) {
         Ok(value) => Ok(Some(Accepted { value, snapshot, source: Source::File })),
         Err(error) => Err(malformed(format!("{}: {error}", file.display()))),

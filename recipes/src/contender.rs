@@ -7,7 +7,6 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::future::Future;
-use std::hash::{BuildHasher, Hasher};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,7 +14,7 @@ use bytes::Bytes;
 use corral_client::{
     Acl, Client, Consistency, CreateMode, CreateOptions, Created, Data, EndReason, ErrorCode, EventKind, Lease,
     MultiError, Node, OneshotWatch, OpResult, ReadRequest, ReadResult, SessionState, Stat, Transaction, WatchedEvent,
-    Zxid, path as paths,
+    Zxid, ambient, path as paths,
 };
 use futures::StreamExt;
 use futures::future::{BoxFuture, FutureExt};
@@ -205,7 +204,7 @@ impl Contender {
             delay_until: None,
             fence: None,
         };
-        tokio::spawn(run(task));
+        ambient::spawn(run(task));
         Contender { client: client.clone(), progress, leave: Some(leave_tx), commands: commands_tx, data }
     }
 
@@ -385,7 +384,7 @@ impl Hold {
 
     /// Whether the holder may act, as far as can be known here. Once false because of a loss, it stays so.
     pub fn is_valid(&self) -> bool {
-        self.valid_until().is_some_and(|until| Instant::now() < until)
+        self.valid_until().is_some_and(|until| ambient::now() < until)
     }
 
     /// Waits until the holder must stop: the hold was lost, or released. What it does after that must be guarded. Cancel
@@ -397,6 +396,7 @@ impl Hold {
                 return loss;
             }
             tokio::select! {
+                biased;
                 changed = progress.changed() => if changed.is_err() {
                     // The task ends after its last word only, unless the runtime took it away.
                     return self.loss(&progress.borrow()).unwrap_or(Loss::SessionEnded(EndReason::Stopped));
@@ -738,7 +738,7 @@ impl Task {
                 biased;
                 _ = &mut self.leave => return Some(Turn::Left),
                 event = &mut *own => return event.err().map(Turn::Failed),
-                () = tokio::time::sleep_until(*self.delay_until.get_or_insert_with(|| Instant::now() + wait)) => {}
+                () = ambient::sleep_until(*self.delay_until.get_or_insert_with(|| ambient::now() + wait)) => {}
             }
         }
         let marker = Marker { holder: created.name().to_owned(), delay };
@@ -991,7 +991,7 @@ impl Task {
                             tracing::warn!(path, %error, "a contender cannot be deleted yet");
                             say(Phase::ReleaseRefused(error.into()));
                         }
-                        tokio::time::sleep(pause).await;
+                        ambient::sleep(pause).await;
                         pause = (pause * 2).min(RETRY_MAX);
                     }
                 }
@@ -1013,14 +1013,9 @@ pub(crate) fn has_left(leave: &mut oneshot::Receiver<()>) -> bool {
     !matches!(leave.try_recv(), Err(oneshot::error::TryRecvError::Empty))
 }
 
-/// 64 random bits: the kernel's randomness reaches us through the standard library's hash keys.
-pub(crate) fn random() -> u64 {
-    std::hash::RandomState::new().build_hasher().finish()
-}
-
 /// Distinct for every contender.
 pub(crate) fn random_id() -> ContenderId {
-    ContenderId::from_random(u128::from(random()) << 64 | u128::from(random()))
+    ContenderId::from_random(u128::from(ambient::random()) << 64 | u128::from(ambient::random()))
 }
 
 /// Creates a znode, and its directory if need be (R11: as containers, which go when nobody uses them).
@@ -1042,7 +1037,7 @@ pub(crate) async fn create_in(
                 create_directory(client, directory).await?;
             }
             Err(error) if error.is_retryable() && !error.is_session_end() => {
-                tokio::time::sleep(pause).await;
+                ambient::sleep(pause).await;
                 pause = (pause * 2).min(RETRY_MAX);
             }
             other => return other,

@@ -5,12 +5,12 @@ use std::ops::Deref;
 use std::sync::Arc;
 use std::time::Duration;
 
-use corral_client::{Acl, Client, Consistency, CreateMode, CreateOptions, ErrorCode, path as paths};
+use corral_client::{Acl, Client, Consistency, CreateMode, CreateOptions, ErrorCode, ambient, path as paths};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use crate::contender::{create_in, random, stopped};
+use crate::contender::{create_in, stopped};
 use crate::decide::discovery::{DownInstances, DownPolicy, Picker, ServiceInstance, ServiceType, Strategy};
 use crate::decide::view::View;
 use crate::error::Error;
@@ -115,9 +115,9 @@ impl Discovery {
         let mut views = Group::new(&self.client, self.directory(service)).views().await?;
         let known = Known { instances: instances(&views.next().await?), error: None };
         let (tell, known) = watch::channel(known);
-        tokio::spawn(follow(views, tell));
+        ambient::spawn(follow(views, tell));
         let choice = Choice { picker: Picker::new(strategy), down: DownInstances::new(down) };
-        Ok(ServiceProvider { known, choice: Arc::new(Mutex::new(choice)), begun: Instant::now() })
+        Ok(ServiceProvider { known, choice: Arc::new(Mutex::new(choice)), begun: ambient::now() })
     }
 }
 
@@ -236,7 +236,7 @@ pub struct ServiceProvider {
 
 impl ServiceProvider {
     fn now(&self) -> Duration {
-        self.begun.elapsed()
+        ambient::now().saturating_duration_since(self.begun)
     }
 
     /// An instance that is enabled and not taken for down; `None`: there is none. While the connection is broken, what was
@@ -257,7 +257,7 @@ impl ServiceProvider {
             .filter(|instance| instance.enabled && !choice.down.is_down(&instance.id, now))
             .map(|instance| instance.id.as_str())
             .collect();
-        let picked = choice.picker.pick(&usable, random());
+        let picked = choice.picker.pick(&usable, ambient::random());
         Ok(picked.and_then(|id| known.instances.iter().find(|instance| instance.id == id).cloned()))
     }
 

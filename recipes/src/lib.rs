@@ -88,9 +88,7 @@ pub use lock::{Guard, Mutex, Standing};
 pub use multi::{MultiGuard, MultiLock};
 pub use partition::{Partition, PartitionEvent, Partitioner};
 pub use presence::{Here, Presence, PresenceBuilder, Rejoin};
-pub use queue::{
-    BATCH_MAX, DelayQueue, IdItem, IdQueue, Poison, Queue, SHARDS_MAX, ShardedQueue, Work, WorkQueue,
-};
+pub use queue::{BATCH_MAX, DelayQueue, IdItem, IdQueue, Poison, Queue, SHARDS_MAX, ShardedQueue, Work, WorkQueue};
 pub use reentrant::{Owner, ReentrantGuard, ReentrantMutex};
 pub use revoke::{Revoked, Revoker};
 pub use rwlock::{OwnerGuard, ReadGuard, RwLock, WriteGuard};

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use corral_client::{Acl, Builder, Client, Data, EndReason, Stat, path as paths};
+use corral_client::{Acl, Builder, Client, Data, EndReason, Stat, ambient, path as paths};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::contender::{Contender, Loss, Name, Phase, Spec, WhenSuspended, ended, stopped};
@@ -171,7 +171,7 @@ impl PresenceBuilder {
         let (here_tx, here) = watch::channel(Here::Not);
         let (updates, updated) = mpsc::channel(1);
         let (stop, stopped) = oneshot::channel();
-        tokio::spawn(run(self, here_tx, updated, stopped));
+        ambient::spawn(run(self, here_tx, updated, stopped));
         Presence { here, updates, stop: Some(stop) }
     }
 }
@@ -244,7 +244,7 @@ pub(crate) async fn connect_again(settings: &Builder) -> Result<Client, Error> {
             }
             Err(error) => tracing::warn!(%error, "no new session yet"),
         }
-        tokio::time::sleep(pause).await;
+        ambient::sleep(pause).await;
         pause = (pause * 2).min(CONNECT_MAX);
     }
 }

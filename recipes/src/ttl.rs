@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use corral_client::{Acl, Client, CreateMode, CreateOptions, Data, ErrorCode, path as paths};
+use corral_client::{Acl, Client, CreateMode, CreateOptions, Data, ErrorCode, ambient, path as paths};
 use tokio::sync::{oneshot, watch};
 use tokio::time::Instant;
 
@@ -74,7 +74,7 @@ impl TtlNode {
         let (tell, kept) = watch::channel(Kept::NotYet);
         let (stop, stopped) = oneshot::channel();
         let node = Node { client: client.clone(), path: path.to_owned(), data: data.into(), ttl };
-        tokio::spawn(run(node, rejoin, tell, stopped));
+        ambient::spawn(run(node, rejoin, tell, stopped));
         Ok(TtlNode { kept, stop: Some(stop) })
     }
 
@@ -165,7 +165,7 @@ impl Node {
 
 async fn run(mut node: Node, rejoin: Rejoin, kept: watch::Sender<Kept>, mut stop: oneshot::Receiver<()>) {
     loop {
-        let asked = Instant::now();
+        let asked = ambient::now();
         let touched = tokio::select! {
             biased;
             stopped = &mut stop => return close(&node, stopped.is_ok(), &kept).await,
@@ -191,7 +191,7 @@ async fn run(mut node: Node, rejoin: Rejoin, kept: watch::Sender<Kept>, mut stop
         tokio::select! {
             biased;
             stopped = &mut stop => return close(&node, stopped.is_ok(), &kept).await,
-            () = tokio::time::sleep(node.ttl / TOUCHES_PER_TTL) => {}
+            () = ambient::sleep(node.ttl / TOUCHES_PER_TTL) => {}
         }
     }
 }

@@ -240,9 +240,8 @@ async fn of_a_cache_only_the_keys_of_a_dead_node_move() {
             sleep(POLL).await;
         }
     };
-    let all = |address: &str| -> Vec<(String, String)> {
-        (0..KEYS).map(|key| ask(address, &format!("key/{key}"))).collect()
-    };
+    let all =
+        |address: &str| -> Vec<(String, String)> { (0..KEYS).map(|key| ask(address, &format!("key/{key}"))).collect() };
     let owners = |answers: &[(String, String)]| answers.iter().map(|(node, _)| node.clone()).collect::<Vec<_>>();
 
     let (_a, a) = start(&ensemble, "a").await;

@@ -76,12 +76,8 @@ pub async fn until_stopped(mut stopped: watch::Receiver<bool>) {
 
 /// One part of a program: a session after the other, until the work is done or Ctrl-C. A new session begins from what is in
 /// the tree, and from nothing else.
-pub async fn sessions<F>(
-    ensemble: Ensemble,
-    name: String,
-    stopped: watch::Receiver<bool>,
-    work: impl Fn(Client) -> F,
-) where
+pub async fn sessions<F>(ensemble: Ensemble, name: String, stopped: watch::Receiver<bool>, work: impl Fn(Client) -> F)
+where
     F: Future<Output = Result<(), Error>>,
 {
     loop {

@@ -170,7 +170,10 @@ mod tests {
     #[test]
     fn a_snapshot_in_a_file_is_read_as_it_was_or_not_at_all() {
         let mut now = snapshot(&[("", "", 1), ("db/host", "h", 2)]);
-        now.values.insert("raw".into(), ConfigValue { data: Some(Bytes::from_static(b"\xff\0")), version: 7, modified: Zxid(3) });
+        now.values.insert(
+            "raw".into(),
+            ConfigValue { data: Some(Bytes::from_static(b"\xff\0")), version: 7, modified: Zxid(3) },
+        );
         now.values.insert("null".into(), ConfigValue { data: None, version: 0, modified: Zxid(4) });
         let file = encode("/config", &now);
         assert_eq!(decode("/config", &file), Ok(now));

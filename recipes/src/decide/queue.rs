@@ -256,7 +256,8 @@ mod tests {
     fn items_with_ids_are_named_and_framed_as_curators() {
         let prefix = IdEntry::prefix("order-7").expect("an id");
         assert_eq!(prefix, "queue-|order-7|");
-        let names = ["queue-|b|0000000002", "queue-|a|0000000003", "queue-|b|0000000001", "queue-0000000000", "queue-|c|1"];
+        let names =
+            ["queue-|b|0000000002", "queue-|a|0000000003", "queue-|b|0000000001", "queue-0000000000", "queue-|c|1"];
         let ids: Vec<_> = id_entries(names).into_iter().map(|entry| (entry.id, entry.sequence)).collect();
         assert_eq!(ids, [("b".to_owned(), 1), ("b".to_owned(), 2), ("a".to_owned(), 3)]);
         for id in ["", "a/b", "a|b"] {

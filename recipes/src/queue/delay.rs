@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use bytes::Bytes;
-use corral_client::{Acl, Client, Data, ReadRequest, ReadResult, Transaction, path as paths};
+use corral_client::{Acl, Client, Data, ReadRequest, ReadResult, Transaction, ambient, path as paths};
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
@@ -158,12 +158,12 @@ impl DelayQueue {
 
     fn time_known(&self) -> Option<i64> {
         let (said_ms, heard) = self.known.lock().clock?;
-        Some(said_ms.saturating_add(i64::try_from(heard.elapsed().as_millis()).ok()?))
+        Some(said_ms.saturating_add(i64::try_from(ambient::now().saturating_duration_since(heard).as_millis()).ok()?))
     }
 
     async fn ask_time(&self) -> Result<i64, Error> {
         let said_ms = server_time(&self.shelf.client, &self.path).await?;
-        self.known.lock().clock = Some((said_ms, Instant::now()));
+        self.known.lock().clock = Some((said_ms, ambient::now()));
         Ok(said_ms)
     }
 }

@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use corral_client::{
     Acl, Client, Consistency, CreateMode, CreateOptions, Data, ErrorCode, MultiError, OneshotWatch, OpResult,
-    Transaction, path as paths,
+    Transaction, ambient, path as paths,
 };
 
 use crate::contender::create_directory;
@@ -61,7 +61,7 @@ where
 async fn changed(watches: Vec<OneshotWatch>, pause: Option<Duration>) -> Result<(), Error> {
     let pause = async {
         match pause {
-            Some(pause) => tokio::time::sleep(pause).await,
+            Some(pause) => ambient::sleep(pause).await,
             None => std::future::pending().await,
         }
     };

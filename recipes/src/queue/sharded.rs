@@ -3,11 +3,11 @@
 use bytes::Bytes;
 use corral_client::{
     Acl, Client, Consistency, CreateMode, CreateOptions, Data, ErrorCode, ReadRequest, ReadResult, Transaction,
-    path as paths,
+    ambient, path as paths,
 };
 
 use super::{Next, PUT_ATTEMPTS, Queue, list, wait_for};
-use crate::contender::{create_directory, random, random_id};
+use crate::contender::{create_directory, random_id};
 use crate::decide::queue::{PRIORITY_DEFAULT, SHARD, Shard, Target, choose_shard};
 use crate::error::Error;
 
@@ -102,7 +102,7 @@ impl ShardedQueue {
                 other => other?,
             };
             let shards = self.shards().await?;
-            match choose_shard(&shards, self.threshold, self.most, random()) {
+            match choose_shard(&shards, self.threshold, self.most, ambient::random()) {
                 Target::Shard(name) => return Ok(name),
                 Target::Another => {}
             }
@@ -188,7 +188,7 @@ impl ShardedQueue {
         let (mut names, changed) = list(&self.client, &self.path).await?;
         names.retain(|name| name.starts_with(SHARD));
         // Each begins somewhere else, so that consumers do not all ask for the same item, and no shard waits for ever.
-        let first = usize::try_from(random()).unwrap_or(0) % names.len().max(1);
+        let first = usize::try_from(ambient::random()).unwrap_or(0) % names.len().max(1);
         names.rotate_left(first);
         let mut watches = vec![changed];
         for name in names {
