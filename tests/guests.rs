@@ -111,7 +111,8 @@ fn whatever_fails_every_recipe_keeps_its_promise() {
             .collect();
         parts.into_iter().flat_map(|part| -> Vec<_> { part.join().expect("runs catch their panics") }).collect()
     });
-    let mut failed: Vec<&(u64, &'static str, Ended)> = runs.iter().filter(|(.., ended)| ended.failure.is_some()).collect();
+    let mut failed: Vec<&(u64, &'static str, Ended)> =
+        runs.iter().filter(|(.., ended)| ended.failure.is_some()).collect();
     failed.sort_by_key(|(seed, ..)| *seed);
     if let Some((seed, kind, ended)) = failed.first() {
         let line = |(seed, kind, ended): &&(u64, &str, Ended)| {
@@ -131,10 +132,15 @@ fn whatever_fails_every_recipe_keeps_its_promise() {
     if seeds >= SEEDS {
         for kind in &KINDS {
             for what in kind.goals {
-                assert!(reached.contains_key(&(kind.name, what)), "no run of {} reached {what:?}: {reached:?}", kind.name);
+                assert!(
+                    reached.contains_key(&(kind.name, what)),
+                    "no run of {} reached {what:?}: {reached:?}",
+                    kind.name
+                );
             }
         }
-        for what in ["a guest slept longer than its session", "a line was cut", "a line stood still", "a session ended"] {
+        for what in ["a guest slept longer than its session", "a line was cut", "a line stood still", "a session ended"]
+        {
             assert!(reached.contains_key(&("", what)), "no run reached {what:?}: {reached:?}");
         }
     }

@@ -270,8 +270,7 @@ impl Host {
         let mut ready = self.ready.lock().expect("one thread");
         let guest_of = self.guest_of.borrow();
         ready.retain(|task| guest_of.contains_key(task));
-        let able: Vec<u64> =
-            ready.iter().copied().filter(|task| !suspended.contains_key(&guest_of[task])).collect();
+        let able: Vec<u64> = ready.iter().copied().filter(|task| !suspended.contains_key(&guest_of[task])).collect();
         if able.is_empty() {
             return None;
         }

@@ -8,7 +8,7 @@ use corral_client::{Client, Consistency, CreateMode, ErrorCode, Transaction, amb
 use corral_recipes::{
     Barrier, ConfigMap, Counter, DelayQueue, Discovery, DoubleBarrier, DownPolicy, Election, Error, Group, Guarded,
     IdBlocks, IdQueue, Kept, LeaderLatch, Loss, MultiLock, Mutex, Next, Owner, PartitionEvent, Partitioner, Queue,
-    ReentrantMutex, Rejoin, Revoker, RwLock, Semaphore, ServiceInstance, SharedValue, ShardedQueue, Strategy,
+    ReentrantMutex, Rejoin, Revoker, RwLock, Semaphore, ServiceInstance, ShardedQueue, SharedValue, Strategy,
     TimedLease, TtlNode, WhenSuspended, WorkQueue, transact,
 };
 use corral_sim::options::SimOptions;
@@ -148,7 +148,9 @@ fn patience() -> Duration {
 
 async fn prepare(client: &Client, directories: &[&str]) -> Result<(), Error> {
     for directory in directories {
-        for (path, data) in [((*directory).to_owned(), ""), (format!("{directory}/state"), "0"), (format!("{directory}/log"), "")] {
+        for (path, data) in
+            [((*directory).to_owned(), ""), (format!("{directory}/state"), "0"), (format!("{directory}/log"), "")]
+        {
             match client.create(&path, data, CreateMode::Persistent).await {
                 Err(error) if error.code() != Some(ErrorCode::NodeExists) => return Err(error.into()),
                 _ => {}
@@ -371,7 +373,8 @@ fn delay(options: SimOptions) -> Ended {
     let round = move |client: Client, guest| {
         let holders = holders.clone();
         async move {
-            let lock = Mutex::new(&client, "/lock").when_suspended(policy(guest)).lock_delay(Duration::from_millis(300));
+            let lock =
+                Mutex::new(&client, "/lock").when_suspended(policy(guest)).lock_delay(Duration::from_millis(300));
             let guard = lock.acquire_timeout(patience()).await?;
             Holders::granted(&holders, guest, &guard);
             let done = step(&client, &guard.guarded(), "/work").await;
@@ -481,7 +484,9 @@ fn latch(options: SimOptions) -> Ended {
             // As long as it says that we lead.
             for _ in 0..3 {
                 match latch.leadership() {
-                    Some(hold) if done.is_ok() && hold.is_valid() => done = step(&client, &hold.guarded(), "/work").await,
+                    Some(hold) if done.is_ok() && hold.is_valid() => {
+                        done = step(&client, &hold.guarded(), "/work").await
+                    }
                     _ => break,
                 }
             }
@@ -573,11 +578,11 @@ fn partitioner(options: SimOptions) -> Ended {
     let round = |client: Client, guest: Guest| async move {
         let items = (0..3).map(|at| at.to_string());
         let partitioner = Partitioner::new(&client, "/parts", guest.to_string(), items)?;
-        let mut partition =
-            partitioner.settle(Duration::from_millis(50)).when_suspended(policy(guest)).join();
+        let mut partition = partitioner.settle(Duration::from_millis(50)).when_suspended(policy(guest)).join();
         let until = ambient::now() + host().session_timeout() * 3;
         let mut done = Ok(());
-        while let Ok(event) = ambient::timeout(until.saturating_duration_since(ambient::now()), partition.next()).await {
+        while let Ok(event) = ambient::timeout(until.saturating_duration_since(ambient::now()), partition.next()).await
+        {
             match event {
                 Some(PartitionEvent::Acquired { item, hold }) => {
                     done = step(&client, &hold.guarded(), &format!("/work-{item}")).await;
@@ -731,7 +736,10 @@ fn numbers(options: SimOptions) -> Ended {
             return Err(format!("{counted} counted, {} added for certain, {} perhaps", sums.added, sums.maybe));
         }
         if !(sums.replaced..=sums.replaced + sums.maybe_replaced).contains(&value) {
-            return Err(format!("{value}; replaced {} times for certain, {} perhaps", sums.replaced, sums.maybe_replaced));
+            return Err(format!(
+                "{value}; replaced {} times for certain, {} perhaps",
+                sums.replaced, sums.maybe_replaced
+            ));
         }
         Ok(())
     })
