@@ -46,6 +46,9 @@ const FAULTS: [(Fault, (u64, u64)); 9] = [
     (Fault::Admin, (5, 20)),
 ];
 
+/// Lines of a failed run that are shown.
+const TAIL: usize = 60;
+
 fn options(seed: u64) -> SimOptions {
     let mut options = SimOptions::draw(seed);
     let mut rng = Rng::stream(seed, "what guests find");
@@ -83,9 +86,10 @@ fn number(name: &str) -> Option<u64> {
 
 fn explain(seed: u64, kind: &str, ended: &Ended) -> String {
     let failure = ended.failure.as_deref().unwrap_or("nothing wrong");
+    let tail = ended.tail.len().saturating_sub(TAIL);
     format!(
         "{}\n{kind} at {} ms: {failure}\nrun it again: SEED={seed} cargo test --test guests",
-        ended.tail.join("\n"),
+        ended.tail[tail..].join("\n"),
         ended.virtual_ms
     )
 }

@@ -32,6 +32,10 @@
 //! # }
 //! ```
 //!
+//! Writes are executed in that order, each once, whatever happens to connections. A *read* whose answer was lost with its
+//! connection is made anew: it then shows a later state, that behind writes which were asked for after it and were already
+//! executed. So what is to be read before it is changed must be awaited before it is changed.
+//!
 //! **Watching.** [`Client::watch`] and [`Client::feed`] follow the change feed: no change is lost or told twice, over reconnects,
 //! other servers and other leaders, and a watch may begin in the past. Where that is impossible, a [`Gap`] says so. The
 //! [`cache`] keeps copies of parts of the tree up to date with it.

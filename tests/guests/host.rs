@@ -153,9 +153,7 @@ where
             *told.borrow_mut() = Some(result);
         });
         host.until_over()?;
-        let verified = outcome.borrow_mut().take().unwrap_or_else(|| Err("nothing was verified".to_owned()));
-        verified?;
-        host.world.borrow_mut().judge().map_err(|violation| format!("{}: {}", violation.invariant, violation.text))
+        outcome.borrow_mut().take().unwrap_or_else(|| Err("nothing was verified".to_owned()))
     }));
     let failure = match run {
         Ok(result) => result.err(),

@@ -647,36 +647,28 @@ fn barrier(options: SimOptions) -> Ended {
 }
 
 fn double_barrier(options: SimOptions) -> Ended {
-    /// Who was at a round's entry, and who has begun to leave or is dead.
-    #[derive(Default)]
-    struct Round {
-        came: std::collections::BTreeSet<Guest>,
-        inside: std::collections::BTreeSet<Guest>,
-    }
-    let rounds: Shared<BTreeMap<u64, Round>> = Shared::default();
-    let next: Shared<BTreeMap<Guest, u64>> = Shared::default();
+    /// Who was at the entry of each round.
+    type Came = BTreeMap<u64, std::collections::BTreeSet<Guest>>;
+    let rounds: Shared<Came> = Shared::default();
+    // Which round is next: the one after the last that was over, or that somebody gave up.
+    let next: Shared<u64> = Shared::default();
     let round = move |client: Client, guest| {
         let (rounds, next) = (rounds.clone(), next.clone());
         async move {
-            let number = {
+            let number = *next.lock().expect("one thread");
+            let over = || {
                 let mut next = next.lock().expect("one thread");
-                let number = next.entry(guest).or_insert(0);
-                *number += 1;
-                *number
+                *next = (*next).max(number + 1);
             };
             let barrier = DoubleBarrier::new(&client, "/barrier", GUESTS)?.round(number);
-            rounds.lock().expect("one thread").entry(number).or_default().came.insert(guest);
+            rounds.lock().expect("one thread").entry(number).or_default().insert(guest);
             // Others may have given this round up: so do we, after a while.
-            let inside = barrier.enter_timeout(host().session_timeout() * 4).await?;
-            {
-                let mut rounds = rounds.lock().expect("one thread");
-                let round = rounds.entry(number).or_default();
-                assert_eq!(round.came.len(), GUESTS, "guest {guest} entered round {number} before all were there");
-                round.inside.insert(guest);
-            }
+            let inside = barrier.enter_timeout(host().session_timeout() * 4).await.inspect_err(|_| over())?;
+            let came = rounds.lock().expect("one thread")[&number].len();
+            assert_eq!(came, GUESTS, "guest {guest} entered round {number} before all were there");
             host().note("all were there");
             dawdle().await;
-            rounds.lock().expect("one thread").entry(number).or_default().inside.remove(&guest);
+            over();
             inside.leave().await
         }
     };

@@ -156,15 +156,19 @@ impl Shelf {
     /// Takes one item away; `None`: somebody else did.
     async fn remove(&self, name: &str) -> Result<Option<Data>, Error> {
         let path = paths::join(&self.path, name);
-        // In the session's order: what is read is what is deleted.
-        let (read, delete) = (self.client.get(&path), self.client.delete(&path, None));
-        let read = read.await;
-        match (read, delete.await) {
-            (Ok(node), Ok(())) => Ok(Some(Data(node.data))),
-            // Our server had not heard of it yet; the deletion had.
-            (Err(error), Ok(())) => Err(error.into()),
-            (_, Err(error)) if error.code() == Some(ErrorCode::NoNode) => Ok(None),
-            (_, Err(error)) => Err(error.into()),
+        loop {
+            // Read, and then deleted as it was read. Not both at once: when a connection is lost, reads that were not
+            // answered are made anew, behind a deletion that was done already, and what was deleted is read no more.
+            let node = match self.client.get(&path).await {
+                Err(error) if error.code() == Some(ErrorCode::NoNode) => return Ok(None),
+                other => other?,
+            };
+            match self.client.delete(&path, Some(node.stat.version)).await {
+                Ok(()) => return Ok(Some(Data(node.data))),
+                Err(error) if error.code() == Some(ErrorCode::NoNode) => return Ok(None),
+                Err(error) if error.code() == Some(ErrorCode::BadVersion) => {}
+                Err(error) => return Err(error.into()),
+            }
         }
     }
 }

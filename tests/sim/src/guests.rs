@@ -8,11 +8,11 @@ use corral_core::session::lane::Handshake;
 use corral_core::session::{ClientRequest, Outgoing};
 use corral_proto::{ServerId, SessionId, Zxid};
 
-use crate::checks::Check;
+use crate::checks::Violation;
 use crate::frontend::{ToClient, ToServer};
 use crate::options::SimOptions;
 use crate::rng::Rng;
-use crate::schedule::{MS, Micros};
+use crate::schedule::Micros;
 use crate::trace::Verbosity;
 use crate::world::{Event, ProcessRef, Stage, World};
 
@@ -129,21 +129,13 @@ impl Hosted {
     ///
     /// # Errors
     /// The first property that does not hold.
-    pub fn step(&mut self) -> Result<Option<Happened>, crate::checks::Violation> {
+    pub fn step(&mut self) -> Result<Option<Happened>, Violation> {
         let Some(event) = self.world.schedule.next() else { return Ok(None) };
         self.world.handle(event)?;
         Ok(Some(match self.world.told.take() {
             None => Happened::Else,
             Some(happened) => happened,
         }))
-    }
-
-    /// Looks once more, at the end.
-    ///
-    /// # Errors
-    /// The first property that does not hold.
-    pub fn judge(&mut self) -> Check {
-        self.world.history.judge(&self.world.checks.ghost).map(drop)
     }
 }
 
@@ -169,8 +161,3 @@ impl World {
 
 /// Where a guest's connection goes, and when the last thing that was sent arrives.
 pub(crate) type Line = (ProcessRef, Micros);
-
-/// A moment in microseconds, for people.
-pub fn ms(at: Micros) -> u64 {
-    at / MS
-}
