@@ -4,12 +4,14 @@
 
 mod convert;
 
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
 use corral_proto::pb::client as pb;
 use corral_proto::pb::client::corral_client::CorralClient;
 use corral_proto::{ServerId, SessionId, Zxid};
+use futures::FutureExt;
 use hyper_util::rt::TokioIo;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -105,10 +107,8 @@ async fn connect_again_and_again(shared: &Arc<Shared>) {
         ambient::sleep(pause).await;
         let server = &shared.hosts.servers[server];
         let answers = shared.look(|session| session.answers());
-        let cut = match open(shared, server).await {
-            Ok(link) => serve(shared, link).await,
-            Err(cut) => cut,
-        };
+        let session = async { serve(shared, open(shared, server).await?).await };
+        let Err(cut) = session.await;
         shared.with(|session, out| session.on_disconnected(out));
         if shared.look(|session| session.answers()) > answers {
             strikes = 0;
@@ -279,17 +279,17 @@ async fn handshake(
 }
 
 /// Carries until the connection ends.
-async fn serve(shared: &Arc<Shared>, link: Link) -> Cut {
+async fn serve(shared: &Arc<Shared>, link: Link) -> Result<Infallible, Cut> {
     let Link { outbound, mut inbound, attached, asked } = link;
     let now = shared.now();
     if let Err(text) = shared.with(|session, out| session.on_connected(now, asked, attached, out)) {
-        return Cut::Violation(text);
+        return Err(Cut::Violation(text));
     }
     loop {
         let (can_send, ended, next_tick) = shared
             .look(|session| (session.can_send(), matches!(session.phase(), Phase::Ended(_)), session.next_tick()));
         if ended {
-            return Cut::Ended;
+            return Err(Cut::Ended);
         }
         tokio::select! {
             // None keeps another from its turn: ticks are rare, and what goes out ends with the window of requests.
@@ -297,7 +297,11 @@ async fn serve(shared: &Arc<Shared>, link: Link) -> Cut {
             () = ambient::sleep_until(shared.instant(next_tick)) => {
                 let now = shared.now();
                 if shared.with(|session, _| session.on_tick(now)) == Pulse::Dead {
-                    return Cut::Silent;
+                    // Who stood still himself finds here what came meanwhile: it was a silence only if nothing did.
+                    match inbound.message().now_or_never() {
+                        None => return Err(Cut::Silent),
+                        Some(message) => on_inbound(shared, message)?,
+                    }
                 }
             }
             permit = outbound.reserve(), if can_send => match permit {
@@ -314,22 +318,22 @@ async fn serve(shared: &Arc<Shared>, link: Link) -> Cut {
                     }
                 }
                 // The HTTP/2 side dropped its end: the inbound side says why.
-                Err(_) => return match inbound.message().await {
-                    Ok(Some(message)) => match on_message(shared, message) {
-                        Err(cut) => cut,
-                        Ok(()) => Cut::Broken("the stream was reset".to_owned()),
-                    },
-                    Ok(None) => Cut::Broken("the server ended the stream".to_owned()),
-                    Err(cut) => cut,
-                },
+                Err(_) => {
+                    on_inbound(shared, inbound.message().await)?;
+                    return Err(Cut::Broken("the stream was reset".to_owned()));
+                }
             },
             () = shared.wake.notified(), if !can_send => {}
-            message = inbound.message() => match message {
-                Ok(Some(message)) => if let Err(cut) = on_message(shared, message) { return cut },
-                Ok(None) => return Cut::Broken("the server ended the stream".to_owned()),
-                Err(cut) => return cut,
-            },
+            message = inbound.message() => on_inbound(shared, message)?,
         }
+    }
+}
+
+/// What came, or why nothing more will.
+fn on_inbound(shared: &Arc<Shared>, message: Result<Option<pb::ServerMessage>, Cut>) -> Result<(), Cut> {
+    match message? {
+        Some(message) => on_message(shared, message),
+        None => Err(Cut::Broken("the server ended the stream".to_owned())),
     }
 }
 
