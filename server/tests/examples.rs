@@ -305,14 +305,17 @@ async fn words_are_counted_exactly_though_coordinators_and_workers_die() {
     hasty.says("hasty coordinates").await;
     hasty.kill();
     // The next dies after all are placed, and while no chunk is mapped: the only worker never ends its task.
-    let middle = part("coordinate", "middle", "0");
+    let (one, two) = (part("coordinate", "one", "0"), part("coordinate", "two", "0"));
     let dying = part("work", "dying", FOREVER_MS);
-    let last = part("coordinate", "last", "0");
-    middle.says("middle coordinates").await;
     let task = dying.says("dying begins ").await;
     let task = task.trim_start_matches("dying begins ").split(',').next().expect("a task").to_owned();
-    // By now it may be either of them that coordinates: whoever does, dies.
-    let (dead, heir) = if last.has_said("last coordinates").is_some() { (last, middle) } else { (middle, last) };
+    // Whichever of them was the first in the queue.
+    let deadline = Instant::now() + PATIENCE;
+    while one.has_said("coordinates").is_none() && two.has_said("coordinates").is_none() {
+        assert!(Instant::now() < deadline, "nobody says that it coordinates");
+        sleep(POLL).await;
+    }
+    let (dead, heir) = if one.has_said("coordinates").is_some() { (one, two) } else { (two, one) };
     dead.kill();
     dying.kill();
     let (one, two) = (part("work", "one", "5"), part("work", "two", "5"));
