@@ -15,6 +15,7 @@ use corral_proto::{ErrorCode, ServerId, SessionId, WatchKind, Zxid};
 
 use crate::checks::{Check, Violation, ensure};
 use crate::client::{Call, Client, ClientConnection, LastWord, Pending, Sort, Unanswered};
+use crate::guests::GUEST;
 use crate::history::registers::Ticket;
 use crate::history::{ClientResult, Kept, Seen, WriteKey, client_ids};
 use crate::options::Load;
@@ -475,6 +476,10 @@ impl World {
                 lane.push(cookie, Step::Subscribe { watch, subscription, after }, consistency, tag);
                 return;
             }
+            ClientRequest::Unsubscribe { watch } => {
+                lane.push(cookie, Step::Unsubscribe { watch }, Consistency::Local, None);
+                return;
+            }
             ClientRequest::SetWatches(watches) => {
                 lane.push(cookie, Step::SetWatches(watches), Consistency::Local, None);
                 return;
@@ -607,6 +612,10 @@ impl World {
 
     /// Something of a server reached a client.
     pub(crate) fn on_to_client(&mut self, index: usize, id: u64, message: ToClient) -> Check {
+        if index == GUEST {
+            self.on_to_guest(id, message);
+            return Ok(());
+        }
         let now = self.schedule.now();
         let client = &mut self.clients[index];
         let Some(connection) = client.connection.as_mut().filter(|c| c.id == id) else { return Ok(()) };

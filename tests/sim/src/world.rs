@@ -25,6 +25,7 @@ use crate::client::Client;
 use crate::disk::{Disk, Plan, StartError};
 use crate::faults::{Fault, FaultId};
 use crate::frontend::{ToClient, ToServer};
+use crate::guests::{self, Happened};
 use crate::history::History;
 use crate::network::{Due, End, Network, Side, StreamId};
 use crate::options::SimOptions;
@@ -134,6 +135,8 @@ pub(crate) enum Event {
         /// What.
         message: ToClient,
     },
+    /// A timer of a guest is due.
+    GuestTimer(u64),
     /// Faults end.
     Calm,
     /// Is everything as it should be after the faults?
@@ -185,6 +188,10 @@ pub struct World {
     pub(crate) next_process: u64,
     pub(crate) next_connection: u64,
     pub(crate) next_session: u64,
+    /// Connections of guests.
+    pub(crate) guests: BTreeMap<u64, guests::Line>,
+    /// What happened to a guest just now.
+    pub(crate) told: Option<Happened>,
 }
 
 impl World {
@@ -239,6 +246,8 @@ impl World {
             next_process: 0,
             next_connection: 0,
             next_session: 0,
+            guests: BTreeMap::new(),
+            told: None,
             rng,
             options,
         };
@@ -382,7 +391,7 @@ impl World {
         self.trace.headline(self.schedule.now(), text);
     }
 
-    fn handle(&mut self, event: Event) -> Check {
+    pub(crate) fn handle(&mut self, event: Event) -> Check {
         if let Some(at) = event.process() {
             let server = &self.servers[&at.server];
             if server.process.as_ref().is_none_or(|p| p.number != at.process) {
@@ -511,7 +520,7 @@ impl World {
             }
             Event::ToServer { to, connection, client, message } => {
                 if let ToServer::Request(_, ClientRequest::Read { .. }) = &message {
-                    let seen = self.clients[client].seen;
+                    let seen = self.clients.get(client).map_or(Zxid::ZERO, |client| client.seen);
                     if self.process_mut(to).is_some_and(|p| p.apply.position().zxid < seen) {
                         self.trace.reached("read waited for its floor");
                     }
@@ -519,6 +528,10 @@ impl World {
                 self.on_to_server(to, connection, client, message)
             }
             Event::ToClient { client, connection, message } => self.on_to_client(client, connection, message),
+            Event::GuestTimer(timer) => {
+                self.told = Some(Happened::Timer(timer));
+                Ok(())
+            }
             Event::Calm => self.calm(),
             Event::Probe => self.probe(),
         }
@@ -1676,6 +1689,7 @@ impl Event {
             Event::ClientSilence(index) => [19, *index as u64],
             Event::ToServer { connection, .. } => [20, *connection],
             Event::ToClient { connection, .. } => [21, *connection],
+            Event::GuestTimer(timer) => [28, *timer],
             Event::Calm => [22, 0],
             Event::Probe => [23, 0],
             Event::Block(blocked, duration) => [24, duration << 8 | blocked.len() as u64],
