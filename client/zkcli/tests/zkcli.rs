@@ -1,6 +1,7 @@
 //! The built shell, run as people and scripts run it: what it prints where, and how it exits.
 
 #[allow(dead_code)]
+#[path = "../../tests/fake/mod.rs"]
 mod fake;
 
 use std::io::{BufRead, BufReader, Write};
