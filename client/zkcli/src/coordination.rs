@@ -225,6 +225,7 @@ pub async fn run(runner: &Runner, task: Task) -> Result<(), Failure> {
                     }
                 };
                 runner.show(&Output::Line { text, value })?;
+                runner.flush()?;
             }
             Ok(())
         }
@@ -288,6 +289,7 @@ async fn hold(runner: &Runner, client: &Client, held: Held) -> Result<(), Failur
         let value = json!({ "path": hold.path(), "token": hold.token().to_string() });
         let text = format!("held: {} token {}\n", hold.path(), hold.token());
         runner.show(&Output::Line { text, value })?;
+        runner.flush()?;
         match crate::or_interrupted(hold.lost()).await {
             Ok(loss) => Err(Failure::Lost(format!("{} was lost: {loss}", held.path))),
             Err(interrupted) => Err(interrupted),
@@ -298,6 +300,7 @@ async fn hold(runner: &Runner, client: &Client, held: Held) -> Result<(), Failur
             ("ZKCLI_TOKEN_ZXID", hold.token().to_string()),
             ("ZKCLI_HOLD_PATH", hold.path().to_owned()),
         ];
+        runner.flush()?;
         let child = Child::start(&held.program, &environment, None).await?;
         match child.supervise(Some(&hold)).await? {
             Outcome::Exited(0) => Ok(()),
@@ -307,7 +310,10 @@ async fn hold(runner: &Runner, client: &Client, held: Held) -> Result<(), Failur
             }
         }
     };
-    // If it cannot be given back in time, closing the session does it.
+    // What is lost is nothing to wait for. If it cannot be given back in time, closing the session does it.
+    if matches!(result, Err(Failure::Lost(_))) {
+        return result;
+    }
     let _ = tokio::time::timeout(RELEASE_LIMIT, acquired.release()).await;
     result
 }

@@ -13,7 +13,7 @@ use crate::failure::Failure;
 use crate::failure::exit::{BAD_VERSION, FAILED, NO_NODE, NOT_CONFIRMED, NOT_EMPTY};
 use crate::options::Settings;
 use crate::print::Output;
-use crate::progress::{Progress, human_bytes};
+use crate::progress::{Progress, human_bytes, znodes};
 use crate::put::{Existing, Put, Putter, Sum};
 use crate::run::Runner;
 use crate::scan::{Scan, at, below, is_within};
@@ -141,7 +141,7 @@ pub async fn run(runner: &Runner, task: Task) -> Result<(), Failure> {
             if overwrite && !dry_run {
                 // A person is told how many; a script says yes, or is refused.
                 let counted = if runner.asks(yes) {
-                    copy(runner, &from, &to, recursive, existing, true).await?.0.replaced.to_string() + " znodes"
+                    znodes(copy(runner, &from, &to, recursive, existing, true).await?.0.replaced)
                 } else {
                     "what differs".to_owned()
                 };
@@ -149,7 +149,7 @@ pub async fn run(runner: &Runner, task: Task) -> Result<(), Failure> {
             }
             let (sum, source) = copy(runner, &from, &to, recursive, existing, dry_run).await?;
             if recursive && source.ephemerals > 0 {
-                runner.remark(&format!("{} ephemerals are left out", source.ephemerals));
+                runner.remark(&format!("left out: {} of sessions", znodes(source.ephemerals)));
             }
             sum.show(runner, &to, dry_run)?;
             source.complete()?;
@@ -352,7 +352,7 @@ async fn move_tree(
         node.acl = node.acl.take().map(|acl| whole_acl(&node.path, acl)).transpose()?;
     }
     let bytes: u64 = nodes.iter().map(|node| node.data.as_ref().map_or(0, Bytes::len) as u64).sum();
-    let what = format!("{} znodes with {} from {from} to {to}", nodes.len(), human_bytes(bytes));
+    let what = format!("{} with {} from {from} to {to}", znodes(nodes.len()), human_bytes(bytes));
     let told = |text: String, is_atomic: bool| {
         let value = json!({ "from": from, "to": to, "nodes": nodes.len(), "bytes": bytes, "atomic": is_atomic });
         runner.show(&Output::Line { text, value })
@@ -381,7 +381,7 @@ async fn move_tree(
     };
     if !steps {
         return Err(Failure::Other(format!(
-            "{what} do not fit into one transaction ({too_large}); nothing was moved. --steps copies, then deletes"
+            "{what}: too much for one transaction ({too_large}); nothing was moved. --steps copies, then deletes"
         )));
     }
     runner.remark(&format!("not in one transaction ({too_large}): copied, then deleted"));

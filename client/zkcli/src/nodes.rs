@@ -10,7 +10,7 @@ use crate::complete;
 use crate::failure::Failure;
 use crate::options::Options;
 use crate::print::{Output, Rendered};
-use crate::progress::{Progress, human_bytes};
+use crate::progress::{Progress, human_bytes, znodes};
 use crate::run::Runner;
 use crate::scan::Scan;
 use crate::verbs;
@@ -73,11 +73,12 @@ pub async fn run(runner: &mut Runner, command: Command) -> Result<(), Failure> {
             if dry_run || runner.asks(yes) || runner.settings.production {
                 let (nodes, bytes) = measure(runner, &path).await?;
                 if dry_run {
-                    let text = format!("would delete {nodes} znodes with {} at and below {path}\n", human_bytes(bytes));
+                    let text =
+                        format!("would delete {} with {} at and below {path}\n", znodes(nodes), human_bytes(bytes));
                     let value = serde_json::json!({ "path": path, "wouldDelete": nodes, "bytes": bytes });
                     return runner.show(&Output::Line { text, value });
                 }
-                let what = format!("delete {nodes} znodes with {} at and below {path}", human_bytes(bytes));
+                let what = format!("delete {} with {} at and below {path}", znodes(nodes), human_bytes(bytes));
                 runner.confirm(&what, yes, true).await?;
             }
             delete_all(runner, path, batch).await
@@ -105,7 +106,7 @@ pub async fn run(runner: &mut Runner, command: Command) -> Result<(), Failure> {
             let client = runner.session()?;
             if dry_run {
                 let nodes = if recursive { measure(runner, &path).await?.0 } else { 1 };
-                let text = format!("would replace the ACL of {nodes} znodes at and below {path}\n");
+                let text = format!("would replace the ACL of {} at and below {path}\n", znodes(nodes));
                 let value = serde_json::json!({ "path": path, "wouldReplace": nodes });
                 return runner.show(&Output::Line { text, value });
             }

@@ -76,3 +76,11 @@ pub fn human_bytes(bytes: u64) -> String {
         _ => indicatif::BinaryBytes(bytes).to_string(),
     }
 }
+
+/// `1 znode`, `2 znodes`
+pub fn znodes(count: impl TryInto<u64>) -> String {
+    match count.try_into().unwrap_or(u64::MAX) {
+        1 => "1 znode".to_owned(),
+        n => format!("{n} znodes"),
+    }
+}

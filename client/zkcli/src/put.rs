@@ -9,6 +9,7 @@ use serde_json::json;
 
 use crate::failure::Failure;
 use crate::print::Output;
+use crate::progress::znodes;
 use crate::run::Runner;
 
 /// Writes under way.
@@ -71,7 +72,8 @@ impl Sum {
         match self.conflicts {
             0 => Ok(()),
             n => Err(Failure::Other(format!(
-                "{n} znodes are there already and differ; they were left alone, and --overwrite replaces them"
+                "{} there already and different: left alone, and --overwrite replaces them",
+                znodes(n)
             ))),
         }
     }
@@ -147,7 +149,6 @@ impl Putter {
             None => false,
             Some(acl) => runner.ask(self.client.get_acl(&put.path)).await?.0 != *acl,
         };
-        // The root is there always, and its ACL is whoever set it up's.
         if !data_differs && !acl_differs {
             self.sum.same += 1;
             return Ok(());

@@ -183,7 +183,7 @@ pub async fn run(runner: &Runner, task: Task) -> Result<(), Failure> {
 async fn carry_out(runner: &Runner, client: &Client, chroot: &str, task: Task) -> Result<(), Failure> {
     match task {
         Task::List { path } => {
-            let kept = format!("{QUOTAS}{}", crate::scan::at(chroot, crate::scan::below(&path, "/")));
+            let kept = format!("{QUOTAS}{}", whole_path(chroot, &path));
             let limits_path = paths::join(&kept, LIMITS);
             let limits = Track::parse(runner.ask(client.get(&limits_path)).await.map_err(|f| of(f, &path))?.bytes());
             let usage = Track::parse(runner.ask(client.get(&paths::join(&kept, STATS))).await?.bytes());
@@ -193,7 +193,7 @@ async fn carry_out(runner: &Runner, client: &Client, chroot: &str, task: Task) -
             runner.show(&Output::Line { text, value })
         }
         Task::Set { path, limits } => {
-            let full = crate::scan::at(chroot, crate::scan::below(&path, "/"));
+            let full = whole_path(chroot, &path);
             if full == "/" || crate::scan::is_within(&full, "/zookeeper") {
                 return Err(Failure::Usage(format!("{path}: the root and /zookeeper have no quota")));
             }
@@ -218,7 +218,7 @@ async fn carry_out(runner: &Runner, client: &Client, chroot: &str, task: Task) -
             runner.done(path)
         }
         Task::Delete { path, which } => {
-            let full = crate::scan::at(chroot, crate::scan::below(&path, "/"));
+            let full = whole_path(chroot, &path);
             let kept = format!("{QUOTAS}{full}");
             let limits_path = paths::join(&kept, LIMITS);
             let old = runner.ask(client.get(&limits_path)).await.map_err(|failure| of(failure, &path))?;
@@ -252,6 +252,15 @@ async fn carry_out(runner: &Runner, client: &Client, chroot: &str, task: Task) -
             }
             runner.done(path)
         }
+    }
+}
+
+/// A user's path as the servers have it.
+fn whole_path(chroot: &str, path: &str) -> String {
+    match (chroot, path) {
+        ("", path) => path.to_owned(),
+        (chroot, "/") => chroot.to_owned(),
+        (chroot, path) => format!("{chroot}{path}"),
     }
 }
 

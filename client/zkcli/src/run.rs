@@ -2,12 +2,14 @@
 //!
 //! Read first: [`Runner`]. What the verbs do is in the file of their group; [`Runner::run`] finds it.
 
+use std::cell::RefCell;
 use std::io::{IsTerminal, Read, Write};
 use std::sync::Arc;
 use std::time::Duration;
 
 use corral_client::{Client, Error, SessionState, TlsConnector, TlsOptions};
 use futures::future::BoxFuture;
+use serde_json::Value;
 
 use crate::command::Command;
 use crate::failure::Failure;
@@ -15,10 +17,12 @@ use crate::options::{Format, Options, Settings, addresses, cut_chroot};
 use crate::print::{self, Output, Rendered};
 use crate::watching::Watches;
 use crate::words::{Input, decode_base64};
-use crate::{context, coordination, copy, meet, nodes, quota, shell, status, sync, transfer, tree, watching};
+use crate::{context, coordination, copy, meet, nodes, quota, shell, status, sync, table, transfer, tree, watching};
 
 /// Largest data read from standard input, in bytes; servers refuse much less.
 const STDIN_MAX: u64 = 64 * 1024 * 1024;
+/// Rows that a table gathers at most before it prints them.
+const ROWS_MAX: usize = 1_000;
 /// How long leaving may take.
 const CLOSE_LIMIT: Duration = Duration::from_secs(2);
 
@@ -43,6 +47,15 @@ pub struct Runner {
     to_pipe: bool,
     is_shell: bool,
     confirmer: Option<Confirmer>,
+    rows: RefCell<Rows>,
+}
+
+/// Rows of a table that are not printed yet, so that its columns are as wide as they must be.
+#[derive(Default)]
+struct Rows {
+    waiting: Vec<Value>,
+    /// Heads that were printed last.
+    heads: Vec<String>,
 }
 
 impl Runner {
@@ -59,6 +72,7 @@ impl Runner {
             options,
             settings,
             client: None,
+            rows: RefCell::default(),
         }
     }
 
@@ -178,7 +192,31 @@ impl Runner {
     /// # Errors
     /// Standard output is closed.
     pub fn show(&self, output: &Output) -> Result<(), Failure> {
+        if self.options.output == Format::Table {
+            let is_full = {
+                let mut rows = self.rows.borrow_mut();
+                rows.waiting.extend(print::documents(output));
+                rows.waiting.len() >= ROWS_MAX
+            };
+            return if is_full { self.flush() } else { Ok(()) };
+        }
         self.write(&print::render(output, self.options.output, self.to_pipe))
+    }
+
+    /// Prints the rows of a table that wait for more: at the end of a command, and before a stream waits.
+    ///
+    /// # Errors
+    /// Standard output is closed.
+    pub fn flush(&self) -> Result<(), Failure> {
+        let text = {
+            let mut rows = self.rows.borrow_mut();
+            let waiting = std::mem::take(&mut rows.waiting);
+            if waiting.is_empty() {
+                return Ok(());
+            }
+            table::rows(&waiting, &mut rows.heads)
+        };
+        self.write(&Rendered { out: text.into_bytes(), err: String::new() })
     }
 
     /// Prints rendered text.
@@ -245,6 +283,13 @@ impl Runner {
     /// # Errors
     /// Why it failed; nothing is printed about it yet.
     pub async fn run(&mut self, command: Command) -> Result<(), Failure> {
+        let result = self.carry_out(command).await;
+        let flushed = self.flush();
+        self.rows.borrow_mut().heads.clear();
+        result.and(flushed)
+    }
+
+    async fn carry_out(&mut self, command: Command) -> Result<(), Failure> {
         match command {
             Command::Quota(task) => quota::run(self, task).await,
             Command::Tree(task) => tree::run(self, task).await,

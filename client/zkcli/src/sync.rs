@@ -14,7 +14,7 @@ use serde_json::json;
 use crate::failure::Failure;
 use crate::failure::exit::{FAILED, NO_NODE, NOT_CONFIRMED};
 use crate::print::Output;
-use crate::progress::Progress;
+use crate::progress::{Progress, znodes};
 use crate::run::Runner;
 use crate::scan::{Scan, at, below};
 use crate::verbs::{DRY_RUN, Opt, Verb, YES};
@@ -93,7 +93,7 @@ pub async fn run(runner: &Runner, task: Task) -> Result<(), Failure> {
     let (write, gone) = plan(from, to, task.delete);
     let target = if task.to_files { task.folder.display().to_string() } else { task.path.clone() };
     if !gone.is_empty() && !task.dry_run {
-        runner.confirm(&format!("delete {} of {target}", gone.len()), task.yes, false).await?;
+        runner.confirm(&format!("delete {} of {target}", znodes(gone.len())), task.yes, false).await?;
     }
     for (sign, names) in [("+", &write), ("-", &gone)] {
         for name in names.iter().filter(|_| task.dry_run) {

@@ -53,6 +53,11 @@ fn one_line(text: &str) -> String {
 
 /// Documents as rows, their names as columns. A list is a row for each item; what is nested stands under `outer.inner`.
 pub fn table(documents: &[Value]) -> String {
+    rows(documents, &mut Vec::new())
+}
+
+/// The same, for documents that come one after the other: heads are printed only if they differ from those `printed` before.
+pub fn rows(documents: &[Value], printed: &mut Vec<String>) -> String {
     let mut flat: Vec<Map<String, Value>> = Vec::new();
     for document in documents {
         let items = match document {
@@ -78,7 +83,12 @@ pub fn table(documents: &[Value]) -> String {
         .iter()
         .map(|row| columns.iter().map(|name| row.get(name).map_or("-".to_owned(), cell)).collect())
         .collect();
-    padded(&heads.iter().map(String::as_str).collect::<Vec<_>>(), &rows)
+    let text = padded(&heads.iter().map(String::as_str).collect::<Vec<_>>(), &rows);
+    if *printed == heads {
+        return text.split_once('\n').map_or(String::new(), |(_, rows)| rows.to_owned());
+    }
+    *printed = heads;
+    text
 }
 
 fn flatten(outer: &str, value: &Value, row: &mut Map<String, Value>) {
@@ -162,6 +172,10 @@ mod tests {
         let documents = [json!({ "b": 1, "path": "/a", "stat": { "version": 2 } }), json!({ "path": "/long" })];
         assert_eq!(table(&documents), "PATH   B  STAT.VERSION\n/a     1  2\n/long  -  -\n");
         assert_eq!(table(&[json!([{ "host": "a" }, { "host": "b" }])]), "HOST\na\nb\n");
+        let mut printed = Vec::new();
+        assert_eq!(rows(&[json!({ "a": 1 })], &mut printed), "A\n1\n");
+        assert_eq!(rows(&[json!({ "a": 2 })], &mut printed), "2\n");
+        assert_eq!(rows(&[json!({ "b": 2 })], &mut printed), "B\n2\n");
         assert_eq!(table(&[json!({ "data": "two\nlines" })]), "DATA\ntwo\\nlines\n");
     }
 }

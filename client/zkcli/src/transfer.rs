@@ -15,7 +15,7 @@ use crate::copy::{Copied, Source};
 use crate::failure::Failure;
 use crate::failure::exit::{FAILED, NO_NODE, NOT_CONFIRMED};
 use crate::print::{Rendered, acl_json, data_json, stat_json};
-use crate::progress::Progress;
+use crate::progress::{Progress, znodes};
 use crate::put::{Existing, Put, Putter, Sum};
 use crate::run::Runner;
 use crate::scan::{at, below, is_within};
@@ -115,7 +115,7 @@ pub async fn run(runner: &Runner, task: Task) -> Result<(), Failure> {
             }
             let imported = import(runner, &file, to.as_deref(), existing, no_acl, dry_run).await?;
             if imported.ephemerals > 0 {
-                runner.remark(&format!("{} ephemerals are left out", imported.ephemerals));
+                runner.remark(&format!("left out: {} of sessions", znodes(imported.ephemerals)));
             }
             imported.sum.show(runner, &imported.to, dry_run)?;
             if !imported.is_whole {
@@ -157,7 +157,7 @@ async fn export(
     sink.line(runner, &end)?;
     sink.finish(file.unwrap_or_default())?;
     if file.is_some() {
-        runner.remark(&format!("exported {} znodes", source.count));
+        runner.remark(&format!("exported {}", znodes(source.count)));
     }
     Ok(())
 }

@@ -167,7 +167,10 @@ pub fn overview() -> String {
 
 #[cfg(test)]
 mod tests {
+    use clap::Parser;
+
     use super::*;
+    use crate::options::{Options, normalise};
 
     #[test]
     fn every_verb_is_described_whole_and_its_example_parses() {
@@ -181,10 +184,10 @@ mod tests {
             assert_eq!(names.len(), verb.options.len(), "{}", verb.name);
             // What a shell would do to it first: programs before the pipe, redirections after it, are not ours.
             let line = verb.example.rsplit('|').next().unwrap_or_default().split(['<', '>']).next().unwrap_or_default();
-            let line = line.trim().strip_prefix("zkcli ").unwrap_or_else(|| panic!("{}: {line}", verb.name));
-            let words = crate::words::words(line).expect("closed quotes");
-            assert_eq!(words[0], verb.name);
-            if let Err(error) = command::parse(&words, None) {
+            let words = crate::words::words(line.trim()).expect("closed quotes");
+            let options = Options::try_parse_from(normalise(words)).unwrap_or_else(|error| panic!("{line}: {error}"));
+            assert_eq!(options.command.first().map(String::as_str), Some(verb.name));
+            if let Err(error) = command::parse(&options.command, None) {
                 panic!("{}: {error}", verb.example);
             }
             for code in verb.exit_codes() {

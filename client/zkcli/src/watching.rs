@@ -272,6 +272,7 @@ async fn follow_feed(runner: &Runner, follow: &Follow, mut feed: Feed, position:
     let mut terminations = signal(SignalKind::terminate()).map_err(wrong)?;
     let mut seen = 0;
     while follow.count.is_none_or(|count| seen < count) {
+        runner.flush()?;
         let item = tokio::select! {
             biased;
             _ = interrupts.recv() => return Err(Failure::Cancelled),
