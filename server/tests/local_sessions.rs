@@ -119,10 +119,16 @@ async fn a_local_session_costs_no_entry_and_lives_on_its_server_only() {
     assert_eq!(again.create("/a", "").await.unwrap(), Err(ErrorCode::NodeExists));
     assert_eq!(again.get("/b").await.as_deref(), Some("two"));
 
-    // Closed, it is gone; so is one that is not heard, and no other.
+    // Closed, it is gone; so is one that is not heard, and no other. What it sent before the close is answered, and what
+    // it sent behind it never happens.
     let closed = session(&again, 10_000);
-    again.close().await;
+    let [first, late] = [create("/f", 0), create("/g", 0)].map(Request::Create);
+    let before = again.xid;
+    let answers = again.ask_all(&[first, Request::CloseSession, late]).await;
+    assert!(answers.is_err() && again.xid == before + 3, "the third has no answer, the others have: {answers:?}");
     assert!(is_expired(&servers[0], &closed).await);
+    let mut other = Client::connect(home).await;
+    assert_eq!((other.get("/f").await.as_deref(), other.get("/g").await), (Some(""), None));
     let silent = others.pop().unwrap();
     let request = session(&silent, 1_000);
     drop(silent);

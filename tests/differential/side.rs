@@ -56,7 +56,7 @@ pub fn run(
     for step in program {
         side.step(step);
         let lines = std::mem::take(&mut side.lines);
-        let hangs = lines.iter().any(|line| line.contains(HANGS));
+        let hangs = hangs(&lines);
         transcript.push(lines);
         if hangs {
             // Every further step would wait as long.
@@ -64,6 +64,11 @@ pub fn run(
         }
     }
     (transcript, side.coverage)
+}
+
+/// Whether a server left something of a step without an answer.
+pub fn hangs(lines: &[String]) -> bool {
+    lines.iter().any(|line| line.contains(HANGS))
 }
 
 const HANGS: &str = "NO ANSWER";

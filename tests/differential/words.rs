@@ -118,17 +118,15 @@ fn forms(answer: &str) -> Vec<String> {
     answer.lines().map(form).collect::<BTreeSet<String>>().into_iter().collect()
 }
 
-/// A line with `N` for numbers (`0x` ones and addresses too) and `OP` for the last operation.
+/// A line with `N` for numbers (`0x` ones and addresses too).
 fn form(line: &str) -> String {
     let mut out = String::new();
     let mut rest = line;
     while let Some(first) = rest.chars().next() {
-        if let Some(after) = rest.strip_prefix("lop=") {
-            out += "lop=OP";
-            // See `last-operation`.
-            rest = after.trim_start_matches(|c: char| c.is_ascii_alphabetic());
-        } else if let Some(after) = rest.strip_prefix(",lcxid=0x") {
-            rest = after.trim_start_matches(|c: char| c.is_ascii_hexdigit());
+        if let Some(after) = rest.strip_prefix("lop=null") {
+            // See `taken-up`.
+            out += "lop=NA";
+            rest = after;
         } else if let Some(after) = rest.strip_prefix("0x") {
             out += "0xN";
             rest = after.trim_start_matches(|c: char| c.is_ascii_hexdigit());
@@ -200,7 +198,9 @@ mod tests {
         let cons = |port: u32, op: &str| {
             format!(" /127.0.0.1:{port}[1](queued=0,recved=5,sid=0x10a,lop={op},est=17,lcxid=0xff,lat=0)\n\n")
         };
-        assert_eq!(shown("cons", &cons(1, "CREA"), name), shown("cons", &cons(22, "GETD"), name));
+        assert_eq!(shown("cons", &cons(1, "NA"), name), shown("cons", &cons(22, "null"), name));
+        assert_ne!(shown("cons", &cons(1, "CREA"), name), shown("cons", &cons(1, "GETD"), name));
+        assert_ne!(shown("cons", &cons(1, "NA"), name), shown("cons", &cons(1, "NA").replace("lcxid=0xff,", ""), name));
         assert_ne!(shown("cons", &cons(1, "CREA"), name), shown("cons", &cons(1, "CREA").replace("lat", "llat"), name));
         assert_ne!(shown("srvr", "Mode: leader\n", name), shown("srvr", "Mode: follower\n", name));
         assert_eq!(shown("srvr", "Sent: 1\n", name), shown("srvr", "Sent: 20\n", name));

@@ -19,7 +19,7 @@ use crate::session::lane::{Handshake, Lane, Published, Stuck};
 use crate::session::local::LocalSessions;
 use crate::session::outbox::Key;
 use crate::session::{CloseReason, SharedEvent};
-use crate::tree::entry::{Command, Outcome, SessionEvent, TreeEvent, Txn, Verdict};
+use crate::tree::entry::{Carrier, Command, Outcome, SessionEvent, TreeEvent, Txn, Verdict};
 use crate::tree::feed::{Feed, FeedBounds, FeedEntry};
 use crate::tree::overlay::Overlay;
 use crate::tree::record::Meta;
@@ -215,6 +215,8 @@ pub struct Applied {
     pub sessions: Vec<SessionEvent>,
     /// Digests recorded in the batch.
     pub digests: Vec<(Zxid, u64)>,
+    /// Places of local sessions' writes that were refused.
+    pub void_carriers: Vec<Carrier>,
 }
 
 /// The apply room of one server.
@@ -285,8 +287,9 @@ impl<S: TreeStore> Apply<S> {
 
     /// Closes every connection and forgets every watch: the state is about to be replaced.
     pub fn reset_clients(&mut self, reason: CloseReason) {
-        self.shared.lanes.close_all(reason);
+        // In this order: a local session that is just being opened looks for itself after it has a connection.
         self.shared.local.lock().clear();
+        self.shared.lanes.close_all(reason);
         let mut watches = self.shared.watches.lock();
         watches.table.clear();
         watches.lanes.clear();
@@ -349,6 +352,11 @@ impl<S: TreeStore> Apply<S> {
             if let Some(txn) = &txn {
                 self.answer(txn, &outcome, entry.zxid, &overlay, &mut watches, &mut woken);
                 applied.resolved.extend(Key::of(txn));
+                if let Command::LocalWrite { carrier, .. } = &txn.command
+                    && !matches!(outcome.verdict, Verdict::Executed(_) | Verdict::Repeated { .. })
+                {
+                    applied.void_carriers.push(*carrier);
+                }
             }
             if late {
                 self.fire(&outcome, entry.zxid, &overlay, &mut watches, &mut woken);

@@ -190,6 +190,9 @@ impl Member {
                         }
                     }
                 }
+                for carrier in &applied.void_carriers {
+                    self.carrier.on_void(carrier.server, carrier.attach);
+                }
                 if self.tracking {
                     for event in applied.sessions {
                         self.on_session_event(now, event);

@@ -290,6 +290,12 @@ impl Frontend {
         };
         lane.finish_handshake(Handshake::Attached { attach: Zxid::ZERO, timeout_ms, last_n: 0 });
         node.shared.attach_local(&lane);
+        // Where all local sessions end, they go first and their connections then: this one was too early for the one, or
+        // is in time for the other.
+        if !node.shared.local.lock().contains(session) {
+            node.shared.detach(&lane);
+            return Err(ConnectRefused::NotServing);
+        }
         let attached = Attached { lane, signals, attach: Zxid::ZERO, timeout_ms, last_n: 0, read_only: false };
         Ok(self.connection(attached, session, key))
     }
@@ -590,8 +596,12 @@ impl Connection {
                 None => return,
             },
             ClientRequest::CloseSession { .. } if self.is_local() => {
-                // Nothing is known of it anywhere else; what it has handed in is done and answered first.
-                self.node.shared.local.lock().remove(self.connected.session);
+                if !self.node.shared.local.lock().close(self.connected.session, self.lane.id) {
+                    return self.lane.close(CloseReason::Moved);
+                }
+                // Nothing is known of it anywhere else; what it has handed in is done and answered first, and what it
+                // sent behind this is not looked at.
+                self.rejected.store(true, Ordering::Relaxed);
                 (Step::Close, local)
             }
             ClientRequest::Write { op, n: given, answered_through } => {
@@ -650,17 +660,21 @@ impl Connection {
     /// session has another connection, or is over.
     fn local_write(&self, op: WriteOp, writes: &mut Vec<(Key, bytes::Bytes)>) -> Option<Step> {
         let session = self.connected.session;
-        let Some(n) = self.node.shared.local.lock().number(session, self.lane.id) else {
+        let ids = self.ids.lock().as_ref().clone();
+        let command = Command::Write(op);
+        // To the end under the lock: nobody waits for a number that is taken back.
+        let mut sessions = self.node.shared.local.lock();
+        let Some(n) = sessions.number(session, self.lane.id) else {
+            drop(sessions);
             self.lane.close(CloseReason::Moved);
             return None;
         };
-        let ids = self.ids.lock().as_ref().clone();
-        let command = Command::Write(op);
         let txn = Txn { session, attach: Zxid::ZERO, n, answered_through: 0, ids, command }.encode();
         if txn.len() + CARRIER_BYTES > self.node.options.txn_bytes_max {
-            self.node.shared.local.lock().unnumber(session);
+            sessions.unnumber(session);
             return Some(Step::Answer(Err(ErrorCode::BadArguments)));
         }
+        drop(sessions);
         writes.push((Key::Local { session, n }, txn));
         Some(Step::Write { n })
     }

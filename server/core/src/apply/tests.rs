@@ -38,9 +38,9 @@ impl Room {
     }
 
     /// Executes these as one batch.
-    pub(super) fn apply(&mut self, txns: &[Txn]) {
+    pub(super) fn apply(&mut self, txns: &[Txn]) -> Applied {
         let entries: Vec<Entry> = txns.iter().map(|txn| self.entry(txn)).collect();
-        self.apply.apply(&entries);
+        self.apply.apply(&entries)
     }
 
     pub(super) fn connect(&mut self, session: i64, protocol: Protocol) -> Joined {
@@ -321,7 +321,8 @@ fn a_write_whose_place_is_void_ends_its_session_and_no_other() {
     room.apply(&[open_carrier(5)]);
     let (a, b) = (local(&mut room, 1, 10), local(&mut room, 2, 11));
     let write = carried(&room, &a, 1, create("/a", ""));
-    room.apply(&[open_carrier(6), write]);
+    let applied = room.apply(&[open_carrier(6), write]);
+    assert_eq!(applied.void_carriers, [Carrier { server: ME, attach: Zxid::new(1, 1), n: 1 }]);
     let sent = room.sent(&a);
     assert!(matches!(sent[..], [Outgoing::Reply { result: Err(ErrorCode::SessionExpired), .. }, Outgoing::Close(_)]));
     assert!(!room.shared.local.lock().contains(a.session));

@@ -116,6 +116,13 @@ impl CarrierQueue {
         }
     }
 
+    /// A write that a server numbered was refused: what comes behind it would be, too. The next opens another carrier.
+    pub fn on_void(&mut self, server: ServerId, attach: Zxid) {
+        if server == self.server && matches!(&self.state, State::Open { attach: ours, .. } if *ours == attach) {
+            self.state = State::Closed;
+        }
+    }
+
     /// Writes that wait for the carrier.
     pub fn len(&self) -> usize {
         match &self.state {
@@ -207,6 +214,21 @@ mod tests {
         assert_eq!(queue.on_carried(ME, 71, Zxid::new(1, 9), 0).unwrap().len(), 1);
         assert_eq!(queue.on_carried(ME, 12, Zxid::new(1, 11), 0), Ok(vec![]));
         assert_eq!(queue.push(key(2), write(2)), Carried::Open(72), "it came after ours: open again");
+    }
+
+    #[test]
+    fn a_carrier_whose_write_was_refused_is_not_written_under_again() {
+        let mut queue = CarrierQueue::new(ME, 70);
+        let at = Zxid::new(1, 5);
+        queue.push(key(1), write(1));
+        queue.on_carried(ME, 70, at, 0).unwrap();
+        queue.on_void(ServerId(1), at);
+        queue.on_void(ME, Zxid::new(1, 4));
+        assert!(matches!(queue.push(key(2), write(2)), Carried::Numbered(_)), "another's, and a former one of ours");
+        queue.on_void(ME, at);
+        assert_eq!(queue.push(key(3), write(3)), Carried::Open(71));
+        queue.on_void(ME, at);
+        assert_eq!(queue.len(), 1, "what waits for the next one waits on");
     }
 
     #[test]

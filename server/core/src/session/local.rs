@@ -130,6 +130,11 @@ impl LocalSessions {
         removed.is_some()
     }
 
+    /// The client ended it by this connection; false if the session is over, or has another connection.
+    pub fn close(&mut self, session: SessionId, connection: WatcherId) -> bool {
+        self.sessions.get(&session).is_some_and(|local| local.connection == connection) && self.remove(session)
+    }
+
     /// Ends the sessions whose clients were not heard for their timeout, and names them.
     pub fn expire(&mut self, now_ms: u64) -> Vec<SessionId> {
         let mut expired = Vec::new();
@@ -243,7 +248,8 @@ mod tests {
         assert_eq!((sessions.last_n(A), sessions.number(A, SECOND)), (2, Some(3)));
         sessions.unnumber(A);
         assert_eq!((sessions.is_settled(A), sessions.number(A, SECOND)), (Some(true), Some(3)));
-        assert!(sessions.remove(A) && !sessions.remove(A));
+        assert!(!sessions.close(A, FIRST), "the former connection ends nothing");
+        assert!(sessions.close(A, SECOND) && !sessions.close(A, SECOND) && !sessions.remove(A));
         assert_eq!((sessions.is_settled(A), sessions.number(A, SECOND)), (None, None));
     }
 }

@@ -7,7 +7,7 @@ use corral_proto::{SessionId, Zxid};
 
 use super::super::metrics::Metric;
 use super::super::operators::{LearnerReport, Reporter, SessionDump};
-use super::super::wire::stats::FrontendStats;
+use super::super::wire::stats::{Access, Awaited, FrontendStats};
 use super::*;
 
 const SESSION: SessionId = SessionId(72_058_409_813_409_793);
@@ -206,8 +206,12 @@ async fn connections_are_listed_with_what_they_do() {
     let (site, stats) = site(alone());
     let one = stats.register("127.0.0.1:54460".parse::<SocketAddr>().unwrap(), false);
     let _secure = stats.register("127.0.0.1:54461".parse::<SocketAddr>().unwrap(), true);
-    one.connected(SESSION, 10_000);
-    one.received(1, 20, 301, opcode::GET_CHILDREN2);
+    one.connected(SESSION, 10_000, false);
+    one.received(2, 40);
+    let now = tokio::time::Instant::now();
+    let mut turn = one.turn(now);
+    turn.reply(7, &Awaited { xid: 301, opcode: opcode::GET_CHILDREN2, access: Access::Read, read_at: now }, false, 16);
+    turn.finish();
     let (_, page) = ask(&site, "/commands/cons").await;
     let page: serde_json::Value = serde_json::from_str(&page).unwrap();
     let connection = &page["connections"][0];
@@ -229,7 +233,7 @@ async fn connections_are_listed_with_what_they_do() {
     let (_, reset) = ask(&site, "/commands/stat_reset").await;
     assert!(reset.contains("\"error\" : null"), "{reset}");
     assert_eq!(stats.report().received, 0);
-    assert_eq!(stats.report().clients[0].received, 2);
+    assert_eq!(stats.report().clients[0].received, 3);
     ask(&site, "/commands/crst").await;
     assert_eq!(stats.report().clients[0].received, 0);
 }

@@ -21,7 +21,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::convert;
-use crate::frontend::wire::stats::{Access, ConnectionStats, FrontendStats, Turn};
+use crate::frontend::wire::stats::{Access, Awaited, ConnectionStats, FrontendStats, Turn};
 use crate::frontend::{ConnectRefused, ConnectRequest, Connected, Connection, Frontend, Peer};
 
 /// The largest message taken from a client, in bytes.
@@ -149,6 +149,7 @@ async fn session<D: Door>(
         Ok(request) => request,
         Err(closed) => return close(outbound, closed, remote).await,
     };
+    let taken_up = request.session != SessionId::NONE;
     let link = match door.connect(request).await {
         Ok(link) => link,
         Err(refused) => return close(outbound, refusal(refused), remote).await,
@@ -156,7 +157,7 @@ async fn session<D: Door>(
     if !send(outbound, pb::server_message::Message::Connected(connected(link.connected()))).await {
         return;
     }
-    stats.connected(link.connected().session, link.connected().timeout_ms);
+    stats.connected(link.connected().session, link.connected().timeout_ms, taken_up);
     let conversation = Conversation { link: &link, stats, in_flight: Mutex::default() };
     // Whichever ends first ends the other. A client that only ended its side wants no more replies.
     let closed = tokio::select! {
@@ -227,7 +228,7 @@ struct Conversation<'a, L> {
     stats: &'a ConnectionStats,
     /// When each unanswered request was read, and what it was; answers come in the order of requests. Both sides are
     /// one task, so the lock is never waited for; what may be outstanding bounds the queue.
-    in_flight: Mutex<VecDeque<(Instant, Access)>>,
+    in_flight: Mutex<VecDeque<Awaited>>,
 }
 
 impl<L: Link> Conversation<'_, L> {
@@ -277,11 +278,13 @@ impl<L: Link> Conversation<'_, L> {
     }
 
     async fn submit(&self, batch: Vec<(u64, ClientRequest)>, read_at: Instant, bytes: usize) {
-        if let Some((id, last)) = batch.last() {
-            let opcode = convert::opcode_of(last);
-            self.stats.received(batch.len() as u64, bytes, i64::try_from(*id).unwrap_or(i64::MAX), opcode);
-        }
-        self.in_flight.lock().extend(batch.iter().map(|(_, request)| (read_at, Access::of(request))));
+        self.stats.received(batch.len() as u64, bytes);
+        self.in_flight.lock().extend(batch.iter().map(|(id, request)| Awaited {
+            xid: i64::try_from(*id).unwrap_or(i64::MAX),
+            opcode: convert::opcode_of(request),
+            access: Access::of(request),
+            read_at,
+        }));
         self.link.submit(batch).await;
     }
 
@@ -333,8 +336,9 @@ impl<L: Link> Conversation<'_, L> {
                         let reason = pb::closed::Reason::AuthFailed.into();
                         closed = Some(pb::Closed { reason, text: "the identity was not proven".to_owned() });
                     }
+                    let refused = result.is_err();
                     let reply = convert::reply(cookie, zxid, result);
-                    self.count(&mut turn, zxid, &reply);
+                    self.count(&mut turn, zxid, refused, &reply);
                     batch.push(reply);
                 }
                 Outgoing::Event(event) => {
@@ -357,10 +361,10 @@ impl<L: Link> Conversation<'_, L> {
         closed
     }
 
-    fn count(&self, turn: &mut Turn<'_>, zxid: Zxid, reply: &pb::Reply) {
+    fn count(&self, turn: &mut Turn<'_>, zxid: Zxid, refused: bool, reply: &pb::Reply) {
         // Every reply has its request; one without would be a fault of this server that is not ours to punish.
-        if let Some((read_at, access)) = self.in_flight.lock().pop_front() {
-            turn.reply(zxid.as_i64(), access, read_at, reply.encoded_len());
+        if let Some(asked) = self.in_flight.lock().pop_front() {
+            turn.reply(zxid.as_i64(), &asked, refused, reply.encoded_len());
         }
     }
 }

@@ -23,7 +23,7 @@ use tokio::time::{Instant, Sleep, sleep_until, timeout, timeout_at};
 
 use super::request::{self, Form, HangUp};
 use super::response::{self, Next};
-use super::stats::{Access, ConnectionStats};
+use super::stats::{Access, Awaited, ConnectionStats};
 use crate::frontend::{ConnectRefused, ConnectRequest, Connected, Connection, Frontend, Peer};
 
 /// Requests handed in at once. More of them in one read become several batches, with a chance to send in between.
@@ -147,9 +147,16 @@ impl Door for Frontend {
 /// A request that waits for its reply.
 struct Pending {
     xid: i32,
+    opcode: i32,
     form: Form,
     access: Access,
     read_at: Instant,
+}
+
+impl Pending {
+    fn awaited(&self) -> Awaited {
+        Awaited { xid: i64::from(self.xid), opcode: self.opcode, access: self.access, read_at: self.read_at }
+    }
 }
 
 /// The requests in flight, oldest first. Replies come in the order of requests, so the mark of a request is its number
@@ -220,6 +227,7 @@ where
         Ok(Err(end)) => return end,
         Err(_) => return End::NoHandshake,
     };
+    let taken_up = wanted.session != SessionId::NONE;
     let lane = tokio::select! {
         biased;
         lane = door.connect(wanted) => lane,
@@ -247,7 +255,7 @@ where
         read_only: read_only.map(|_| lane.connected().read_only),
     }
     .encode(&mut out);
-    stats.connected(session, timeout_ms);
+    stats.connected(session, timeout_ms, taken_up);
     tracing::debug!(%session, timeout_ms, "connected");
     // A timeout is positive, or it would mean "expired".
     let silence_max = Duration::from_millis(u64::try_from(timeout_ms).unwrap_or(0).max(1));
@@ -405,7 +413,6 @@ impl<R: AsyncRead + Unpin, L: Lane> Intake<'_, R, L> {
     fn decode(&mut self, batch: &mut Vec<(u64, ClientRequest)>) -> Result<bool, End> {
         let Source { buffer, max_frame, .. } = &mut *self.source;
         let mut in_flight = self.in_flight.lock();
-        let mut last = None;
         let mut bytes = 0;
         let result = loop {
             if batch.len() == BATCH_REQUESTS_MAX {
@@ -422,16 +429,16 @@ impl<R: AsyncRead + Unpin, L: Lane> Intake<'_, R, L> {
                 Err(error) => break Err(End::from(error)),
             };
             let is_last = asked.is_last();
-            last = Some((asked.xid, asked.opcode));
             let access = Access::of(&asked.request);
-            let cookie = in_flight.push(Pending { xid: asked.xid, form: asked.form, access, read_at: self.heard });
-            batch.push((cookie, asked.request));
+            let request::Asked { xid, opcode, form, request } = asked;
+            let cookie = in_flight.push(Pending { xid, opcode, form, access, read_at: self.heard });
+            batch.push((cookie, request));
             if is_last {
                 break Ok(false);
             }
         };
-        if let Some((xid, opcode)) = last {
-            self.stats.received(batch.len() as u64, bytes, i64::from(xid), opcode);
+        if !batch.is_empty() {
+            self.stats.received(batch.len() as u64, bytes);
         }
         if let Err(End::BadFrame(FrameError::TooLarge { .. })) = &result {
             self.stats.too_large();
@@ -503,10 +510,11 @@ fn encode(
                         break;
                     };
                     let before = buffer.len();
+                    let (awaited, refused) = (pending.awaited(), result.is_err());
                     if response::reply(pending.xid, pending.form, zxid, result, buffer) == Next::Close {
                         end = Some(End::FinalReply);
                     }
-                    turn.reply(zxid.as_i64(), pending.access, pending.read_at, buffer.len() - before);
+                    turn.reply(zxid.as_i64(), &awaited, refused, buffer.len() - before);
                 }
             }
         }

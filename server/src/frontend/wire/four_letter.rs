@@ -315,13 +315,21 @@ fn client_line(out: &mut String, client: &ClientReport, unix_ms: Option<u64>) {
         put(
             out,
             format_args!(
-                ",sid={},lop={},est={},to={},lcxid={:#x},lzxid={:#x},lresp={},llat={},minlat={},avglat={},maxlat={}",
+                ",sid={},lop={},est={},to={}",
                 client.session,
                 operation(client.last_opcode),
                 client.established_ms(unix_ms),
                 client.timeout_ms,
-                // Sign-extended, as ZooKeeper prints it: pings show as 0xfffffffffffffffe.
-                client.last_xid,
+            ),
+        );
+        // None since `crst`.
+        if client.last_xid >= 0 {
+            put(out, format_args!(",lcxid={:#x}", client.last_xid));
+        }
+        put(
+            out,
+            format_args!(
+                ",lzxid={:#x},lresp={},llat={},minlat={},avglat={},maxlat={}",
                 client.last_zxid,
                 client.last_response_ms(unix_ms),
                 latency.last_ms,
@@ -533,10 +541,11 @@ mod tests {
              lcxid=0x4,lzxid=0x3a,lresp=1795355705163,llat=18,minlat=0,avglat=4,maxlat=18)\n\n"
         );
         let mut report = report();
-        report.traffic.clients[1].last_xid = -2;
-        report.traffic.clients[1].last_opcode = opcode::PING;
+        let client = &mut report.traffic.clients[1];
+        (client.last_xid, client.last_zxid, client.last_opcode) = (-1, -1, opcode::NOTIFICATION);
         let text = ask("cons", &report);
-        assert!(text.contains("lop=PING,") && text.contains("lcxid=0xfffffffffffffffe,"), "{text}");
+        let after_crst = "lop=NA,est=1795355704263,to=4000,lzxid=0xffffffffffffffff,lresp=0,llat=";
+        assert!(text.contains(after_crst), "{text}");
     }
 
     #[test]

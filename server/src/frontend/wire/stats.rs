@@ -128,6 +128,46 @@ impl Access {
     }
 }
 
+/// A request that waits for its reply, as the counters see it.
+#[derive(Clone, Copy, Debug)]
+pub struct Awaited {
+    /// The client's number; gRPC's own numbers are its ids.
+    pub xid: i64,
+    /// What it asks for.
+    pub opcode: i32,
+    /// Whether it changes something.
+    pub access: Access,
+    /// When it was read.
+    pub read_at: Instant,
+}
+
+impl Awaited {
+    /// What `cons` says was asked for, when it is answered: a change that was refused is no operation
+    /// (`FinalRequestProcessor` finds an error in its place).
+    fn operation(&self, refused: bool) -> i32 {
+        match self.opcode {
+            opcode::CREATE
+            | opcode::CREATE2
+            | opcode::CREATE_CONTAINER
+            | opcode::CREATE_TTL
+            | opcode::DELETE
+            | opcode::SET_DATA
+            | opcode::SET_ACL
+            | opcode::RECONFIG
+            | opcode::MULTI
+            | opcode::CHECK
+                if refused =>
+            {
+                opcode::NOTIFICATION
+            }
+            opcode => opcode,
+        }
+    }
+}
+
+/// No number: of a connection without requests and replies since `crst`.
+const NONE: i64 = -1;
+
 /// What a connection sends in one turn; stored by [`Turn::finish`].
 #[derive(Debug)]
 pub struct Turn<'a> {
@@ -135,7 +175,10 @@ pub struct Turn<'a> {
     now: Instant,
     replies: u64,
     events: u64,
-    last_zxid: i64,
+    /// Zxid and operation of the last reply that counts for `cons`.
+    last: Option<(i64, i32)>,
+    /// The last number that is none of those that clients use for pings and such.
+    last_xid: Option<i64>,
     latency_last: u64,
     latency_min: u64,
     latency_max: u64,
@@ -151,12 +194,21 @@ pub struct Turn<'a> {
 }
 
 impl Turn<'_> {
-    /// Counts a reply to a request that was read at `read_at`, of so many bytes.
-    pub fn reply(&mut self, zxid: i64, access: Access, read_at: Instant, bytes: usize) {
+    /// Counts a reply to a request, of so many bytes. `refused`: it is an error.
+    ///
+    /// `auth` and `sasl` do not show in `cons`, nor do the negative numbers of pings and such
+    /// (`ServerCnxn.updateStatsForResponse`).
+    pub fn reply(&mut self, zxid: i64, asked: &Awaited, refused: bool, bytes: usize) {
+        let Awaited { access, read_at, .. } = *asked;
         let latency = self.now.saturating_duration_since(read_at);
         let ms = u64::try_from(latency.as_millis()).unwrap_or(u64::MAX);
         self.replies += 1;
-        self.last_zxid = zxid;
+        if !matches!(asked.opcode, opcode::AUTH | opcode::SASL) {
+            self.last = Some((zxid, asked.operation(refused)));
+            if asked.xid >= 0 {
+                self.last_xid = Some(asked.xid);
+            }
+        }
         self.latency_last = ms;
         self.latency_min = self.latency_min.min(ms);
         self.latency_max = self.latency_max.max(ms);
@@ -199,9 +251,15 @@ impl Turn<'_> {
         stats.count_sent(self.replies + self.events);
         if self.replies > 0 {
             stats.replies.fetch_add(self.replies, Relaxed);
-            stats.last_zxid.store(self.last_zxid, Relaxed);
-            let ms = self.now.saturating_duration_since(stats.established).as_millis();
-            stats.last_reply_ms.store(u64::try_from(ms).unwrap_or(u64::MAX), Relaxed);
+            if let Some((zxid, operation)) = self.last {
+                stats.last_zxid.store(zxid, Relaxed);
+                stats.last_opcode.store(operation, Relaxed);
+                let ms = self.now.saturating_duration_since(stats.established).as_millis();
+                stats.last_reply_ms.store(u64::try_from(ms).unwrap_or(u64::MAX), Relaxed);
+            }
+            if let Some(xid) = self.last_xid {
+                stats.last_xid.store(xid, Relaxed);
+            }
             stats.latency.add(&self);
             stats.all.latency.add(&self);
             stats.all.sizes.add(&self);
@@ -241,21 +299,20 @@ impl ConnectionStats {
         self.remote
     }
 
-    /// The handshake came in, and was answered.
-    pub fn connected(&self, session: SessionId, timeout_ms: i32) {
+    /// The handshake came in, and was answered. Of a session that is `taken_up`, no request was answered yet.
+    pub fn connected(&self, session: SessionId, timeout_ms: i32, taken_up: bool) {
         self.session.store(session.0, Relaxed);
         self.timeout_ms.store(timeout_ms, Relaxed);
-        self.last_opcode.store(opcode::CREATE_SESSION, Relaxed);
+        let last = if taken_up { opcode::NOTIFICATION } else { opcode::CREATE_SESSION };
+        self.last_opcode.store(last, Relaxed);
         self.all.connects.fetch_add(1, Relaxed);
         self.count_received(1);
         self.count_sent(1);
     }
 
-    /// Requests came in, of so many bytes together; the last of them had this number and opcode.
-    pub fn received(&self, requests: u64, bytes: usize, last_xid: i64, last_opcode: i32) {
+    /// Requests came in, of so many bytes together.
+    pub fn received(&self, requests: u64, bytes: usize) {
         self.requests.fetch_add(requests, Relaxed);
-        self.last_xid.store(last_xid, Relaxed);
-        self.last_opcode.store(last_opcode, Relaxed);
         self.all.bytes_received.fetch_add(bytes as u64, Relaxed);
         self.count_received(requests);
     }
@@ -284,7 +341,8 @@ impl ConnectionStats {
             now,
             replies: 0,
             events: 0,
-            last_zxid: 0,
+            last: None,
+            last_xid: None,
             latency_last: 0,
             latency_min: u64::MAX,
             latency_max: 0,
@@ -451,11 +509,14 @@ impl FrontendStats {
         self.sizes.reset();
     }
 
-    /// `crst`: forgets the packets and latencies of each connection.
+    /// `crst`: forgets the packets, latencies and the last request and reply of each connection.
     pub fn reset_connections(&self) {
         for connection in self.connections.lock().values() {
             connection.received.store(0, Relaxed);
             connection.sent.store(0, Relaxed);
+            connection.last_opcode.store(opcode::NOTIFICATION, Relaxed);
+            connection.last_xid.store(NONE, Relaxed);
+            connection.last_zxid.store(NONE, Relaxed);
             connection.latency.reset();
         }
     }
@@ -586,11 +647,11 @@ pub struct ClientReport {
     pub received: u64,
     /// Frames that went out.
     pub sent: u64,
-    /// Of the last request.
+    /// Of the last request that was answered; that of notifications, 0, while there is none.
     pub last_opcode: i32,
-    /// Of the last request; gRPC's own numbers are its ids.
+    /// Of the last request that was answered; gRPC's own numbers are its ids. -1: none since `crst`.
     pub last_xid: i64,
-    /// Of the last reply.
+    /// Of the last reply. -1: none since `crst`.
     pub last_zxid: i64,
     /// Time since it was accepted, ms.
     pub age_ms: u64,
@@ -616,9 +677,9 @@ impl ClientReport {
         unix_ms.saturating_sub(self.age_ms)
     }
 
-    /// When the last reply was sent.
+    /// When the last reply was sent; 0: none since `crst`.
     pub fn last_response_ms(&self, unix_ms: u64) -> u64 {
-        self.established_ms(unix_ms).saturating_add(self.last_reply_ms)
+        if self.last_zxid == NONE { 0 } else { self.established_ms(unix_ms).saturating_add(self.last_reply_ms) }
     }
 }
 
@@ -628,6 +689,10 @@ mod tests {
 
     use super::*;
 
+    fn awaited(xid: i64, opcode: i32, access: Access, read_at: Instant) -> Awaited {
+        Awaited { xid, opcode, access, read_at }
+    }
+
     fn remote() -> SocketAddr {
         "127.0.0.1:5".parse().unwrap()
     }
@@ -636,14 +701,14 @@ mod tests {
     fn what_a_connection_counts_is_counted_in_the_sum() {
         let all = FrontendStats::new();
         let (first, second) = (all.register(remote(), false), all.register(remote(), false));
-        first.connected(SessionId(7), 4000);
-        first.received(3, 100, 9, opcode::GET_DATA);
-        second.received(1, 12, 1, opcode::PING);
+        first.connected(SessionId(7), 4000, false);
+        first.received(3, 100);
+        second.received(1, 12);
         let now = Instant::now() + Duration::from_secs(1);
         let ago = |ms| now - Duration::from_millis(ms);
         let mut turn = first.turn(now);
-        turn.reply(0x36, Access::Read, ago(2), 30);
-        turn.reply(0x37, Access::Write, ago(5), 20);
+        turn.reply(0x36, &awaited(8, opcode::GET_DATA, Access::Read, ago(2)), false, 30);
+        turn.reply(0x37, &awaited(9, opcode::SET_DATA, Access::Write, ago(5)), false, 20);
         turn.event(7);
         turn.finish();
         let report = all.report();
@@ -656,7 +721,7 @@ mod tests {
         let client = &report.clients[0];
         assert_eq!((client.received, client.sent, client.outstanding), (4, 4, 1));
         assert_eq!((client.session, client.timeout_ms, client.last_zxid), (SessionId(7), 4000, 0x37));
-        assert_eq!((client.last_xid, client.last_opcode), (9, opcode::GET_DATA));
+        assert_eq!((client.last_xid, client.last_opcode), (9, opcode::SET_DATA));
     }
 
     #[test]
@@ -668,7 +733,7 @@ mod tests {
         for (access, ms) in
             [(Access::Read, 1), (Access::Read, 1), (Access::Read, 3), (Access::Write, 3), (Access::Read, 1)]
         {
-            turn.reply(1, access, now - Duration::from_millis(ms), 8);
+            turn.reply(1, &awaited(1, opcode::GET_DATA, access, now - Duration::from_millis(ms)), false, 8);
         }
         turn.finish();
         let report = all.report();
@@ -691,10 +756,10 @@ mod tests {
     fn resets_forget_what_they_say_and_keep_what_is_outstanding() {
         let all = FrontendStats::new();
         let one = all.register(remote(), false);
-        one.received(2, 20, 1, opcode::PING);
+        one.received(2, 20);
         let now = Instant::now() + Duration::from_secs(1);
         let mut turn = one.turn(now);
-        turn.reply(1, Access::Read, now - Duration::from_millis(4), 16);
+        turn.reply(1, &awaited(4, opcode::EXISTS, Access::Read, now - Duration::from_millis(4)), false, 16);
         turn.finish();
         all.reset();
         let report = all.report();
@@ -704,5 +769,34 @@ mod tests {
         all.reset_connections();
         let report = all.report();
         assert_eq!((report.clients[0].received, report.outstanding), (0, 1));
+        let client = &report.clients[0];
+        assert_eq!((client.last_xid, client.last_zxid, client.last_opcode, client.last_response_ms(1)), (-1, -1, 0, 0));
+    }
+
+    #[test]
+    fn the_last_operation_is_the_last_that_was_answered_and_is_one() {
+        let all = FrontendStats::new();
+        let (new, taken_up) = (all.register(remote(), false), all.register(remote(), false));
+        new.connected(SessionId(7), 4000, false);
+        taken_up.connected(SessionId(8), 4000, true);
+        let last = |at: usize| {
+            let client = &all.report().clients[at];
+            (client.last_xid, client.last_opcode)
+        };
+        assert_eq!((last(0), last(1)), ((0, opcode::CREATE_SESSION), (0, opcode::NOTIFICATION)));
+        let now = Instant::now();
+        let answer = |xid, opcode, access, refused| {
+            let mut turn = new.turn(now);
+            turn.reply(1, &awaited(xid, opcode, access, now), refused, 16);
+            turn.finish();
+            last(0)
+        };
+        assert_eq!(answer(5, opcode::GET_DATA, Access::Read, true), (5, opcode::GET_DATA));
+        assert_eq!(answer(-2, opcode::PING, Access::Read, false), (5, opcode::PING), "a ping has no number");
+        assert_eq!(answer(-4, opcode::AUTH, Access::Read, false), (5, opcode::PING), "nor is an auth an operation");
+        assert_eq!(answer(6, opcode::CREATE, Access::Write, true), (6, opcode::NOTIFICATION), "nor a refused change");
+        assert_eq!(answer(7, opcode::CREATE, Access::Write, false), (7, opcode::CREATE));
+        all.reset_connections();
+        assert_eq!(answer(-2, opcode::PING, Access::Read, false), (-1, opcode::PING));
     }
 }
