@@ -14,9 +14,9 @@ use bytes::Bytes;
 use corral_recipes::{Hold, Loss};
 use rustix::process::{Pid, Signal};
 use tokio::io::AsyncWriteExt;
-use tokio::signal::unix::{SignalKind, signal};
 
 use crate::failure::Failure;
+use crate::signals::Signals;
 
 /// The first word of the command line of the process between us and the program.
 pub const INNER: &str = "__run";
@@ -91,11 +91,8 @@ impl Child {
     ///
     /// # Errors
     /// The system cannot be asked.
-    pub async fn supervise(mut self, hold: Option<&Hold>) -> Result<Outcome, Failure> {
+    pub async fn supervise(mut self, hold: Option<&Hold>, signals: &mut Signals) -> Result<Outcome, Failure> {
         let wrong = |error: std::io::Error| Failure::Other(format!("the program cannot be waited for: {error}"));
-        let mut interrupts = signal(SignalKind::interrupt()).map_err(wrong)?;
-        let mut terminations = signal(SignalKind::terminate()).map_err(wrong)?;
-        let mut hangups = signal(SignalKind::hangup()).map_err(wrong)?;
         let lost = async {
             match hold {
                 Some(hold) => hold.lost().await,
@@ -117,10 +114,12 @@ impl Child {
                     self.group = None;
                     return Ok(Outcome::Exited(code_of(ended.map_err(wrong)?)));
                 }
-                // At a terminal it has got this one itself.
-                _ = interrupts.recv() => if self.group.is_some() { self.send(Signal::INT) },
-                _ = terminations.recv() => self.send(Signal::TERM),
-                _ = hangups.recv() => self.send(Signal::HUP),
+                signal = signals.next() => {
+                    // At a terminal it has got an interrupt itself.
+                    if signal != Signal::INT || self.group.is_some() {
+                        self.send(signal);
+                    }
+                }
             }
         }
     }

@@ -211,7 +211,7 @@ pub async fn run(runner: &Runner, task: Task) -> Result<(), Failure> {
         }
         Task::Observe { path } => {
             let mut leaders = Election::new(&client, path).observe();
-            while let Some(leader) = crate::or_interrupted(leaders.next()).await? {
+            while let Some(leader) = runner.or_interrupted(leaders.next()).await? {
                 let (text, value) = match leader? {
                     None => ("nobody leads\n".to_owned(), json!({ "leader": null })),
                     Some(leader) => {
@@ -281,7 +281,7 @@ async fn acquire(client: &Client, held: &Held) -> Result<Option<Acquired>, corra
 }
 
 async fn hold(runner: &Runner, client: &Client, held: Held) -> Result<(), Failure> {
-    let Some(acquired) = crate::or_interrupted(acquire(client, &held)).await?? else {
+    let Some(acquired) = runner.or_interrupted(acquire(client, &held)).await?? else {
         return Err(Failure::Timeout(format!("{}: others hold it", held.path)));
     };
     let hold = acquired.hold();
@@ -290,7 +290,7 @@ async fn hold(runner: &Runner, client: &Client, held: Held) -> Result<(), Failur
         let text = format!("held: {} token {}\n", hold.path(), hold.token());
         runner.show(&Output::Line { text, value })?;
         runner.flush()?;
-        match crate::or_interrupted(hold.lost()).await {
+        match runner.or_interrupted(hold.lost()).await {
             Ok(loss) => Err(Failure::Lost(format!("{} was lost: {loss}", held.path))),
             Err(interrupted) => Err(interrupted),
         }
@@ -302,7 +302,8 @@ async fn hold(runner: &Runner, client: &Client, held: Held) -> Result<(), Failur
         ];
         runner.flush()?;
         let child = Child::start(&held.program, &environment, None).await?;
-        match child.supervise(Some(&hold)).await? {
+        let mut signals = runner.take_signals()?;
+        match child.supervise(Some(&hold), &mut signals).await? {
             Outcome::Exited(0) => Ok(()),
             Outcome::Exited(code) => Err(Failure::Exit(code)),
             Outcome::Killed(loss) => {

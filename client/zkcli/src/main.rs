@@ -4,7 +4,8 @@
 //! answers into text, all without any IO. `run.rs` is what commands share; each group of verbs has a file: `nodes.rs`
 //! (ZooKeeper's own), `quota.rs`, `tree.rs`, `copy.rs`, `sync.rs`, `transfer.rs`, `watching.rs`, `coordination.rs`,
 //! `meet.rs`, `context.rs`, `shell.rs`. Below them, `scan.rs` reads subtrees, `put.rs` writes them, `walk.rs` visits them
-//! in order, and `child.rs` runs programs.
+//! in order, `child.rs` runs programs, and `signals.rs` hears
+//! of Ctrl-C.
 
 mod child;
 mod command;
@@ -25,6 +26,7 @@ mod quota;
 mod run;
 mod scan;
 mod shell;
+mod signals;
 mod status;
 mod sync;
 mod table;
@@ -39,12 +41,12 @@ use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use clap::Parser;
-use tokio::signal::unix::{SignalKind, signal};
 
 use crate::command::{Command, Parsed};
 use crate::failure::Failure;
 use crate::options::{Options, Settings, normalise};
 use crate::run::Runner;
+use crate::signals::Signals;
 
 fn main() -> ExitCode {
     let mut words = std::env::args_os();
@@ -145,14 +147,17 @@ async fn one_shot(options: Options) -> u8 {
 }
 
 async fn run_one(runner: &mut Runner, parsed: Parsed) -> Result<(), Failure> {
+    // Commands that hold or follow something end in order when they are interrupted; others just die of it.
+    let signals = if takes_signals(&parsed.command) { Some(Signals::new()?) } else { None };
     if parsed.verb.needs_session {
-        if takes_signals(&parsed.command) {
-            or_interrupted(runner.connect()).await??;
-        } else {
-            runner.connect().await?;
+        match signals {
+            None => runner.connect().await?,
+            Some(mut signals) => {
+                signals.or_interrupted(runner.connect()).await??;
+                runner.signals.set(Some(signals));
+            }
         }
     }
-    // Commands that hold or follow something end in order when they are interrupted; others just die of it.
     runner.run(parsed.command).await
 }
 
@@ -165,22 +170,4 @@ pub fn takes_signals(command: &Command) -> bool {
             | Command::Meet(_)
             | Command::Shell(shell::Task::Edit { .. })
     )
-}
-
-/// Waits, until Ctrl-C or a request to end.
-///
-/// # Errors
-/// [`Failure::Cancelled`].
-pub async fn or_interrupted<T>(work: impl Future<Output = T>) -> Result<T, Failure> {
-    let wrong = |error: std::io::Error| Failure::Other(format!("signals cannot be caught: {error}"));
-    let mut terminations = signal(SignalKind::terminate()).map_err(wrong)?;
-    tokio::select! {
-        biased;
-        interrupted = tokio::signal::ctrl_c() => Err(match interrupted {
-            Ok(()) => Failure::Cancelled,
-            Err(error) => wrong(error),
-        }),
-        _ = terminations.recv() => Err(Failure::Cancelled),
-        done = work => Ok(done),
-    }
 }

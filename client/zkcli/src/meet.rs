@@ -203,24 +203,29 @@ async fn barrier(runner: &Runner, client: &Client, path: String, what: BarrierTa
     match what {
         BarrierTask::Set => drop(single.set().await?),
         BarrierTask::Remove => drop(single.remove().await?),
-        BarrierTask::Wait { limit: Some(limit) } => crate::or_interrupted(single.wait_timeout(limit)).await??,
-        BarrierTask::Wait { limit: None } => crate::or_interrupted(single.wait()).await??,
+        BarrierTask::Wait { limit: Some(limit) } => runner.or_interrupted(single.wait_timeout(limit)).await??,
+        BarrierTask::Wait { limit: None } => runner.or_interrupted(single.wait()).await??,
         BarrierTask::Enter { members, limit, program } => {
             let double = DoubleBarrier::new(client, path, members)?.identity(own_identity());
             let inside = match limit {
-                Some(limit) => crate::or_interrupted(double.enter_timeout(limit)).await??,
-                None => crate::or_interrupted(double.enter()).await??,
+                Some(limit) => runner.or_interrupted(double.enter_timeout(limit)).await??,
+                None => runner.or_interrupted(double.enter()).await??,
             };
             let outcome = if program.is_empty() {
                 Outcome::Exited(0)
             } else {
                 let hold = inside.hold();
-                Child::start(&program, &[], None).await?.supervise(hold.as_ref()).await?
+                let mut signals = runner.take_signals()?;
+                let outcome = Child::start(&program, &[], None).await?.supervise(hold.as_ref(), &mut signals).await?;
+                // One that was passed on to the program does not end the wait for the others.
+                signals.has_come = false;
+                runner.signals.set(Some(signals));
+                outcome
             };
             if let Outcome::Killed(loss) = outcome {
                 return Err(Failure::Lost(format!("our place was lost ({loss}): the program was killed")));
             }
-            crate::or_interrupted(inside.leave()).await??;
+            runner.or_interrupted(inside.leave()).await??;
             return code(outcome);
         }
     }
@@ -253,8 +258,8 @@ async fn queue(runner: &Runner, client: &Client, path: String, what: QueueTask) 
         }
         QueueTask::Take { limit } => {
             let item = match limit {
-                None => crate::or_interrupted(queue.take()).await??,
-                Some(limit) => match crate::or_interrupted(tokio::time::timeout(limit, queue.take())).await? {
+                None => runner.or_interrupted(queue.take()).await??,
+                Some(limit) => match runner.or_interrupted(tokio::time::timeout(limit, queue.take())).await? {
                     Ok(item) => item?,
                     Err(_) => {
                         return Err(Failure::Timeout(format!("{path}: no item within {} ms", limit.as_millis())));
@@ -275,8 +280,8 @@ async fn queue(runner: &Runner, client: &Client, path: String, what: QueueTask) 
                 None => work_queue,
             };
             let work = match limit {
-                Some(limit) => crate::or_interrupted(work_queue.take_timeout(limit)).await??,
-                None => crate::or_interrupted(work_queue.take()).await??,
+                Some(limit) => runner.or_interrupted(work_queue.take_timeout(limit)).await??,
+                None => runner.or_interrupted(work_queue.take()).await??,
             };
             let environment = [
                 ("ZKCLI_ITEM_PATH", work.path().to_owned()),
@@ -284,7 +289,8 @@ async fn queue(runner: &Runner, client: &Client, path: String, what: QueueTask) 
                 ("ZKCLI_TOKEN", work.token().value().to_string()),
             ];
             let item = work.item().cloned().unwrap_or_default();
-            let outcome = Child::start(&program, &environment, Some(item)).await?.supervise(Some(&*work)).await?;
+            let child = Child::start(&program, &environment, Some(item)).await?;
+            let outcome = child.supervise(Some(&*work), &mut runner.take_signals()?).await?;
             match outcome {
                 Outcome::Exited(0) => work.done().await?,
                 Outcome::Exited(_) => work.requeue().await?,

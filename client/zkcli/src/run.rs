@@ -2,7 +2,7 @@
 //!
 //! Read first: [`Runner`]. What the verbs do is in the file of their group; [`Runner::run`] finds it.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::io::{IsTerminal, Read, Write};
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,6 +15,7 @@ use crate::command::Command;
 use crate::failure::Failure;
 use crate::options::{Format, Options, Settings, addresses, cut_chroot};
 use crate::print::{self, Output, Rendered};
+use crate::signals::Signals;
 use crate::watching::Watches;
 use crate::words::{Input, decode_base64};
 use crate::{context, coordination, copy, meet, nodes, quota, shell, status, sync, table, transfer, tree, watching};
@@ -48,6 +49,8 @@ pub struct Runner {
     is_shell: bool,
     confirmer: Option<Confirmer>,
     rows: RefCell<Rows>,
+    /// Of the command under way, if it minds them itself.
+    pub signals: Cell<Option<Signals>>,
 }
 
 /// Rows of a table that are not printed yet, so that its columns are as wide as they must be.
@@ -73,6 +76,7 @@ impl Runner {
             settings,
             client: None,
             rows: RefCell::default(),
+            signals: Cell::new(None),
         }
     }
 
@@ -278,6 +282,25 @@ impl Runner {
         !yes && !self.options.yes && self.confirmer.is_some()
     }
 
+    /// The signals of the command under way, from its beginning on. Whoever takes them gives them back.
+    ///
+    /// # Errors
+    /// The system does not let us hear of any.
+    pub fn take_signals(&self) -> Result<Signals, Failure> {
+        self.signals.take().map_or_else(Signals::new, Ok)
+    }
+
+    /// Waits for some work, unless Ctrl-C or a request to end comes first.
+    ///
+    /// # Errors
+    /// [`Failure::Cancelled`].
+    pub async fn or_interrupted<T>(&self, work: impl Future<Output = T>) -> Result<T, Failure> {
+        let mut signals = self.take_signals()?;
+        let result = signals.or_interrupted(work).await;
+        self.signals.set(Some(signals));
+        result
+    }
+
     /// Does one command and prints what it has to say.
     ///
     /// # Errors
@@ -286,6 +309,7 @@ impl Runner {
         let result = self.carry_out(command).await;
         let flushed = self.flush();
         self.rows.borrow_mut().heads.clear();
+        self.signals.set(None);
         result.and(flushed)
     }
 

@@ -26,6 +26,7 @@ use crate::failure::exit::{BAD_VERSION, CONNECTION, FAILED, NO_NODE};
 use crate::options::Settings;
 use crate::print::Output;
 use crate::run::{Runner, is_yes};
+use crate::signals::Signals;
 use crate::verbs::{self, Verb};
 use crate::words::{self, Args, Completion, ParseError};
 use crate::{edit, status, takes_signals};
@@ -283,7 +284,13 @@ impl Session {
                     .collect();
                 self.runner.show(&Output::Text(lines.join("\n")))
             }
-            command if takes_signals(&command) => self.runner.run(command).await,
+            command if takes_signals(&command) => match Signals::new() {
+                Ok(signals) => {
+                    self.runner.signals.set(Some(signals));
+                    self.runner.run(command).await
+                }
+                Err(failure) => Err(failure),
+            },
             command => tokio::select! {
                 biased;
                 interrupted = tokio::signal::ctrl_c() => Err(match interrupted {

@@ -11,7 +11,6 @@ use corral_client::{
     WatchedEvent, Zxid,
 };
 use serde_json::{Value, json};
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::AbortHandle;
 
 use crate::child::{Child, Outcome};
@@ -20,6 +19,7 @@ use crate::failure::exit::FAILED;
 use crate::options::Format;
 use crate::print::{self, Output, data_json, stat_json};
 use crate::run::Runner;
+use crate::signals::Signals;
 use crate::verbs::{Opt, Verb};
 use crate::words::{Args, ParseError};
 
@@ -266,24 +266,15 @@ async fn watch(runner: &Runner, follow: Follow) -> Result<(), Failure> {
 }
 
 async fn follow_feed(runner: &Runner, follow: &Follow, mut feed: Feed, position: &mut Zxid) -> Result<(), Failure> {
-    let wrong = |error: std::io::Error| Failure::Other(format!("signals cannot be caught: {error}"));
-    // From before the first event: a signal that comes while a command runs is found here afterwards.
-    let mut interrupts = signal(SignalKind::interrupt()).map_err(wrong)?;
-    let mut terminations = signal(SignalKind::terminate()).map_err(wrong)?;
+    let mut signals = runner.take_signals()?;
     let mut seen = 0;
     while follow.count.is_none_or(|count| seen < count) {
         runner.flush()?;
-        let item = tokio::select! {
-            biased;
-            _ = interrupts.recv() => return Err(Failure::Cancelled),
-            _ = terminations.recv() => return Err(Failure::Cancelled),
-            item = feed.next() => item,
-        };
-        match item {
+        match signals.or_interrupted(feed.next()).await? {
             Some(FeedItem::Changes(Changes { zxid, events })) => {
                 let all = events.len();
                 for (at, event) in events.into_iter().enumerate() {
-                    tell(runner, follow, zxid, event).await?;
+                    tell(runner, follow, zxid, event, &mut signals).await?;
                     seen += 1;
                     if follow.count.is_some_and(|count| seen >= count) && at + 1 < all {
                         return Ok(());
@@ -300,7 +291,7 @@ async fn follow_feed(runner: &Runner, follow: &Follow, mut feed: Feed, position:
                     runner.show(&Output::Line { text: String::new(), value })?;
                 }
                 if let Some(command) = &follow.exec {
-                    exec(command, "Gap", &follow.path, gap.resync, None).await?;
+                    exec(command, "Gap", &follow.path, gap.resync, None, &mut signals).await?;
                 }
                 *position = gap.resync;
             }
@@ -317,7 +308,13 @@ async fn follow_feed(runner: &Runner, follow: &Follow, mut feed: Feed, position:
 }
 
 /// One event: printed, and given to the command.
-async fn tell(runner: &Runner, follow: &Follow, zxid: Zxid, event: FeedEvent) -> Result<(), Failure> {
+async fn tell(
+    runner: &Runner,
+    follow: &Follow,
+    zxid: Zxid,
+    event: FeedEvent,
+    signals: &mut Signals,
+) -> Result<(), Failure> {
     let FeedEvent { kind, path, node } = event;
     let watched = WatchedEvent { kind, path: path.clone(), zxid: Some(zxid) };
     let data = node.as_ref().and_then(|node| node.data.clone());
@@ -339,12 +336,19 @@ async fn tell(runner: &Runner, follow: &Follow, zxid: Zxid, event: FeedEvent) ->
         runner.show(&Output::Event(watched))?;
     }
     match &follow.exec {
-        Some(command) => exec(command, print::event_name(kind), &path, zxid, data).await,
+        Some(command) => exec(command, print::event_name(kind), &path, zxid, data, signals).await,
         None => Ok(()),
     }
 }
 
-async fn exec(command: &str, kind: &str, path: &str, zxid: Zxid, data: Option<bytes::Bytes>) -> Result<(), Failure> {
+async fn exec(
+    command: &str,
+    kind: &str,
+    path: &str,
+    zxid: Zxid,
+    data: Option<bytes::Bytes>,
+    signals: &mut Signals,
+) -> Result<(), Failure> {
     let environment = [
         ("ZKCLI_EVENT_TYPE", kind.to_owned()),
         ("ZKCLI_EVENT_PATH", path.to_owned()),
@@ -352,7 +356,7 @@ async fn exec(command: &str, kind: &str, path: &str, zxid: Zxid, data: Option<by
     ];
     let program = ["sh", "-c", command].map(str::to_owned);
     let child = Child::start(&program, &environment, Some(data.unwrap_or_default())).await?;
-    match child.supervise(None).await? {
+    match child.supervise(None, signals).await? {
         Outcome::Exited(0) => Ok(()),
         Outcome::Exited(code) => {
             Err(Failure::Other(format!("the command failed with exit code {code} at {kind} of {path}, zxid {zxid}")))

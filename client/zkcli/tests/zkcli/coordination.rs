@@ -141,7 +141,7 @@ async fn an_election_is_observed_and_its_leader_resigns_when_interrupted() {
     assert!(line.contains(r#""identity":"me""#), "{line}");
     interrupt(&leader);
     assert_eq!(end(leader).await.code, 130);
-    let line = tokio::task::spawn_blocking(move || next()).await.unwrap();
+    let line = tokio::task::spawn_blocking(next).await.unwrap();
     assert_eq!(line, r#"{"leader":null}"#);
     interrupt(&observer);
     assert_eq!(end(observer).await.code, 130);

@@ -82,8 +82,14 @@ async fn until(what: &str, mut is_so: impl FnMut() -> bool) {
 
 /// Waits for the end of a child, and gives what it left.
 async fn end(child: Child) -> Run {
+    let id = child.id().to_string();
     let ended = tokio::task::spawn_blocking(move || child.wait_with_output().unwrap());
-    let output = tokio::time::timeout(PATIENCE, ended).await.expect("it ends").unwrap();
+    let Ok(output) = tokio::time::timeout(PATIENCE, ended).await else {
+        // The thread that waits for it must end, too.
+        let _ = Command::new("kill").args(["-KILL", &id]).status();
+        panic!("it does not end");
+    };
+    let output = output.unwrap();
     Run {
         code: output.status.code().unwrap_or(-1),
         out: String::from_utf8_lossy(&output.stdout).into_owned(),
