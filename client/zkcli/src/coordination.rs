@@ -206,7 +206,7 @@ pub async fn run(runner: &Runner, task: Task) -> Result<(), Failure> {
     match task {
         Task::Hold(held) => hold(runner, &client, held).await,
         Task::SetLimit { path, limit } => {
-            Semaphore::new(&client, path.clone(), limit).set_limit(limit).await?;
+            runner.ask(Semaphore::new(&client, path.clone(), limit).set_limit(limit)).await?;
             runner.done(path)
         }
         Task::Observe { path } => {
@@ -336,18 +336,18 @@ async fn locks(runner: &Runner, client: &Client, path: &str) -> Result<(), Failu
             let lease = paths::join(&paths::join(path, "leases"), &name);
             rows.extend(row(runner, client, &lease, "holds", "permit").await?);
         }
-        let waiting = Mutex::new(client, paths::join(path, "locks")).contenders().await?;
+        let waiting = runner.ask(Mutex::new(client, paths::join(path, "locks")).contenders()).await?;
         for standing in &waiting {
             rows.extend(row(runner, client, &standing.path, "waits", "permit").await?);
         }
     } else {
         // kazoo's read-write locks and its locks share a name; where there is a reader, it is the former.
-        let shared = RwLock::new(client, path).contenders().await?;
+        let shared = runner.ask(RwLock::new(client, path).contenders()).await?;
         let standings =
             if shared.iter().any(|standing| standing.role == Role::Shared || standing.path.contains("__WRIT__")) {
                 shared
             } else {
-                Mutex::new(client, path).contenders().await?
+                runner.ask(Mutex::new(client, path).contenders()).await?
             };
         for (at, standing) in standings.iter().enumerate() {
             let state = if holds(&standings, at) { "holds" } else { "waits" };

@@ -44,6 +44,7 @@ use clap::Parser;
 
 use crate::command::{Command, Parsed};
 use crate::failure::Failure;
+use crate::meet::{BarrierTask, QueueTask};
 use crate::options::{Options, Settings, normalise};
 use crate::run::Runner;
 use crate::signals::Signals;
@@ -166,8 +167,11 @@ pub fn takes_signals(command: &Command) -> bool {
     matches!(
         command,
         Command::Watch(watching::Task::Follow(_))
-            | Command::Coordinate(_)
-            | Command::Meet(_)
+            | Command::Coordinate(coordination::Task::Hold(_) | coordination::Task::Observe { .. })
+            | Command::Meet(
+                meet::Task::Barrier { what: BarrierTask::Wait { .. } | BarrierTask::Enter { .. }, .. }
+                    | meet::Task::Queue { what: QueueTask::Take { .. } | QueueTask::Work { .. }, .. }
+            )
             | Command::Shell(shell::Task::Edit { .. })
     )
 }

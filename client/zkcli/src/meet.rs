@@ -181,16 +181,18 @@ pub async fn run(runner: &Runner, task: Task) -> Result<(), Failure> {
         Task::Counter { path, encoding, what } => {
             let counter = Counter::new(&client, path.clone()).encoding(encoding);
             let number = match what {
-                CounterTask::Get => counter.get().await?,
-                CounterTask::Add(delta) => counter.add(delta).await?.1,
+                CounterTask::Get => runner.ask(counter.get()).await?,
+                CounterTask::Add(delta) => runner.ask(counter.add(delta)).await?.1,
                 CounterTask::Set(number) => {
-                    counter.set(number).await?;
+                    runner.ask(counter.set(number)).await?;
                     number
                 }
-                CounterTask::CompareAndSet(before, after) => match counter.compare_and_set(before, after).await? {
-                    true => after,
-                    false => return Err(Failure::Exit(FAILED)),
-                },
+                CounterTask::CompareAndSet(before, after) => {
+                    match runner.ask(counter.compare_and_set(before, after)).await? {
+                        true => after,
+                        false => return Err(Failure::Exit(FAILED)),
+                    }
+                }
             };
             let value = json!({ "path": path, "number": number });
             runner.show(&Output::Line { text: format!("{number}\n"), value })
@@ -201,8 +203,8 @@ pub async fn run(runner: &Runner, task: Task) -> Result<(), Failure> {
 async fn barrier(runner: &Runner, client: &Client, path: String, what: BarrierTask) -> Result<(), Failure> {
     let single = Barrier::new(client, path.clone());
     match what {
-        BarrierTask::Set => drop(single.set().await?),
-        BarrierTask::Remove => drop(single.remove().await?),
+        BarrierTask::Set => drop(runner.ask(single.set()).await?),
+        BarrierTask::Remove => drop(runner.ask(single.remove()).await?),
         BarrierTask::Wait { limit: Some(limit) } => runner.or_interrupted(single.wait_timeout(limit)).await??,
         BarrierTask::Wait { limit: None } => runner.or_interrupted(single.wait()).await??,
         BarrierTask::Enter { members, limit, program } => {
@@ -249,10 +251,10 @@ async fn queue(runner: &Runner, client: &Client, path: String, what: QueueTask) 
         QueueTask::Put { data, priority, most, work } => {
             let data = runner.input(data)?;
             match (work, most) {
-                (true, Some(most)) => work_queue.max_items(most).put_all(priority, [data]).await?,
-                (true, None) => work_queue.put_all(priority, [data]).await?,
-                (false, Some(most)) => queue.max_items(most).put_with(priority, data).await?,
-                (false, None) => queue.put_with(priority, data).await?,
+                (true, Some(most)) => runner.ask(work_queue.max_items(most).put_all(priority, [data])).await?,
+                (true, None) => runner.ask(work_queue.put_all(priority, [data])).await?,
+                (false, Some(most)) => runner.ask(queue.max_items(most).put_with(priority, data)).await?,
+                (false, None) => runner.ask(queue.put_with(priority, data)).await?,
             }
             runner.done(path)
         }
@@ -268,10 +270,10 @@ async fn queue(runner: &Runner, client: &Client, path: String, what: QueueTask) 
             };
             show_item(runner, &path, item)
         }
-        QueueTask::Poll => show_item(runner, &path, queue.poll().await?.ok_or(none)?),
-        QueueTask::Peek => show_item(runner, &path, Some(queue.peek().await?.ok_or(none)?)),
+        QueueTask::Poll => show_item(runner, &path, runner.ask(queue.poll()).await?.ok_or(none)?),
+        QueueTask::Peek => show_item(runner, &path, Some(runner.ask(queue.peek()).await?.ok_or(none)?)),
         QueueTask::Len { work } => {
-            let count = if work { work_queue.len().await? } else { queue.len().await? };
+            let count = if work { runner.ask(work_queue.len()).await? } else { runner.ask(queue.len()).await? };
             runner.show(&Output::Count { path, count: count as u64 })
         }
         QueueTask::Work { limit, attempts, program } => {
@@ -292,8 +294,8 @@ async fn queue(runner: &Runner, client: &Client, path: String, what: QueueTask) 
             let child = Child::start(&program, &environment, Some(item)).await?;
             let outcome = child.supervise(Some(&*work), &mut runner.take_signals()?).await?;
             match outcome {
-                Outcome::Exited(0) => work.done().await?,
-                Outcome::Exited(_) => work.requeue().await?,
+                Outcome::Exited(0) => runner.or_interrupted(work.done()).await??,
+                Outcome::Exited(_) => runner.or_interrupted(work.requeue()).await??,
                 Outcome::Killed(_) => {}
             }
             code(outcome)

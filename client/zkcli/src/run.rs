@@ -7,7 +7,7 @@ use std::io::{IsTerminal, Read, Write};
 use std::sync::Arc;
 use std::time::Duration;
 
-use corral_client::{Client, Error, SessionState, TlsConnector, TlsOptions};
+use corral_client::{Client, SessionState, TlsConnector, TlsOptions};
 use futures::future::BoxFuture;
 use serde_json::Value;
 
@@ -370,9 +370,9 @@ impl Runner {
     ///
     /// # Errors
     /// The server's refusal; no answer in time.
-    pub async fn ask<T>(&self, response: impl Future<Output = Result<T, Error>>) -> Result<T, Failure> {
+    pub async fn ask<T, E: Into<Failure>>(&self, response: impl Future<Output = Result<T, E>>) -> Result<T, Failure> {
         match tokio::time::timeout(self.limit(), response).await {
-            Ok(result) => Ok(result?),
+            Ok(result) => result.map_err(Into::into),
             Err(_) => Err(Failure::Timeout(format!(
                 "no answer within {} ms; a write may still be carried out",
                 self.limit().as_millis()

@@ -137,7 +137,7 @@ async fn an_election_is_observed_and_its_leader_resigns_when_interrupted() {
     let (line, mut next) = tokio::task::spawn_blocking(move || (next(), next)).await.unwrap();
     assert_eq!(line, r#"{"leader":null}"#);
     let leader = start(&server, &["elect", "--identity", "me", "/e"]);
-    let (line, mut next) = tokio::task::spawn_blocking(move || (next(), next)).await.unwrap();
+    let (line, next) = tokio::task::spawn_blocking(move || (next(), next)).await.unwrap();
     assert!(line.contains(r#""identity":"me""#), "{line}");
     interrupt(&leader);
     assert_eq!(end(leader).await.code, 130);
@@ -185,4 +185,14 @@ async fn barriers_queues_and_counters_do_what_their_recipes_do() {
     let first = start(&server, &["barrier", "enter", "-n", "2", "/d", "--", "echo", "both"]);
     let second = run(&server, &["barrier", "enter", "-n", "2", "/d", "--", "sh", "-c", "exit 4"]).await;
     assert_eq!((end(first).await, second), (said(0, "both\n", ""), said(4, "", "")));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_does_not_wait_for_others_ends_with_the_timeout() {
+    let server = Server::start().await;
+    server.state.lock().mute = true;
+    for args in [&["counter", "add", "/n", "1"][..], &["queue", "put", "/q", "x"], &["barrier", "set", "/b"]] {
+        let args: Vec<&str> = ["--timeout", "300"].iter().chain(args).copied().collect();
+        assert_eq!(run(&server, &args).await.code, 6, "{args:?}");
+    }
 }
