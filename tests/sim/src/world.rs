@@ -270,7 +270,7 @@ impl World {
     /// The first property that does not hold.
     pub fn run(&mut self) -> Check {
         while self.stage != Stage::Over {
-            let Some(event) = self.schedule.next() else { break };
+            let Some(event) = self.schedule.pop() else { break };
             self.handle(event)?;
             if self.trace.events() > EVENTS_MAX.max(EVENTS_A_MS * self.options.safety_ms) {
                 return Err(Violation { invariant: "I28 liveness", text: "events without end".to_owned() });
