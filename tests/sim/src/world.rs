@@ -694,7 +694,8 @@ impl World {
             }
             MemberInput::Zab(Input::PeerMessage { peer, link, message: Message::Pong { epoch, seq, touched, .. } }) => {
                 let process = self.process_mut(at).expect("the caller found it");
-                let current = process.links.get(peer).is_some_and(|(l, _, _)| l == link);
+                // As the core knows: it may not have heard yet that the stream is gone.
+                let current = process.known_links.get(peer) == Some(link);
                 let leads = process.status.role == Role::Leading && process.status.epoch == *epoch;
                 // A learner that was given up for its silence is not heard any more until it asks anew.
                 let learner = |process: &Process| process.member.status().learners.iter().any(|(id, ..)| id == peer);
