@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
 
+use corral_client::Client;
 use processes::{Ensemble, PATIENCE};
 use tokio::time::{Duration, Instant, sleep};
 
@@ -117,6 +118,24 @@ impl Drop for Example {
     }
 }
 
+/// Waits until there are so many.
+async fn until(what: &str, wanted: u64, mut count: impl AsyncFnMut() -> u64) {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let now = count().await;
+        if now >= wanted {
+            return;
+        }
+        assert!(Instant::now() < deadline, "{now} {what}, and never {wanted}");
+        sleep(POLL).await;
+    }
+}
+
+/// A number in the tree; 0 if it is not there.
+async fn state(client: &Client, path: &str) -> u64 {
+    client.get(path).await.map_or(0, |node| String::from_utf8_lossy(node.bytes()).parse().unwrap_or(0))
+}
+
 /// Kills the leading server, and starts it again.
 async fn kill_the_leading_server(ensemble: &mut Ensemble) {
     let leader = ensemble.leader().await;
@@ -136,17 +155,7 @@ async fn a_replicated_service_does_every_step_once_though_leaders_die() {
     first.says("leads with token").await;
     let (second, third) = (copy("second"), copy("third"));
     let client = ensemble.client(ensemble.ids(), Duration::from_secs(20)).await;
-    let steps = async |wanted: u64| {
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            let state = client.get("/service/state").await.map_or(0, |node| number(node.bytes()));
-            if state >= wanted {
-                return;
-            }
-            assert!(Instant::now() < deadline, "it stays at step {state}");
-            sleep(POLL).await;
-        }
-    };
+    let steps = async |wanted| until("steps", wanted, async || state(&client, "/service/state").await).await;
     steps(20).await;
     first.kill();
     steps(60).await;
@@ -182,7 +191,9 @@ async fn a_work_queue_loses_no_order_and_ships_none_twice_though_producers_and_w
     sleeping.signal(rustix::process::Signal::STOP);
     let before = sleeping.said().iter().filter(|line| line.contains(" shipped ")).count();
     let (one, two) = (part("work", "one", "10"), part("work", "two", "10"));
-    one.says("one shipped ").await;
+    let client = ensemble.client(ensemble.ids(), Duration::from_secs(20)).await;
+    let receipts = async || client.get_children("/shop/receipts").await.map_or(0, |names| names.len() as u64);
+    until("receipts", receipts().await + 10, receipts).await;
     kill_the_leading_server(&mut ensemble).await;
     let mut said = one.succeeds().await;
     said.extend(two.succeeds().await);
@@ -319,7 +330,8 @@ async fn words_are_counted_exactly_though_coordinators_and_workers_die() {
     dead.kill();
     dying.kill();
     let (one, two) = (part("work", "one", "5"), part("work", "two", "5"));
-    one.says("one did map").await;
+    let client = ensemble.client(ensemble.ids(), Duration::from_secs(20)).await;
+    until("chunks mapped", 3, async || state(&client, "/words/mapped").await).await;
     kill_the_leading_server(&mut ensemble).await;
     heir.says("coordinates with token").await;
     heir.says("has the result").await;
@@ -331,8 +343,4 @@ async fn words_are_counted_exactly_though_coordinators_and_workers_die() {
     let verdict = Example::start(&ensemble, "word_count", &["verify", "--text", file]).succeeds().await;
     // 7 and 1,009 numbers, of which the larger contain the smaller, and three words.
     assert_eq!(verdict.last().map(String::as_str), Some("30000 words, 1012 different ones: exactly"), "{verdict:#?}");
-}
-
-fn number(bytes: &[u8]) -> u64 {
-    String::from_utf8_lossy(bytes).parse().unwrap_or(0)
 }
