@@ -212,6 +212,7 @@ const GENERATED: &[&str] = &[
     "server/core/src/tree/entry.rs",
     "server/src/frontend/grpc",
     "server/src/net/peer_link.rs",
+    "client/src/transport.rs",
     "client/src/connection",
 ];
 

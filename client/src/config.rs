@@ -1,15 +1,17 @@
 //! Settings of a client.
 
-use std::hash::{BuildHasher, Hasher};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 
+use crate::ambient;
 use crate::client::Client;
 use crate::error::Error;
 use crate::hosts::Hosts;
-use crate::shared::Shared;
+use crate::shared::{Network, Shared};
 use crate::tls::TlsOptions;
+use crate::transport::Transport;
 
 /// Session timeout asked for when the program names none.
 pub const SESSION_TIMEOUT: Duration = Duration::from_secs(10);
@@ -25,6 +27,7 @@ pub struct Builder {
     lease_margin: Option<Duration>,
     auth: Vec<(String, Bytes)>,
     tls: Option<TlsOptions>,
+    transport: Option<Arc<dyn Transport>>,
     seed: Option<u64>,
 }
 
@@ -37,6 +40,7 @@ impl Builder {
             lease_margin: None,
             auth: Vec::new(),
             tls: None,
+            transport: None,
             seed: None,
         }
     }
@@ -74,6 +78,12 @@ impl Builder {
         self
     }
 
+    /// Reaches servers by this and not over the network; what was said of TLS does not count then.
+    pub fn transport(mut self, transport: Arc<dyn Transport>) -> Builder {
+        self.transport = Some(transport);
+        self
+    }
+
     /// The order in which servers are tried is drawn from this number. Default: another one for each client, so that
     /// clients spread over the servers.
     pub fn shuffle_seed(mut self, seed: u64) -> Builder {
@@ -87,12 +97,15 @@ impl Builder {
     /// [`Error::ConnectString`]; [`Error::Tls`]; [`Error::NoConnection`] if no server accepted a session within the connect timeout;
     /// [`Error::SessionEnded`] if an identity was refused.
     pub async fn connect(self) -> Result<Client, Error> {
-        // std's keyed hasher draws its keys from the operating system: the one source of randomness here.
-        let seed = self.seed.unwrap_or_else(|| std::hash::RandomState::new().build_hasher().finish());
+        let seed = self.seed.unwrap_or_else(ambient::random);
         let hosts = Hosts::parse(&self.connect_string, seed)?;
         let proves_identity = !self.auth.is_empty();
-        let tls = self.tls.as_ref().map(TlsOptions::connector).transpose()?;
-        let shared = Shared::start(hosts, tls, self.session_timeout, self.lease_margin, self.auth);
+        let network = match (self.transport, &self.tls) {
+            (Some(transport), _) => Network::Other(transport),
+            (None, Some(tls)) => Network::Tls(tls.connector()?),
+            (None, None) => Network::Plain,
+        };
+        let shared = Shared::start(hosts, network, self.session_timeout, self.lease_margin, self.auth);
         let client = Client::from_shared(shared.clone());
         shared.wait_connected(self.connect_timeout).await?;
         if proves_identity {

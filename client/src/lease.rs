@@ -7,6 +7,7 @@ use corral_proto::{ServerId, SessionId};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use crate::ambient;
 use crate::error::EndReason;
 use crate::shared::Shared;
 
@@ -135,7 +136,7 @@ impl Lease {
 
     /// Whether the deadline is still ahead.
     pub fn is_valid(&self) -> bool {
-        Instant::now() < self.valid_until()
+        ambient::now() < self.valid_until()
     }
 
     /// Waits until the lease has run out: no acknowledgement came in time, or the session ended. Cancel safe.
@@ -143,11 +144,12 @@ impl Lease {
         let mut status = self.shared.status.subscribe();
         loop {
             let until = self.valid_until();
-            if until <= Instant::now() || status.borrow_and_update().state.is_final() {
+            if until <= ambient::now() || status.borrow_and_update().state.is_final() {
                 return;
             }
             tokio::select! {
-                () = tokio::time::sleep_until(until) => {}
+                biased;
+                () = ambient::sleep_until(until) => {}
                 changed = status.changed() => if changed.is_err() { return },
             }
         }

@@ -32,6 +32,10 @@
 //! # }
 //! ```
 //!
+//! Writes are executed in that order, each once, whatever happens to connections. A *read* whose answer was lost with its
+//! connection is made anew: it then shows a later state, that behind writes which were asked for after it and were already
+//! executed. So what is to be read before it is changed must be awaited before it is changed.
+//!
 //! **Watching.** [`Client::watch`] and [`Client::feed`] follow the change feed: no change is lost or told twice, over reconnects,
 //! other servers and other leaders, and a watch may begin in the past. Where that is impossible, a [`Gap`] says so. The
 //! [`cache`] keeps copies of parts of the tree up to date with it.
@@ -42,6 +46,7 @@
 //! **Time.** Whoever acts because a session is alive (a lock holder, a leader) must stop by [`Lease::valid_until`], which
 //! this client computes from what servers acknowledged; [`SessionState`] tells the rest.
 
+pub mod ambient;
 pub mod cache;
 mod client;
 mod config;
@@ -55,6 +60,7 @@ mod response;
 mod session;
 mod shared;
 mod tls;
+mod transport;
 mod watcher;
 mod watches;
 
@@ -72,6 +78,7 @@ pub use op::{
 };
 pub use response::Response;
 pub use tls::{TlsConnector, TlsOptions};
+pub use transport::{Transport, Wire};
 pub use watcher::{Feed, FeedOptions, OneshotWatch, WatchEvent, Watcher};
 
 /// What calls of this crate give.

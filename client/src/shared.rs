@@ -1,6 +1,6 @@
 //! What the handles of one client and its task have in common: the session behind a lock, and those who wait for it.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,6 +10,7 @@ use parking_lot::Mutex;
 use tokio::sync::{Notify, oneshot, watch};
 use tokio::time::Instant;
 
+use crate::ambient;
 use crate::client::Map;
 use crate::error::{EndReason, Error};
 use crate::feeds::FeedItem;
@@ -19,16 +20,24 @@ use crate::op::{Consistency, Op};
 use crate::response::{Call, Outcome, Response};
 use crate::session::{Output, Phase, REQUEST_BYTES_MAX, Session};
 use crate::tls::TlsConnector;
+use crate::transport::Transport;
 use crate::watcher::{Feed, FeedQueue, Guard, OneshotWatch};
 use crate::watches::WatchId;
 
 /// Who waits for a request. `None`: nobody, it is made in the background.
 pub(crate) type Token = Option<oneshot::Sender<Outcome>>;
 
+/// How servers are reached.
+pub(crate) enum Network {
+    Plain,
+    Tls(TlsConnector),
+    Other(Arc<dyn Transport>),
+}
+
 /// One client: its session, and the ways to wake those who wait.
 pub(crate) struct Shared {
     pub(crate) hosts: Hosts,
-    pub(crate) tls: Option<TlsConnector>,
+    pub(crate) network: Network,
     pub(crate) status: watch::Sender<Status>,
     /// Wakes the task: there may be something to send.
     pub(crate) wake: Notify,
@@ -44,7 +53,7 @@ pub(crate) struct Shared {
 
 struct Inner {
     session: Session<Token>,
-    sinks: HashMap<WatchId, Sink>,
+    sinks: BTreeMap<WatchId, Sink>,
     last_watch: u64,
     /// Why the last attempt to connect failed.
     last_failure: String,
@@ -79,7 +88,7 @@ impl Shared {
     /// Begins a session in the background.
     pub(crate) fn start(
         hosts: Hosts,
-        tls: Option<TlsConnector>,
+        network: Network,
         session_timeout: Duration,
         lease_margin: Option<Duration>,
         auth: Vec<(String, Bytes)>,
@@ -93,27 +102,27 @@ impl Shared {
         });
         let shared = Arc::new(Shared {
             hosts,
-            tls,
+            network,
             status,
             wake: Notify::new(),
             closing: Notify::new(),
             room: Notify::new(),
-            origin: Instant::now(),
+            origin: ambient::now(),
             lease_margin,
             inner: Mutex::new(Inner {
                 session: Session::new(session_timeout, auth),
-                sinks: HashMap::new(),
+                sinks: BTreeMap::new(),
                 last_watch: 0,
                 last_failure: "none was made".to_owned(),
             }),
         });
-        tokio::spawn(crate::connection::run(shared.clone()));
+        ambient::spawn(crate::connection::run(shared.clone()));
         shared
     }
 
     /// Time since the client was made.
     pub(crate) fn now(&self) -> Duration {
-        self.origin.elapsed()
+        ambient::now().saturating_duration_since(self.origin)
     }
 
     /// A moment of the session's time.
@@ -294,7 +303,7 @@ impl Shared {
             });
             match at {
                 Some(at) if at <= self.now() => return,
-                Some(at) => tokio::time::sleep_until(self.instant(at)).await,
+                Some(at) => ambient::sleep_until(self.instant(at)).await,
                 None => self.closing.notified().await,
             }
         }
@@ -304,7 +313,7 @@ impl Shared {
     pub(crate) async fn wait_connected(&self, limit: Duration) -> Result<(), Error> {
         let mut status = self.status.subscribe();
         let wait = status.wait_for(|status| status.state == SessionState::Connected || status.state.is_final());
-        let reason = match tokio::time::timeout(limit, wait).await {
+        let reason = match ambient::timeout(limit, wait).await {
             Ok(Ok(status)) => match &status.state {
                 SessionState::Connected => return Ok(()),
                 SessionState::Lost(reason) => reason.clone(),
@@ -362,7 +371,7 @@ impl Inner {
                         Phase::Ended(reason) => SessionState::Lost(reason.clone()),
                     };
                     if let Phase::Ended(reason) = self.session.phase() {
-                        for (_, sink) in self.sinks.drain() {
+                        for sink in std::mem::take(&mut self.sinks).into_values() {
                             deliveries.push(match sink {
                                 Sink::Oneshot(to) => Delivery::Oneshot(to, Err(reason.clone())),
                                 Sink::Feed(queue) => Delivery::End(queue, reason.clone()),

@@ -11,26 +11,21 @@
 //!
 //! For copies in processes of their own, to kill them one by one, start it several times with `--copies 1 --name NAME`.
 
+mod common;
+
 use std::process::ExitCode;
-use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Parser;
-use corral_client::{Client, Consistency, CreateMode, Error as ClientError, ErrorCode, Transaction};
+use common::{Ensemble, number};
+use corral_client::{Client, CreateMode, ErrorCode, Transaction};
 use corral_recipes::{Election, Error, Hold, Next, WhenSuspended};
-use tokio::sync::watch;
-
-/// Pause before a copy connects again after its session has ended.
-const RECONNECT_PAUSE: Duration = Duration::from_millis(500);
-/// Entries of the log that `--verify` asks for at the same time.
-const READS_IN_FLIGHT: usize = 256;
 
 /// A replicated service: copies elect a leader, and the leader does numbered work.
 #[derive(Parser, Clone, Debug)]
 struct Options {
-    /// Servers: host:port[,host:port...][/chroot].
-    #[arg(long, default_value = "localhost:2181", env = "CORRAL_SERVER")]
-    server: String,
+    #[command(flatten)]
+    ensemble: Ensemble,
     /// Copies in this process.
     #[arg(long, default_value_t = 3)]
     copies: u32,
@@ -46,9 +41,6 @@ struct Options {
     /// Steps after which a leader resigns, so that another gets its turn; 0: never.
     #[arg(long, default_value_t = 0)]
     term: u64,
-    /// Session timeout asked for, in ms.
-    #[arg(long, default_value_t = 6_000)]
-    session_timeout_ms: u64,
     /// Znode below which everything is kept.
     #[arg(long, default_value = "/service")]
     root: String,
@@ -59,88 +51,33 @@ struct Options {
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    tracing_subscriber::fmt()
-        .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
-        .with_writer(std::io::stderr)
-        .init();
+    common::begin();
     let options = Options::parse();
-    let result = if options.verify { verify_service(&options).await } else { run_copies(options).await };
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("{error}");
-            ExitCode::FAILURE
-        }
-    }
-}
-
-async fn connect(options: &Options) -> Result<Client, ClientError> {
-    Client::builder(options.server.clone())
-        .session_timeout(Duration::from_millis(options.session_timeout_ms))
-        .connect()
-        .await
+    common::end(if options.verify { verify_service(&options).await } else { run_copies(options).await })
 }
 
 async fn run_copies(options: Options) -> Result<(), String> {
-    let (stop, stopped) = watch::channel(false);
-    let options = Arc::new(options);
+    let stopped = common::stopped();
     let mut copies = tokio::task::JoinSet::new();
     for number in 1..=options.copies {
-        copies.spawn(copy(options.clone(), format!("{}-{number}", options.name), stopped.clone()));
+        let (options, name, stopped) = (options.clone(), format!("{}-{number}", options.name), stopped.clone());
+        copies.spawn(async move {
+            let (ensemble, of) = (options.ensemble.clone(), name.clone());
+            common::sessions(ensemble, name, stopped, |client| session(client, &options, &of)).await;
+        });
     }
-    let mut interrupts = tokio::spawn(async move {
-        if tokio::signal::ctrl_c().await.is_ok() {
-            stop.send_replace(true);
-        }
-        // Copies may still listen: the channel stays open until they are done.
-        stop.closed().await;
-    });
-    drop(stopped);
     while let Some(done) = copies.join_next().await {
         done.map_err(|error| format!("a copy failed: {error}"))?;
     }
-    interrupts.abort();
-    let _ = (&mut interrupts).await;
     Ok(())
-}
-
-/// One copy: a session after the other, until the work is done or Ctrl-C.
-async fn copy(options: Arc<Options>, name: String, mut stopped: watch::Receiver<bool>) {
-    loop {
-        let session = session(&options, &name);
-        let result = tokio::select! {
-            biased;
-            () = asked_to_stop(&mut stopped) => Ok(()),
-            result = session => result,
-        };
-        match result {
-            Ok(()) => {
-                println!("{name} stops");
-                return;
-            }
-            Err(error) => eprintln!("{name}: {error}; connecting again"),
-        }
-        tokio::time::sleep(RECONNECT_PAUSE).await;
-    }
-}
-
-async fn asked_to_stop(stopped: &mut watch::Receiver<bool>) {
-    if stopped.wait_for(|stop| *stop).await.is_err() {
-        // Nobody can ask any more.
-        std::future::pending::<()>().await;
-    }
 }
 
 /// Campaigns and works until all steps are done (`Ok`) or the session has ended.
-async fn session(options: &Options, name: &str) -> Result<(), Error> {
-    let client = connect(options).await?;
+async fn session(client: Client, options: &Options, name: &str) -> Result<(), Error> {
     let election = Election::new(&client, format!("{}/election", options.root))
         // Every step is guarded, so that a change of server need not cost the leadership.
         .when_suspended(WhenSuspended::UntilDeadline);
-    // Dropped at Ctrl-C, this leaves no contender behind: the last handle of the client closes the session.
-    election.run(name, |hold| lead(&client, options, name, hold)).await?;
-    client.close().await?;
-    Ok(())
+    election.run(name, |hold| lead(&client, options, name, hold)).await
 }
 
 async fn lead(client: &Client, options: &Options, name: &str, hold: Hold) -> Next {
@@ -162,8 +99,7 @@ async fn work(client: &Client, options: &Options, name: &str, hold: &Hold) -> Re
     prepare(client, options, hold).await?;
     // All that former leaders got through is in the tree: their contenders were gone before ours came first, and a write
     // of theirs that arrives from now on is refused.
-    let node = client.read(Consistency::Linearizable).get(&state).await?;
-    let mut done: u64 = String::from_utf8_lossy(node.bytes()).parse().unwrap_or(0);
+    let (mut done, _) = number(client, &state).await?;
     let first = done;
     while options.steps == 0 || done < options.steps {
         if options.term != 0 && done - first >= options.term {
@@ -196,7 +132,7 @@ async fn prepare(client: &Client, options: &Options, hold: &Hold) -> Result<(), 
 }
 
 async fn verify_service(options: &Options) -> Result<(), String> {
-    let client = connect(options).await.map_err(|error| error.to_string())?;
+    let client = options.ensemble.connect().await.map_err(|error| error.to_string())?;
     let (state, entries) = read_log(&client, options).await.map_err(|error| error.to_string())?;
     let terms = verify(state, &entries)?;
     for term in &terms {
@@ -207,21 +143,9 @@ async fn verify_service(options: &Options) -> Result<(), String> {
 }
 
 /// The state, and the log in the order in which it was written.
-async fn read_log(client: &Client, options: &Options) -> Result<(u64, Vec<String>), ClientError> {
-    client.sync(&options.root).await?;
-    let node = client.get(&format!("{}/state", options.root)).await?;
-    let state = String::from_utf8_lossy(node.bytes()).parse().unwrap_or(0);
-    let directory = format!("{}/log", options.root);
-    let names = client.get_children(&directory).await?;
-    let mut entries = Vec::with_capacity(names.len());
-    for some in names.chunks(READS_IN_FLIGHT) {
-        let asked: Vec<_> = some.iter().map(|name| client.get(&format!("{directory}/{name}"))).collect();
-        for node in asked {
-            let node = node.await?;
-            entries.push((node.stat.czxid, String::from_utf8_lossy(node.bytes()).into_owned()));
-        }
-    }
-    entries.sort();
+async fn read_log(client: &Client, options: &Options) -> Result<(u64, Vec<String>), Error> {
+    let (state, _) = number(client, &format!("{}/state", options.root)).await?;
+    let entries = common::children(client, &format!("{}/log", options.root)).await?;
     Ok((state, entries.into_iter().map(|(_, text)| text).collect()))
 }
 

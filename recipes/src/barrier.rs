@@ -174,6 +174,7 @@ impl DoubleBarrier {
                     }
                 }
                 Enter::Wait => tokio::select! {
+                    biased;
                     event = changed => drop(event?),
                     loss = hold.lost() => return Err(Error::Lost(loss)),
                 },

@@ -1,15 +1,16 @@
 //! Services by name: who offers them, and which instance to use.
 
 use std::collections::BTreeSet;
+use std::ops::Deref;
 use std::sync::Arc;
 use std::time::Duration;
 
-use corral_client::{Acl, Client, Consistency, CreateMode, CreateOptions, ErrorCode, path as paths};
+use corral_client::{Acl, Client, Consistency, CreateMode, CreateOptions, ErrorCode, ambient, path as paths};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use crate::contender::{create_in, random, stopped};
+use crate::contender::{create_in, stopped};
 use crate::decide::discovery::{DownInstances, DownPolicy, Picker, ServiceInstance, ServiceType, Strategy};
 use crate::decide::view::View;
 use crate::error::Error;
@@ -114,9 +115,9 @@ impl Discovery {
         let mut views = Group::new(&self.client, self.directory(service)).views().await?;
         let known = Known { instances: instances(&views.next().await?), error: None };
         let (tell, known) = watch::channel(known);
-        tokio::spawn(follow(views, tell));
+        ambient::spawn(follow(views, tell));
         let choice = Choice { picker: Picker::new(strategy), down: DownInstances::new(down) };
-        Ok(ServiceProvider { known, choice: Arc::new(Mutex::new(choice)), begun: Instant::now() })
+        Ok(ServiceProvider { known, choice: Arc::new(Mutex::new(choice)), begun: ambient::now() })
     }
 }
 
@@ -235,7 +236,7 @@ pub struct ServiceProvider {
 
 impl ServiceProvider {
     fn now(&self) -> Duration {
-        self.begun.elapsed()
+        ambient::now().saturating_duration_since(self.begun)
     }
 
     /// An instance that is enabled and not taken for down; `None`: there is none. While the connection is broken, what was
@@ -256,8 +257,19 @@ impl ServiceProvider {
             .filter(|instance| instance.enabled && !choice.down.is_down(&instance.id, now))
             .map(|instance| instance.id.as_str())
             .collect();
-        let picked = choice.picker.pick(&usable, random());
+        let picked = choice.picker.pick(&usable, ambient::random());
         Ok(picked.and_then(|id| known.instances.iter().find(|instance| instance.id == id).cloned()))
+    }
+
+    /// As [`ServiceProvider::instance`], for one use, which lasts until what is given is dropped: what
+    /// [`Strategy::LeastUsed`] counts.
+    ///
+    /// # Errors
+    /// As [`ServiceProvider::instance`].
+    pub fn begin_use(&self) -> Result<Option<InstanceUse>, Error> {
+        let Some(instance) = self.instance()? else { return Ok(None) };
+        self.choice.lock().picker.begin(&instance.id);
+        Ok(Some(InstanceUse { instance, choice: self.choice.clone() }))
     }
 
     /// All instances, disabled and down ones included.
@@ -285,5 +297,26 @@ impl ServiceProvider {
     pub async fn changed(&mut self) -> Result<(), Error> {
         self.known.changed().await.map_err(|_| stopped())?;
         self.known.borrow_and_update().error.clone().map_or(Ok(()), Err)
+    }
+}
+
+/// An instance that is in use. Dropped, it is not any more.
+#[derive(Debug)]
+pub struct InstanceUse {
+    instance: ServiceInstance,
+    choice: Arc<Mutex<Choice>>,
+}
+
+impl Deref for InstanceUse {
+    type Target = ServiceInstance;
+
+    fn deref(&self) -> &ServiceInstance {
+        &self.instance
+    }
+}
+
+impl Drop for InstanceUse {
+    fn drop(&mut self) {
+        self.choice.lock().picker.end(&self.instance.id);
     }
 }

@@ -5,7 +5,7 @@ use std::ops::Deref;
 use std::time::Duration;
 
 use bytes::Bytes;
-use corral_client::{Acl, Client, Consistency, Data, ErrorCode, OneshotWatch, SessionId, Zxid, path as paths};
+use corral_client::{Acl, Client, Consistency, Data, ErrorCode, OneshotWatch, SessionId, Zxid, ambient, path as paths};
 use futures::stream::{self, Stream};
 
 use crate::contender::{Contender, Hold, Loss, Name, Spec, WhenSuspended, queue};
@@ -96,7 +96,7 @@ impl Election {
     /// # Errors
     /// [`Error::Timeout`]; else as [`Election::campaign`].
     pub async fn campaign_timeout(&self, identity: impl Into<Data>, limit: Duration) -> Result<Leadership, Error> {
-        tokio::time::timeout(limit, self.campaign(identity))
+        ambient::timeout(limit, self.campaign(identity))
             .await
             .unwrap_or_else(|_| Err(Error::Timeout { path: self.spec.directory.clone(), waited: limit }))
     }

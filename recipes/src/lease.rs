@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use corral_client::{
     Client, Consistency, CreateMode, Data, EndReason, ErrorCode, MultiError, OneshotWatch, OpResult, SessionState,
-    Transaction, Zxid, path as paths,
+    Transaction, Zxid, ambient, path as paths,
 };
 use tokio::sync::oneshot;
 use tokio::time::Instant;
@@ -108,7 +108,7 @@ impl TimedLease {
     /// Acquires in a task of its own, which takes back what nobody waits for any more.
     async fn spawn(&self, waits: bool) -> Result<Option<Tenure>, Error> {
         let (tell, told) = oneshot::channel();
-        tokio::spawn(self.clone().run(waits, tell));
+        ambient::spawn(self.clone().run(waits, tell));
         match told.await {
             Ok(result) => Ok(result?.and_then(|mut delivery| delivery.tenure.take())),
             Err(_) => Err(ended("acquire", EndReason::Stopped).into()),
@@ -125,7 +125,7 @@ impl TimedLease {
                     biased;
                     () = tell.closed() => return,
                     event = changed => if let Err(error) = event { break Err(error.into()) },
-                    () = tokio::time::sleep(pause.unwrap_or(LOOK_AGAIN)) => {}
+                    () = ambient::sleep(pause.unwrap_or(LOOK_AGAIN)) => {}
                 },
                 Err(error) => break Err(error),
             }
@@ -187,7 +187,7 @@ impl TimedLease {
                 Step::Resume => {
                     let Some(tenure) = tenure else { return Ok(Tried::Again) };
                     let fence = Fence::existing(&tenure.path, tenure.token);
-                    let resumed = Tenure::new(self.clone(), fence, Instant::now());
+                    let resumed = Tenure::new(self.clone(), fence, ambient::now());
                     match resumed.renew().await {
                         Ok(()) => Ok(Tried::Mine(resumed, false)),
                         Err(Error::Fenced { .. }) => Ok(Tried::Again),
@@ -207,7 +207,7 @@ impl TimedLease {
         }
         let path = paths::join(&self.path, TENURE);
         let take = take.create(&path, self.terms.encode(), CreateMode::PersistentSequential);
-        let sent_at = Instant::now();
+        let sent_at = ambient::now();
         match self.client.multi(take).await {
             Ok(results) => match results.into_iter().next_back() {
                 Some(OpResult::Created(created)) => {
@@ -264,11 +264,9 @@ struct Delivery {
 
 impl Drop for Delivery {
     fn drop(&mut self) {
-        if let (Some(tenure), true) = (self.tenure.take(), self.is_new)
-            && let Ok(runtime) = tokio::runtime::Handle::try_current()
-        {
+        if let (Some(tenure), true) = (self.tenure.take(), self.is_new) {
             // If the session is over, the time to live ends it.
-            runtime.spawn(tenure.release());
+            ambient::try_spawn(async move { drop(tenure.release().await) });
         }
     }
 }
@@ -317,7 +315,7 @@ impl Tenure {
 
     /// Whether that is still ahead, and the client's session lives.
     pub fn is_valid(&self) -> bool {
-        Instant::now() < self.valid_until() && !matches!(self.lease.client.state(), SessionState::Lost(_))
+        ambient::now() < self.valid_until() && !matches!(self.lease.client.state(), SessionState::Lost(_))
     }
 
     /// Begins the time to live anew. Also a tenure whose time is over is renewed, if nobody took it over.
@@ -325,7 +323,7 @@ impl Tenure {
     /// # Errors
     /// [`Error::Fenced`]: another has it, or it was released. [`Error::Client`].
     pub async fn renew(&self) -> Result<(), Error> {
-        let sent_at = Instant::now();
+        let sent_at = ambient::now();
         match self.lease.client.set(&self.fence.path, self.lease.terms.encode(), None).await {
             Ok(_) => {
                 let mut renewed = self.renewed.lock();

@@ -34,10 +34,10 @@
 //! | so many at a time | [`Semaphore`] |
 //! | as long as a time, whatever happens to its owner | [`TimedLease`] |
 //! | one that leads | [`Election`], [`LeaderLatch`], [`LeaderSelector`] |
-//! | who is there, and who does what | [`Presence`], [`Group`], [`Discovery`], [`Partitioner`] |
+//! | who is there, and who does what | [`Presence`], [`TtlNode`], [`Group`], [`Discovery`], [`Partitioner`] |
 //! | waiting for each other | [`Barrier`], [`DoubleBarrier`] |
 //! | values and numbers | [`SharedValue`], [`Counter`], [`IdBlocks`] |
-//! | work | [`Queue`], [`WorkQueue`], [`DelayQueue`] |
+//! | work | [`Queue`], [`WorkQueue`], [`DelayQueue`], [`IdQueue`], [`ShardedQueue`] |
 //! | several znodes at once | [`ConfigMap`], [`transact`] |
 //!
 //! What each promises, and what it does not: `docs/recipes.md`. What each decides is a function of what was read, in
@@ -66,17 +66,18 @@ mod selector;
 mod semaphore;
 pub mod sequence;
 mod stm;
+mod ttl;
 mod value;
 
 pub use barrier::{Barrier, DoubleBarrier, Inside};
-pub use config::{Accepted, ConfigMap, Rejected};
+pub use config::{Accepted, ConfigMap, Rejected, Source};
 pub use contender::{Hold, Loss, WhenSuspended};
 pub use decide::config::{ConfigChange, ConfigValue, Snapshot};
 pub use decide::counter::Encoding;
 pub use decide::discovery::{DownPolicy, ServiceInstance, ServiceType, Strategy, UriPart, UriSpec};
 pub use decide::revocation::Revocation;
 pub use decide::view::{Change, Member, View};
-pub use discovery::{Discovery, Registration, ServiceProvider};
+pub use discovery::{Discovery, InstanceUse, Registration, ServiceProvider};
 pub use election::{Election, Leader, Leadership, Next};
 pub use error::Error;
 pub use group::{Group, GroupLayout, Views};
@@ -87,7 +88,7 @@ pub use lock::{Guard, Mutex, Standing};
 pub use multi::{MultiGuard, MultiLock};
 pub use partition::{Partition, PartitionEvent, Partitioner};
 pub use presence::{Here, Presence, PresenceBuilder, Rejoin};
-pub use queue::{BATCH_MAX, DelayQueue, Poison, Queue, Work, WorkQueue};
+pub use queue::{BATCH_MAX, DelayQueue, IdItem, IdQueue, Poison, Queue, SHARDS_MAX, ShardedQueue, Work, WorkQueue};
 pub use reentrant::{Owner, ReentrantGuard, ReentrantMutex};
 pub use revoke::{Revoked, Revoker};
 pub use rwlock::{OwnerGuard, ReadGuard, RwLock, WriteGuard};
@@ -95,4 +96,5 @@ pub use selector::LeaderSelector;
 pub use semaphore::{PERMITS_MAX, Permits, Semaphore};
 pub use sequence::{Layout, Role, RwLayout};
 pub use stm::{Stm, transact};
+pub use ttl::{Kept, TtlNode};
 pub use value::{Counter, IdBlocks, SharedValue, ValueChanges, Versioned};

@@ -4,7 +4,7 @@ use std::ops::Deref;
 use std::time::Duration;
 
 use bytes::Bytes;
-use corral_client::{Acl, Client, Consistency, Data, ErrorCode, SessionId, Zxid, path as paths};
+use corral_client::{Acl, Client, Consistency, Data, ErrorCode, SessionId, Zxid, ambient, path as paths};
 
 use crate::contender::{Contender, Hold, Name, Spec, WhenSuspended, queue};
 use crate::error::Error;
@@ -132,7 +132,7 @@ pub(crate) async fn within<T>(
     path: &str,
     acquire: impl Future<Output = Result<T, Error>>,
 ) -> Result<T, Error> {
-    tokio::time::timeout(limit, acquire)
+    ambient::timeout(limit, acquire)
         .await
         .unwrap_or_else(|_| Err(Error::Timeout { path: path.to_owned(), waited: limit }))
 }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use corral_client::{
-    Client, Consistency, CreateMode, Data, EndReason, ErrorCode, OneshotWatch, Transaction, path as paths,
+    Client, Consistency, CreateMode, Data, EndReason, ErrorCode, OneshotWatch, Transaction, ambient, path as paths,
 };
 use futures::StreamExt;
 use futures::future::{BoxFuture, FutureExt};
@@ -137,7 +137,7 @@ impl Partitioner {
         let (stop, stopped) = oneshot::channel();
         let (over_tx, over) = oneshot::channel();
         let path = self.path.clone();
-        tokio::spawn(async move {
+        ambient::spawn(async move {
             let result = run(self, &tell, returned, stopped).await;
             if let Err(error) = &result {
                 let _ = tell.send(PartitionEvent::Ended(error.clone())).await;
@@ -240,6 +240,7 @@ async fn lead(partitioner: &Partitioner, group: &Group, latch: &LeaderLatch) -> 
         let hold = latch.lead().await?;
         let mut views = group.views().await?;
         tokio::select! {
+            biased;
             _ = hold.lost() => {}
             result = divide_again(partitioner, &mut views, &hold) => match result {
                 Ok(()) | Err(Error::Fenced { .. }) => {}
@@ -253,7 +254,7 @@ async fn divide_again(partitioner: &Partitioner, views: &mut Views, hold: &Hold)
     let mut view = views.next().await?;
     loop {
         // Quiet for a while: who comes and goes quickly moves nothing.
-        while let Ok(newer) = tokio::time::timeout(partitioner.settle, views.next()).await {
+        while let Ok(newer) = ambient::timeout(partitioner.settle, views.next()).await {
             view = newer?;
         }
         write(partitioner, &view, hold).await?;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use corral_client::{Acl, Builder, Client, Data, EndReason, Stat, path as paths};
+use corral_client::{Acl, Builder, Client, Data, EndReason, Stat, ambient, path as paths};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::contender::{Contender, Loss, Name, Phase, Spec, WhenSuspended, ended, stopped};
@@ -171,7 +171,7 @@ impl PresenceBuilder {
         let (here_tx, here) = watch::channel(Here::Not);
         let (updates, updated) = mpsc::channel(1);
         let (stop, stopped) = oneshot::channel();
-        tokio::spawn(run(self, here_tx, updated, stopped));
+        ambient::spawn(run(self, here_tx, updated, stopped));
         Presence { here, updates, stop: Some(stop) }
     }
 }
@@ -207,26 +207,45 @@ async fn run(
         };
         here.send_replace(Here::Not);
         tracing::warn!(path = spec.directory, %reason, "the session of a presence ended; a new one is begun");
-        let mut pause = CONNECT_FIRST;
-        client = loop {
-            let attempt = tokio::select! {
-                biased;
-                _ = &mut stop => return drop(here.send_replace(Here::Closed)),
-                attempt = settings.as_ref().clone().connect() => attempt,
-            };
-            match attempt {
-                Ok(client) => break client,
-                Err(error @ (corral_client::Error::ConnectString { .. } | corral_client::Error::Tls { .. })) => {
-                    return drop(here.send_replace(Here::Ended(error.into())));
-                }
-                Err(error) => tracing::warn!(%error, "no new session yet"),
-            }
-            tokio::select! {
-                biased;
-                _ = &mut stop => return drop(here.send_replace(Here::Closed)),
-                () = tokio::time::sleep(pause) => pause = (pause * 2).min(CONNECT_MAX),
-            }
+        client = match begin_session(settings, &mut stop).await {
+            Ok(Some(client)) => client,
+            Ok(None) => return drop(here.send_replace(Here::Closed)),
+            Err(error) => return drop(here.send_replace(Here::Ended(error))),
         };
+    }
+}
+
+/// Begins a session with these settings, as often as it takes; `None`: it was stopped first.
+///
+/// # Errors
+/// The settings are wrong.
+pub(crate) async fn begin_session(
+    settings: &Builder,
+    stop: &mut oneshot::Receiver<()>,
+) -> Result<Option<Client>, Error> {
+    tokio::select! {
+        biased;
+        _ = stop => Ok(None),
+        session = connect_again(settings) => session.map(Some),
+    }
+}
+
+/// The same for those who stop by dropping it. Cancel safe.
+///
+/// # Errors
+/// The settings are wrong.
+pub(crate) async fn connect_again(settings: &Builder) -> Result<Client, Error> {
+    let mut pause = CONNECT_FIRST;
+    loop {
+        match settings.clone().connect().await {
+            Ok(client) => return Ok(client),
+            Err(error @ (corral_client::Error::ConnectString { .. } | corral_client::Error::Tls { .. })) => {
+                return Err(error.into());
+            }
+            Err(error) => tracing::warn!(%error, "no new session yet"),
+        }
+        ambient::sleep(pause).await;
+        pause = (pause * 2).min(CONNECT_MAX);
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use corral_client::{Client, ErrorCode};
+use corral_client::{Client, ErrorCode, ambient};
 use tokio::time::Instant;
 
 use crate::decide::revocation::Revocation;
@@ -80,7 +80,7 @@ impl Revoker {
         if !self.request(contender, request).await? {
             return Ok(Revoked::GaveUp);
         }
-        let until = request.grace.map(|grace| Instant::now() + grace);
+        let until = request.grace.map(|grace| ambient::now() + grace);
         loop {
             let (stat, changed) = self.client.exists_and_watch(contender).await?;
             if stat.is_none() {
@@ -88,7 +88,7 @@ impl Revoker {
             }
             let over = async {
                 match until {
-                    Some(until) => tokio::time::sleep_until(until).await,
+                    Some(until) => ambient::sleep_until(until).await,
                     None => std::future::pending::<()>().await,
                 }
             };

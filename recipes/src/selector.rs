@@ -3,9 +3,8 @@
 use std::future::Future;
 use std::sync::Arc;
 
-use corral_client::{Data, EndReason};
+use corral_client::{Data, EndReason, ambient};
 use tokio::sync::{Notify, oneshot, watch};
-use tokio::task::JoinHandle;
 
 use crate::contender::{Hold, Loss, ended};
 use crate::election::{Election, Next};
@@ -21,7 +20,7 @@ pub struct LeaderSelector {
     leads: watch::Receiver<Option<Hold>>,
     interrupt: Arc<Notify>,
     stop: Option<oneshot::Sender<()>>,
-    task: Option<JoinHandle<Result<(), Error>>>,
+    over: Option<oneshot::Receiver<Result<(), Error>>>,
 }
 
 impl LeaderSelector {
@@ -33,8 +32,11 @@ impl LeaderSelector {
         let (leads_tx, leads) = watch::channel(None);
         let (stop, stopped) = oneshot::channel();
         let interrupt = Arc::new(Notify::new());
-        let task = tokio::spawn(run(election, identity, work, leads_tx, interrupt.clone(), stopped));
-        LeaderSelector { leads, interrupt, stop: Some(stop), task: Some(task) }
+        let (over_tx, over) = oneshot::channel();
+        let run = run(election, identity, work, leads_tx, interrupt.clone(), stopped);
+        // Who does not ask is not told.
+        ambient::spawn(async move { drop(over_tx.send(run.await)) });
+        LeaderSelector { leads, interrupt, stop: Some(stop), over: Some(over) }
     }
 
     /// Whether we lead now and may act on it.
@@ -54,9 +56,9 @@ impl LeaderSelector {
     /// # Errors
     /// [`Error::Client`]: the session ended, or permission is missing. Only the first call tells.
     pub async fn ended(&mut self) -> Result<(), Error> {
-        let Some(task) = &mut self.task else { return Ok(()) };
-        let result = task.await.unwrap_or_else(|_| Err(ended("lead", EndReason::Stopped).into()));
-        self.task = None;
+        let Some(over) = &mut self.over else { return Ok(()) };
+        let result = over.await.unwrap_or_else(|_| Err(ended("lead", EndReason::Stopped).into()));
+        self.over = None;
         result
     }
 

@@ -6,10 +6,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use corral_client::{Client, Consistency, Data, ErrorCode, ReadRequest, ReadResult, path as paths};
+use corral_client::{Client, Consistency, Data, ErrorCode, ReadRequest, ReadResult, ambient, path as paths};
 use parking_lot::Mutex;
 
-use crate::contender::random;
 use crate::decide::stm::{Attempt, NODES_MAX, Read, Write};
 use crate::error::Error;
 
@@ -61,7 +60,7 @@ where
     for attempt in 0..ATTEMPTS_MAX {
         if attempt > 0 {
             let most = u64::try_from(PAUSE_MAX.as_millis()).unwrap_or(1).min(1 << attempt.min(16));
-            tokio::time::sleep(Duration::from_millis(random() % (most + 1))).await;
+            ambient::sleep(Duration::from_millis(ambient::random() % (most + 1))).await;
         }
         let stm = Stm { client: client.clone(), inner: Arc::default() };
         let result = body(stm.clone()).await;

@@ -5,11 +5,12 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use corral_client::{
-    Acl, Client, Consistency, CreateMode, CreateOptions, Data, ErrorCode, OneshotWatch, Stat, Zxid, path as paths,
+    Acl, Client, Consistency, CreateMode, CreateOptions, Data, ErrorCode, OneshotWatch, Stat, Zxid, ambient,
+    path as paths,
 };
 use tokio::sync::Mutex as Turn;
 
-use crate::contender::{create_in, random};
+use crate::contender::create_in;
 use crate::decide::counter::Encoding;
 use crate::error::Error;
 use crate::lock::Mutex;
@@ -289,7 +290,7 @@ impl Counter {
                 Some(lock) if attempt == ATTEMPTS_EAGER => turn = Some(lock.acquire().await?),
                 None if attempt >= ATTEMPTS_EAGER => {
                     let most = u64::try_from(PAUSE_MAX.as_millis()).unwrap_or(1);
-                    tokio::time::sleep(Duration::from_millis(1 + random() % most)).await;
+                    ambient::sleep(Duration::from_millis(1 + ambient::random() % most)).await;
                 }
                 _ => {}
             }

@@ -9,8 +9,8 @@ use std::time::Duration;
 use common::{Server, client, no_violations, soon, until};
 use corral_client::Client;
 use corral_recipes::{
-    Change, Discovery, DownPolicy, Error, Group, GroupLayout, Here, PartitionEvent, Partitioner, Presence, Rejoin,
-    ServiceInstance, ServiceType, Strategy, UriSpec, View, WhenSuspended,
+    Change, Discovery, DownPolicy, Error, Group, GroupLayout, Here, Kept, PartitionEvent, Partitioner, Presence,
+    Rejoin, ServiceInstance, ServiceType, Strategy, TtlNode, UriSpec, View, WhenSuspended,
 };
 use parking_lot::Mutex;
 
@@ -210,6 +210,100 @@ async fn services_are_found_chosen_and_avoided() {
     server.expire(c.session_id().0);
     soon(async { while provider.changed().await.is_ok() {} }).await;
     provider.instance().unwrap_err();
+}
+
+#[tokio::test]
+async fn the_instance_in_use_least_often_is_given_and_a_use_ends_when_it_is_dropped() {
+    let server = Server::start().await;
+    let a = client(&server).await;
+    let discovery = Discovery::new(&a, "/services");
+    let instance = |id: &str| ServiceInstance::new("web", id, "10.0.0.7", 80);
+    let one = soon(discovery.register(instance("1"), Rejoin::Never)).await.unwrap();
+    let _two = soon(discovery.register(instance("2"), Rejoin::Never)).await.unwrap();
+    let provider = soon(discovery.provider("web", Strategy::LeastUsed, DownPolicy::default())).await.unwrap();
+    let begin = || provider.begin_use().unwrap().expect("there are instances");
+    let (first, second) = (begin(), begin());
+    assert_eq!((first.id.as_str(), second.id.as_str()), ("1", "2"));
+    drop(second);
+    let third = begin();
+    assert_eq!(third.id, "2");
+    // Clones count together.
+    assert_eq!(provider.clone().begin_use().unwrap().expect("one of them").id, "1");
+    soon(one.unregister()).await.unwrap();
+    let mut provider = provider;
+    soon(provider.changed()).await.unwrap();
+    assert_eq!(provider.begin_use().unwrap().expect("the other").id, "2");
+}
+
+#[tokio::test]
+async fn a_kept_znode_outlives_its_session_and_goes_when_it_is_closed() {
+    let server = Server::start().await;
+    let (a, b) = (client(&server).await, client(&server).await);
+    let ttl = Duration::from_secs(3_600);
+    let mortal = TtlNode::start(&a, "/jobs/1", "40 %", ttl, Rejoin::Never).unwrap();
+    let immortal = TtlNode::start(&a, "/jobs/2", "50 %", ttl, new_session(&server)).unwrap();
+    soon(mortal.created()).await.unwrap();
+    soon(immortal.created()).await.unwrap();
+    let begun = match &*mortal.kept().borrow() {
+        Kept::Until(until) => *until,
+        other => panic!("{other:?}"),
+    };
+    assert!(begun > tokio::time::Instant::now() + ttl / 2);
+    server.expire(a.session_id().0);
+    // Nobody asks before the next touch; closing does.
+    let ended = soon(mortal.close()).await.unwrap_err();
+    assert!(matches!(ended, Error::Client(ref error) if error.is_session_end()), "{ended}");
+    assert_eq!(server.children("/jobs/1"), ["touch"]);
+    assert_eq!(server.data("/jobs/1").as_deref(), Some(b"40 %".as_slice()));
+    // What is there is kept as it is, whoever created it.
+    let again = TtlNode::start(&b, "/jobs/1", "0 %", ttl, Rejoin::Never).unwrap();
+    soon(again.created()).await.unwrap();
+    assert_eq!(server.data("/jobs/1").as_deref(), Some(b"40 %".as_slice()));
+    soon(again.close()).await.unwrap();
+    assert!(!server.exists("/jobs/1"));
+    // Dropped, it stays for its time.
+    let dropped = TtlNode::start(&b, "/jobs/3", "x", ttl, Rejoin::Never).unwrap();
+    soon(dropped.created()).await.unwrap();
+    let mut kept = dropped.kept();
+    drop(dropped);
+    soon(kept.wait_for(|kept| matches!(kept, Kept::Ended(_)))).await.unwrap();
+    assert!(server.exists("/jobs/3"));
+    let wrong = TtlNode::start(&b, "/jobs/4", "x", Duration::ZERO, Rejoin::Never).unwrap_err();
+    assert!(matches!(wrong, Error::BadArgument { .. }), "{wrong}");
+    drop(immortal);
+}
+
+/// It is touched again and again, in one session after the other, and created anew when somebody deletes it.
+#[tokio::test]
+async fn a_kept_znode_is_touched_and_comes_back() {
+    let server = Server::start().await;
+    let a = client(&server).await;
+    let node = TtlNode::start(&a, "/here", "x", Duration::from_millis(60), new_session(&server)).unwrap();
+    soon(node.created()).await.unwrap();
+    let mut kept = node.kept();
+    let until = async |kept: &mut tokio::sync::watch::Receiver<Kept>, after| {
+        let later = kept.wait_for(|kept| matches!(kept, Kept::Until(until) if Some(*until) > after));
+        match &*soon(later).await.unwrap() {
+            Kept::Until(until) => Some(*until),
+            other => panic!("{other:?}"),
+        }
+    };
+    let first = until(&mut kept, None).await;
+    server.delete("/here/touch");
+    server.delete("/here");
+    let second = until(&mut kept, first).await;
+    // It was under way already, or it came anew.
+    until(&mut kept, second).await;
+    assert_eq!(
+        (server.children("/here"), server.data("/here").as_deref()),
+        (vec!["touch".to_owned()], Some(b"x".as_slice()))
+    );
+    let third = until(&mut kept, second).await;
+    server.expire(a.session_id().0);
+    let fourth = until(&mut kept, third).await;
+    until(&mut kept, fourth).await;
+    soon(node.close()).await.unwrap();
+    assert!(!server.exists("/here"));
 }
 
 /// Who has which item, as told to the members; an item that two have is noticed at once.

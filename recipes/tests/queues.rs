@@ -7,8 +7,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use common::{Cut, Server, client, no_violations, poll_and_drop, soon};
-use corral_client::{Client, CreateMode, Transaction};
-use corral_recipes::{DelayQueue, Error, Poison, Queue, WorkQueue};
+use corral_client::{Client, CreateMode, ErrorCode, Transaction};
+use corral_recipes::{DelayQueue, Error, IdItem, IdQueue, Poison, Queue, ShardedQueue, WorkQueue};
 use parking_lot::Mutex;
 
 fn text(item: Option<impl AsRef<[u8]>>) -> String {
@@ -279,4 +279,117 @@ async fn delayed_items_are_due_by_the_servers_clock() {
     server.advance(3_600_000);
     assert_eq!(text(soon(producer.take()).await.unwrap()), "later");
     assert!(soon(producer.is_empty()).await.unwrap());
+}
+
+/// What a producer notes with an item is done exactly if the item is put.
+#[tokio::test]
+async fn an_item_and_what_is_noted_with_it_are_put_together_or_not_at_all() {
+    let server = Server::start().await;
+    let a = client(&server).await;
+    let queue = WorkQueue::new(&a, "/w").max_items(2);
+    server.set("/placed", "0");
+    let note = |n: u32, version| Transaction::new().set("/placed", n.to_string(), Some(version));
+    let results = soon(queue.put_with(100, ["1"], note(1, 0))).await.unwrap();
+    assert_eq!(results.len(), 1, "of the caller's own");
+    // Another was first: nothing is put, and the index is that of the caller's.
+    let refused = soon(queue.put_with(100, ["1 again"], note(1, 0))).await.unwrap_err();
+    let Error::Client(corral_client::Error::Multi(multi)) = refused else { panic!("{refused}") };
+    assert_eq!((multi.index, multi.ops, multi.code), (0, 1, ErrorCode::BadVersion));
+    soon(queue.put_with(100, ["2"], note(2, 1))).await.unwrap();
+    // Full: nothing is noted.
+    let full = soon(queue.put_with(100, ["3"], note(3, 2))).await.unwrap_err();
+    assert!(matches!(full, Error::Full { present: 2, .. }), "{full}");
+    assert_eq!((server.data("/placed").as_deref(), soon(queue.len()).await.unwrap()), (Some(b"2".as_slice()), 2));
+}
+
+#[tokio::test]
+async fn who_waits_until_a_work_queue_is_drained_waits_for_what_is_being_done_too() {
+    let server = Server::start().await;
+    let a = client(&server).await;
+    let queue = WorkQueue::new(&a, "/w");
+    soon(queue.drained()).await.unwrap();
+    soon(queue.put("job")).await.unwrap();
+    let work = soon(queue.take()).await.unwrap();
+    let waiting = tokio::spawn({
+        let queue = queue.clone();
+        async move { queue.drained().await }
+    });
+    soon(a.sync("/")).await.unwrap();
+    assert!(!waiting.is_finished());
+    soon(work.done()).await.unwrap();
+    soon(waiting).await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn an_item_with_an_id_is_taken_back_by_it_and_curators_items_are_taken() {
+    let server = Server::start().await;
+    let (a, b) = (client(&server).await, client(&server).await);
+    let (producer, consumer) = (IdQueue::new(&a, "/q").max_items(5), IdQueue::new(&b, "/q"));
+    for (id, item) in [("x", "1"), ("y", "2"), ("x", "3")] {
+        soon(producer.put(id, item)).await.unwrap();
+    }
+    // As Curator's DistributedIdQueue writes it.
+    let framed = b"\x00\x01\x00\x01\x01\x00\x00\x00\x03hey\x02";
+    a.create("/q/queue-|curator|", framed, CreateMode::PersistentSequential).await.unwrap();
+    assert!(soon(consumer.contains("x")).await.unwrap() && !soon(consumer.contains("z")).await.unwrap());
+    assert_eq!(soon(consumer.remove("x")).await.unwrap(), 2);
+    assert_eq!(soon(consumer.remove("x")).await.unwrap(), 0);
+    let item = |id: &str, item: &'static str| IdItem { id: id.to_owned(), item: item.into() };
+    assert_eq!(soon(consumer.take()).await.unwrap(), item("y", "2"));
+    assert_eq!(soon(consumer.take()).await.unwrap(), item("curator", "hey"));
+    assert_eq!(soon(consumer.poll()).await.unwrap(), None);
+    for id in ["", "a/b", "a|b"] {
+        let refused = soon(producer.put(id, "x")).await.unwrap_err();
+        assert!(matches!(refused, Error::BadArgument { .. }), "{refused}");
+    }
+    // What is no item is told once, and keeps nobody from the next.
+    a.create("/q/queue-|odd|", "raw", CreateMode::PersistentSequential).await.unwrap();
+    soon(producer.put("z", "4")).await.unwrap();
+    let odd = soon(consumer.take()).await.unwrap_err();
+    assert!(matches!(odd, Error::Malformed { .. }), "{odd}");
+    assert_eq!(soon(consumer.take()).await.unwrap(), item("z", "4"));
+    assert!(soon(producer.is_empty()).await.unwrap());
+}
+
+#[tokio::test]
+async fn a_sharded_queue_grows_by_shards_up_to_its_bound_and_gives_each_item_once() {
+    for every in [0, 9] {
+        let server = Server::start().await;
+        let clients = [client(&server).await, client(&server).await, client(&server).await];
+        if every > 0 {
+            server.state.lock().cut = Cut::EveryStep(every);
+        }
+        let queue = |client: &Client| ShardedQueue::new(client, "/q").threshold(4).max_shards(3);
+        let produce = |client: Client, name: &'static str| async move {
+            for n in 0..10 {
+                queue(&client).put(format!("{name}{n}")).await.unwrap();
+            }
+        };
+        soon(async { tokio::join!(produce(clients[0].clone(), "a"), produce(clients[1].clone(), "b")) }).await;
+        assert_eq!(soon(queue(&clients[2]).len()).await.unwrap(), 20);
+        assert_eq!(soon(queue(&clients[2]).shard_count()).await.unwrap(), 3);
+        let mut taken = BTreeSet::new();
+        let consume = |client: Client| async move {
+            let mut taken = Vec::new();
+            for _ in 0..10 {
+                taken.push(text(queue(&client).take().await.unwrap()));
+            }
+            taken
+        };
+        let (one, two) = soon(async { tokio::join!(consume(clients[0].clone()), consume(clients[2].clone())) }).await;
+        for item in one.into_iter().chain(two) {
+            assert!(taken.insert(item.clone()), "{item} was taken twice, cut every {every} steps");
+        }
+        assert!(soon(queue(&clients[0]).is_empty()).await.unwrap());
+        // Who waits is woken by an item in whichever shard.
+        let waiting = tokio::spawn({
+            let queue = queue(&clients[2]);
+            async move { queue.take().await }
+        });
+        soon(clients[2].sync("/")).await.unwrap();
+        soon(queue(&clients[0]).put("last")).await.unwrap();
+        assert_eq!(text(soon(waiting).await.unwrap().unwrap()), "last");
+        server.state.lock().cut = Cut::Never;
+        no_violations(&server);
+    }
 }

@@ -4,7 +4,7 @@ mod common;
 
 use common::{Cut, Server, client, no_violations, soon, until};
 use corral_client::{Client, ErrorCode, Transaction};
-use corral_recipes::{ConfigChange, ConfigMap, Error, transact};
+use corral_recipes::{ConfigChange, ConfigMap, Error, Snapshot, Source, transact};
 
 fn number(data: Option<Vec<u8>>) -> u64 {
     data.map_or(0, |data| String::from_utf8(data).unwrap().parse().unwrap())
@@ -213,4 +213,79 @@ async fn a_configuration_counts_only_if_its_check_passes() {
     server.expire(a.session_id().0);
     soon(async { while config.changed().await.is_ok() {} }).await;
     assert_eq!(config.current().value, second.value);
+}
+
+fn port(all: &Snapshot) -> Result<u16, String> {
+    all.parse("port")
+}
+
+fn settings(address: &str) -> corral_client::Builder {
+    Client::builder(address).connect_timeout(std::time::Duration::from_millis(200))
+}
+
+/// Who starts while no server can be reached has what was good when one could be.
+#[tokio::test]
+async fn the_last_good_configuration_is_kept_in_a_file_over_restarts_without_servers() {
+    let server = Server::start().await;
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("config.json");
+    server.set("/config", "");
+    server.set("/config/port", "80");
+    let mut config = soon(ConfigMap::open_kept(settings(&server.address), "/config", &file, port)).await.unwrap();
+    assert_eq!((config.current().value, config.current().source), (80, Source::Tree));
+    server.set("/config/port", "81");
+    soon(async {
+        while config.current().value != 81 {
+            config.changed().await.unwrap();
+        }
+    })
+    .await;
+    // What is refused is not kept.
+    server.set("/config/port", "eighty");
+    soon(async {
+        while config.rejected().is_none() {
+            config.changed().await.unwrap();
+        }
+    })
+    .await;
+    drop(config);
+    // Nobody listens there.
+    let nobody = "127.0.0.1:1";
+    let config = soon(ConfigMap::open_kept(settings(nobody), "/config", &file, port)).await.unwrap();
+    assert_eq!((config.current().value, config.current().source), (81, Source::File));
+    // While what is in the tree is refused, too.
+    let config = soon(ConfigMap::open_kept(settings(&server.address), "/config", &file, port)).await.unwrap();
+    assert_eq!((config.current().value, config.current().source), (81, Source::File));
+    assert!(config.rejected().is_some());
+    // Another session goes on, and what is good again counts.
+    let mut config = config;
+    server.expire_all();
+    server.set("/config/port", "82");
+    soon(async {
+        while config.current().value != 82 {
+            config.changed().await.unwrap();
+        }
+    })
+    .await;
+    assert_eq!((config.current().source, config.rejected()), (Source::Tree, None));
+    soon(until("the file has it", || std::fs::read_to_string(&file).unwrap().contains("ODI="))).await;
+}
+
+#[tokio::test]
+async fn a_file_that_is_damaged_or_of_something_else_is_no_configuration() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("config.json");
+    let open = |path: &'static str| ConfigMap::open_kept(settings("127.0.0.1:1"), path, &file, port);
+    let error = soon(open("/config")).await.unwrap_err();
+    assert!(matches!(error, Error::Client(_)), "no server and no file: {error}");
+    std::fs::write(&file, "half of").unwrap();
+    let error = soon(open("/config")).await.unwrap_err();
+    assert!(matches!(error, Error::Malformed { ref reason, .. } if reason.contains("config.json")), "{error}");
+    let server = Server::start().await;
+    server.set("/config", "");
+    server.set("/config/port", "80");
+    drop(soon(ConfigMap::open_kept(settings(&server.address), "/config", &file, port)).await.unwrap());
+    let error = soon(open("/other")).await.unwrap_err();
+    assert!(error.to_string().contains("the configuration of /config"), "{error}");
+    assert_eq!(soon(open("/config")).await.unwrap().current().value, 80);
 }

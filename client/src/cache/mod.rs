@@ -400,6 +400,7 @@ async fn load(shared: &Shared, feed: &mut Feed) -> Result<(), CacheEnd> {
             }
         };
         let page = tokio::select! {
+            biased;
             item = shared.next(feed) => {
                 match item? {
                     FeedItem::Changes(changes) => loading.apply(changes),

@@ -4,22 +4,25 @@
 
 mod convert;
 
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
 use corral_proto::pb::client as pb;
 use corral_proto::pb::client::corral_client::CorralClient;
 use corral_proto::{ServerId, SessionId, Zxid};
+use futures::FutureExt;
 use hyper_util::rt::TokioIo;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 use tonic::transport::Endpoint;
 
+use crate::ambient;
 use crate::error::EndReason;
 use crate::hosts::Tries;
 use crate::session::{Attached, Hello, Phase, Pulse};
-use crate::shared::Shared;
+use crate::shared::{Network, Shared};
 
 /// The largest message taken from a server: the names of some million children.
 const REPLY_BYTES_MAX: usize = 64 * 1024 * 1024;
@@ -41,10 +44,26 @@ const STRIKES_MAX: u32 = 3;
 /// A stream that a server has accepted.
 struct Link {
     outbound: mpsc::Sender<pb::ClientMessage>,
-    inbound: Streaming<pb::ServerMessage>,
+    inbound: Inbound,
     attached: Attached,
     /// When it was asked to.
     asked: Duration,
+}
+
+/// What comes from a server.
+enum Inbound {
+    Http(Box<Streaming<pb::ServerMessage>>),
+    Other(mpsc::Receiver<pb::ServerMessage>),
+}
+
+impl Inbound {
+    /// The next message; `None`: the server ended the stream. Cancel safe.
+    async fn message(&mut self) -> Result<Option<pb::ServerMessage>, Cut> {
+        match self {
+            Inbound::Http(stream) => stream.message().await.map_err(|status| broken(&status)),
+            Inbound::Other(stream) => Ok(stream.recv().await),
+        }
+    }
 }
 
 /// Why there is no connection, or none any more.
@@ -74,6 +93,7 @@ pub(crate) async fn run(shared: Arc<Shared>) {
     let stop = Stop(shared);
     let shared = &stop.0;
     tokio::select! {
+        biased;
         () = connect_again_and_again(shared) => {}
         () = shared.given_up() => shared.end(EndReason::Closed),
     }
@@ -84,13 +104,11 @@ async fn connect_again_and_again(shared: &Arc<Shared>) {
     let mut strikes = 0;
     loop {
         let (server, pause) = tries.next();
-        tokio::time::sleep(pause).await;
+        ambient::sleep(pause).await;
         let server = &shared.hosts.servers[server];
         let answers = shared.look(|session| session.answers());
-        let cut = match open(shared, server).await {
-            Ok(link) => serve(shared, link).await,
-            Err(cut) => cut,
-        };
+        let session = async { serve(shared, open(shared, server).await?).await };
+        let Err(cut) = session.await;
         shared.with(|session, out| session.on_disconnected(out));
         if shared.look(|session| session.answers()) > answers {
             strikes = 0;
@@ -171,6 +189,15 @@ async fn open(shared: &Arc<Shared>, server: &str) -> Result<Link, Cut> {
     let hello = shared.look(|session| session.hello());
     let patience = hello.timeout * 2 / 3;
     let dial = (patience / (1 + shared.hosts.servers.len() as u32)).clamp(DIAL_MIN, DIAL_MAX);
+    let tls = match &shared.network {
+        Network::Other(transport) => {
+            let wire = transport.open(server).map_err(|error| Cut::Broken(error.to_string()))?;
+            let begin = std::future::ready(Ok(Inbound::Other(wire.inbound)));
+            return attach(shared, patience, wire.outbound, begin, hello).await;
+        }
+        Network::Plain => None,
+        Network::Tls(tls) => Some(tls.clone()),
+    };
     let endpoint = Endpoint::from_shared(format!("http://{server}"))
         .map_err(|error| Cut::Broken(describe(&error)))?
         .connect_timeout(dial)
@@ -179,31 +206,48 @@ async fn open(shared: &Arc<Shared>, server: &str) -> Result<Link, Cut> {
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW);
     let connecting = async {
-        match &shared.tls {
-            None => endpoint.connect().await,
-            Some(tls) => {
-                let (tls, server) = (tls.clone(), server.to_owned());
-                let connect = tower::service_fn(move |_: tonic::transport::Uri| {
-                    let (tls, server) = (tls.clone(), server.clone());
-                    async move { tls.connect(&server).await.map(TokioIo::new) }
-                });
-                endpoint.connect_with_connector(connect).await
-            }
-        }
+        let Some(tls) = tls else { return endpoint.connect().await };
+        let server = server.to_owned();
+        let connect = tower::service_fn(move |_: tonic::transport::Uri| {
+            let (tls, server) = (tls.clone(), server.clone());
+            async move { tls.connect(&server).await.map(TokioIo::new) }
+        });
+        endpoint.connect_with_connector(connect).await
     };
-    let channel = match tokio::time::timeout(dial, connecting).await {
+    let channel = match ambient::timeout(dial, connecting).await {
         Ok(channel) => channel.map_err(|error| Cut::Broken(describe(&error)))?,
         Err(_) => return Err(Cut::Broken(format!("no connection within {} ms", dial.as_millis()))),
     };
-    let attach = patience.clamp(ATTACH_MIN, ATTACH_MAX);
-    match tokio::time::timeout(attach, handshake(shared, channel, hello)).await {
+    let (outbound, requests) = mpsc::channel(OUTBOUND_MESSAGES);
+    let begin = async {
+        let mut client = CorralClient::new(channel).max_decoding_message_size(REPLY_BYTES_MAX);
+        let response = client.session(ReceiverStream::new(requests)).await.map_err(|status| broken(&status))?;
+        Ok(Inbound::Http(Box::new(response.into_inner())))
+    };
+    attach(shared, patience, outbound, begin, hello).await
+}
+
+/// Has the server take the session.
+async fn attach(
+    shared: &Arc<Shared>,
+    patience: Duration,
+    outbound: mpsc::Sender<pb::ClientMessage>,
+    begin: impl Future<Output = Result<Inbound, Cut>>,
+    hello: Hello,
+) -> Result<Link, Cut> {
+    let limit = patience.clamp(ATTACH_MIN, ATTACH_MAX);
+    match ambient::timeout(limit, handshake(shared, outbound, begin, hello)).await {
         Ok(link) => link,
-        Err(_) => Err(Cut::Broken(format!("no session within {} ms", attach.as_millis()))),
+        Err(_) => Err(Cut::Broken(format!("no session within {} ms", limit.as_millis()))),
     }
 }
 
-async fn handshake(shared: &Arc<Shared>, channel: tonic::transport::Channel, hello: Hello) -> Result<Link, Cut> {
-    let (outbound, requests) = mpsc::channel(OUTBOUND_MESSAGES);
+async fn handshake(
+    shared: &Arc<Shared>,
+    outbound: mpsc::Sender<pb::ClientMessage>,
+    begin: impl Future<Output = Result<Inbound, Cut>>,
+    hello: Hello,
+) -> Result<Link, Cut> {
     let connect = pb::Connect {
         session: hello.session.0,
         password: hello.password,
@@ -212,11 +256,9 @@ async fn handshake(shared: &Arc<Shared>, channel: tonic::transport::Channel, hel
     };
     let asked = shared.now();
     let first = pb::ClientMessage { message: Some(pb::client_message::Message::Connect(connect)) };
-    outbound.try_send(first).expect("the channel is new and has room");
-    let mut client = CorralClient::new(channel).max_decoding_message_size(REPLY_BYTES_MAX);
-    let response = client.session(ReceiverStream::new(requests)).await.map_err(|status| broken(&status))?;
-    let mut inbound = response.into_inner();
-    match inbound.message().await.map_err(|status| broken(&status))?.and_then(|message| message.message) {
+    outbound.try_send(first).map_err(|_| Cut::Broken("the connection ended before its first message".to_owned()))?;
+    let mut inbound = begin.await?;
+    match inbound.message().await?.and_then(|message| message.message) {
         Some(pb::server_message::Message::Connected(connected)) => {
             let attached = Attached {
                 session: SessionId(connected.session),
@@ -237,24 +279,31 @@ async fn handshake(shared: &Arc<Shared>, channel: tonic::transport::Channel, hel
 }
 
 /// Carries until the connection ends.
-async fn serve(shared: &Arc<Shared>, link: Link) -> Cut {
+async fn serve(shared: &Arc<Shared>, link: Link) -> Result<Infallible, Cut> {
     let Link { outbound, mut inbound, attached, asked } = link;
     let now = shared.now();
     if let Err(text) = shared.with(|session, out| session.on_connected(now, asked, attached, out)) {
-        return Cut::Violation(text);
+        return Err(Cut::Violation(text));
     }
     loop {
         let (can_send, ended, next_tick) = shared
             .look(|session| (session.can_send(), matches!(session.phase(), Phase::Ended(_)), session.next_tick()));
         if ended {
-            return Cut::Ended;
+            return Err(Cut::Ended);
         }
         tokio::select! {
-            message = inbound.message() => match message {
-                Ok(Some(message)) => if let Err(cut) = on_message(shared, message) { return cut },
-                Ok(None) => return Cut::Broken("the server ended the stream".to_owned()),
-                Err(status) => return broken(&status),
-            },
+            // None keeps another from its turn: ticks are rare, and what goes out ends with the window of requests.
+            biased;
+            () = ambient::sleep_until(shared.instant(next_tick)) => {
+                let now = shared.now();
+                if shared.with(|session, _| session.on_tick(now)) == Pulse::Dead {
+                    // Who stood still himself finds here what came meanwhile: it was a silence only if nothing did.
+                    match inbound.message().now_or_never() {
+                        None => return Err(Cut::Silent),
+                        Some(message) => on_inbound(shared, message)?,
+                    }
+                }
+            }
             permit = outbound.reserve(), if can_send => match permit {
                 Ok(permit) => {
                     let now = shared.now();
@@ -269,23 +318,22 @@ async fn serve(shared: &Arc<Shared>, link: Link) -> Cut {
                     }
                 }
                 // The HTTP/2 side dropped its end: the inbound side says why.
-                Err(_) => return match inbound.message().await {
-                    Ok(Some(message)) => match on_message(shared, message) {
-                        Err(cut) => cut,
-                        Ok(()) => Cut::Broken("the stream was reset".to_owned()),
-                    },
-                    Ok(None) => Cut::Broken("the server ended the stream".to_owned()),
-                    Err(status) => broken(&status),
-                },
+                Err(_) => {
+                    on_inbound(shared, inbound.message().await)?;
+                    return Err(Cut::Broken("the stream was reset".to_owned()));
+                }
             },
             () = shared.wake.notified(), if !can_send => {}
-            () = tokio::time::sleep_until(shared.instant(next_tick)) => {
-                let now = shared.now();
-                if shared.with(|session, _| session.on_tick(now)) == Pulse::Dead {
-                    return Cut::Silent;
-                }
-            }
+            message = inbound.message() => on_inbound(shared, message)?,
         }
+    }
+}
+
+/// What came, or why nothing more will.
+fn on_inbound(shared: &Arc<Shared>, message: Result<Option<pb::ServerMessage>, Cut>) -> Result<(), Cut> {
+    match message? {
+        Some(message) => on_message(shared, message),
+        None => Err(Cut::Broken("the server ended the stream".to_owned())),
     }
 }
 

@@ -2,8 +2,14 @@
 
 use std::collections::BTreeMap;
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use corral_client::Zxid;
+use serde::{Deserialize, Serialize};
+
+/// Format of the file in which a snapshot is kept.
+const FILE_FORMAT: u32 = 1;
 
 /// One value.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -79,6 +85,57 @@ impl Snapshot {
     }
 }
 
+/// A snapshot in a file.
+#[derive(Serialize, Deserialize)]
+struct Kept {
+    format: u32,
+    /// Of which subtree.
+    path: String,
+    zxid: u64,
+    values: BTreeMap<String, KeptValue>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct KeptValue {
+    /// Base64; `null` for null.
+    data: Option<String>,
+    version: i32,
+    modified: u64,
+}
+
+/// A snapshot of the subtree at `path` as a file's text: JSON, which a later version of this program reads too.
+pub fn encode(path: &str, snapshot: &Snapshot) -> Vec<u8> {
+    let value = |value: &ConfigValue| KeptValue {
+        data: value.data.as_ref().map(|data| STANDARD.encode(data)),
+        version: value.version,
+        modified: value.modified.0,
+    };
+    let values = snapshot.values.iter().map(|(path, of)| (path.clone(), value(of))).collect();
+    let kept = Kept { format: FILE_FORMAT, path: path.to_owned(), zxid: snapshot.zxid.0, values };
+    // Text and numbers: nothing that could be refused.
+    serde_json::to_vec_pretty(&kept).unwrap_or_default()
+}
+
+/// The snapshot of `path` in such a file.
+///
+/// # Errors
+/// What is wrong, for people: it is damaged, of another format, or of another path.
+pub fn decode(path: &str, file: &[u8]) -> Result<Snapshot, String> {
+    let kept: Kept = serde_json::from_slice(file).map_err(|error| format!("no configuration: {error}"))?;
+    if kept.format != FILE_FORMAT {
+        return Err(format!("of format {}, and only {FILE_FORMAT} is known", kept.format));
+    }
+    if kept.path != path {
+        return Err(format!("the configuration of {}, not of {path}", kept.path));
+    }
+    let mut values = BTreeMap::new();
+    for (path, KeptValue { data, version, modified }) in kept.values {
+        let data = data.map(|text| STANDARD.decode(text).map_err(|error| format!("{path}: {error}"))).transpose()?;
+        values.insert(path, ConfigValue { data: data.map(Bytes::from), version, modified: Zxid(modified) });
+    }
+    Ok(Snapshot { zxid: Zxid(kept.zxid), values })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -108,5 +165,23 @@ mod tests {
             [ConfigChange::Changed("b".into()), ConfigChange::Added("d".into()), ConfigChange::Removed("c".into())];
         assert_eq!(old.changes(&new), changes);
         assert_eq!(old.changes(&old), []);
+    }
+
+    #[test]
+    fn a_snapshot_in_a_file_is_read_as_it_was_or_not_at_all() {
+        let mut now = snapshot(&[("", "", 1), ("db/host", "h", 2)]);
+        now.values.insert(
+            "raw".into(),
+            ConfigValue { data: Some(Bytes::from_static(b"\xff\0")), version: 7, modified: Zxid(3) },
+        );
+        now.values.insert("null".into(), ConfigValue { data: None, version: 0, modified: Zxid(4) });
+        let file = encode("/config", &now);
+        assert_eq!(decode("/config", &file), Ok(now));
+        assert_eq!(decode("/other", &file).unwrap_err(), "the configuration of /config, not of /other");
+        for end in 0..file.len() {
+            decode("/config", &file[..end]).unwrap_err();
+        }
+        let newer = String::from_utf8(file).unwrap().replace("\"format\": 1", "\"format\": 2");
+        assert_eq!(decode("/config", newer.as_bytes()).unwrap_err(), "of format 2, and only 1 is known");
     }
 }

@@ -164,6 +164,9 @@ pub enum Strategy {
     Random,
     /// The same as before while it can be used; then any.
     Sticky,
+    /// The one that is in use least often at the moment; of several, one after the other. What counts are the uses that
+    /// this provider gave out.
+    LeastUsed,
 }
 
 /// Chooses among instances. What is chosen depends on what was chosen before, on the number drawn, and on nothing else.
@@ -171,24 +174,54 @@ pub enum Strategy {
 pub struct Picker {
     strategy: Strategy,
     last: Option<String>,
+    /// How often each is in use; those that are not have no entry.
+    uses: BTreeMap<String, u32>,
 }
 
 impl Picker {
     /// A picker that has chosen nothing yet.
     pub fn new(strategy: Strategy) -> Picker {
-        Picker { strategy, last: None }
+        Picker { strategy, last: None, uses: BTreeMap::new() }
+    }
+
+    /// A use of it begins.
+    pub fn begin(&mut self, id: &str) {
+        *self.uses.entry(id.to_owned()).or_insert(0) += 1;
+    }
+
+    /// A use of it is over.
+    pub fn end(&mut self, id: &str) {
+        if let Some(uses) = self.uses.get_mut(id) {
+            *uses -= 1;
+            if *uses == 0 {
+                self.uses.remove(id);
+            }
+        }
+    }
+
+    /// How often it is in use.
+    pub fn uses(&self, id: &str) -> u32 {
+        self.uses.get(id).copied().unwrap_or(0)
     }
 
     /// Chooses one of the ids, which are in a stable order; `random` is any number.
     pub fn pick<'a>(&mut self, ids: &BTreeSet<&'a str>, random: u64) -> Option<&'a str> {
         let count = u64::try_from(ids.len()).ok().filter(|count| *count > 0)?;
+        if self.strategy == Strategy::LeastUsed {
+            let least = ids.iter().map(|id| self.uses(id)).min()?;
+            let candidates: Vec<&str> = ids.iter().copied().filter(|id| self.uses(id) == least).collect();
+            let next = candidates.iter().find(|id| self.last.as_deref().is_none_or(|last| **id > last));
+            let picked = next.or(candidates.first()).copied()?;
+            self.last = Some(picked.to_owned());
+            return Some(picked);
+        }
         let any = || ids.iter().nth(usize::try_from(random % count).unwrap_or(0)).copied();
         let picked = match (self.strategy, self.last.as_deref()) {
             // The next after the last, also when that is gone by now.
             (Strategy::RoundRobin, Some(last)) => ids.iter().find(|id| **id > last).or_else(|| ids.first()).copied(),
             (Strategy::RoundRobin, None) => ids.first().copied(),
             (Strategy::Sticky, Some(last)) => ids.get(last).copied().or_else(any),
-            (Strategy::Sticky, None) | (Strategy::Random, _) => any(),
+            (Strategy::Sticky, None) | (Strategy::Random | Strategy::LeastUsed, _) => any(),
         }?;
         self.last = Some(picked.to_owned());
         Some(picked)
@@ -328,5 +361,27 @@ mod tests {
         down.note_error("b", at(76));
         down.retain(&BTreeSet::from(["a"]));
         assert!(!down.is_down("b", at(76)));
+    }
+
+    #[test]
+    fn the_least_used_is_chosen_and_of_several_one_after_the_other() {
+        let mut picker = Picker::new(Strategy::LeastUsed);
+        let all = BTreeSet::from(["a", "b", "c"]);
+        for expected in ["a", "b", "c", "a"] {
+            assert_eq!(picker.pick(&all, 9), Some(expected));
+        }
+        picker.begin("b");
+        picker.begin("c");
+        picker.begin("c");
+        assert_eq!(picker.pick(&all, 9), Some("a"));
+        picker.begin("a");
+        picker.begin("a");
+        assert_eq!(picker.pick(&all, 9), Some("b"), "one use against two and two");
+        picker.end("c");
+        picker.end("c");
+        assert_eq!((picker.pick(&all, 9), picker.uses("c")), (Some("c"), 0));
+        // Whoever is gone or down is not asked for, however little it is used.
+        assert_eq!(picker.pick(&BTreeSet::from(["a", "b"]), 9), Some("b"));
+        assert_eq!(picker.pick(&BTreeSet::new(), 9), None);
     }
 }

@@ -131,6 +131,8 @@ pub struct Unanswered {
 pub struct Client {
     /// Speaks ZooKeeper's protocol.
     pub wire: bool,
+    /// It writes nothing while faults strike: nothing that waits for a leader holds its reads up.
+    pub reader: bool,
     /// Its session.
     pub session: Option<SessionId>,
     /// Its connection.
@@ -175,6 +177,7 @@ impl Client {
         let mut rng = Rng::stream(seed ^ (index + 1).wrapping_mul(0x9e37_79b9), "client");
         Client {
             wire: rng.chance(load.wire_per_mille),
+            reader: rng.chance(load.readers_per_mille),
             session: None,
             connection: None,
             pending: VecDeque::new(),

@@ -15,6 +15,7 @@ use corral_proto::{ErrorCode, ServerId, SessionId, WatchKind, Zxid};
 
 use crate::checks::{Check, Violation, ensure};
 use crate::client::{Call, Client, ClientConnection, LastWord, Pending, Sort, Unanswered};
+use crate::guests::GUEST;
 use crate::history::registers::Ticket;
 use crate::history::{ClientResult, Kept, Seen, WriteKey, client_ids};
 use crate::options::Load;
@@ -22,6 +23,9 @@ use crate::schedule::{MS, Micros};
 use crate::server::Connection;
 use crate::workload::landmark;
 use crate::world::{Event, ProcessRef, Stage, World};
+
+/// Of a hundred requests: those that change nothing.
+const READS: std::ops::Range<u64> = 58..100;
 
 /// A client with so many requests in flight is deep in its pipeline, for the record.
 const DEEP_PIPELINE: usize = 32;
@@ -139,8 +143,11 @@ impl World {
     /// Asks for something new; false if nothing can follow it.
     fn client_asks(&mut self, index: usize, load: &Load) -> bool {
         let floor = self.history.floor();
+        // Progress is what writes make.
+        let safety = self.stage == Stage::Safety;
         let client = &mut self.clients[index];
-        match client.rng.below(100) {
+        let what = client.rng.below(100);
+        match if client.reader && safety { READS.start + what % (READS.end - READS.start) } else { what } {
             0..53 => {
                 let op = client.draw_write(load);
                 let session = client.session.expect("the handshake is over");
@@ -175,7 +182,11 @@ impl World {
                 let (op, watch, consistency) = client.draw_read(load, floor);
                 self.client_reads(index, op, watch, consistency);
             }
-            _ => self.client_sends(index, ClientRequest::Sync, Call::Sync, floor, None),
+            _ if load.linearizable_per_mille > 0 => {
+                self.client_sends(index, ClientRequest::Sync, Call::Sync, floor, None);
+            }
+            // Here only those look for the latest state who were told that there is one.
+            _ => {}
         }
         true
     }
@@ -200,6 +211,40 @@ impl World {
         };
         let request = ClientRequest::Read { op: op.clone(), watch, consistency };
         self.client_sends(index, request, Call::Read { op, watch, consistency }, floor, ticket);
+    }
+
+    /// A write of this client was answered, and it tells another client, which looks at once: what `sync` is for.
+    fn client_tells(&mut self, index: usize) {
+        let (clients, told) = (self.clients.len() as u64, self.options.load.told_per_mille);
+        let client = &mut self.clients[index];
+        if !client.rng.chance(told) {
+            return;
+        }
+        let other = client.rng.below(clients) as usize;
+        let delay = self.network.client_delay();
+        self.schedule.after(delay, Event::ClientHears(other));
+    }
+
+    /// A client looks for the latest state.
+    pub(crate) fn client_looks(&mut self, index: usize) {
+        let (now, load) = (self.schedule.now(), self.options.load.clone());
+        let client = &mut self.clients[index];
+        let able = client.connection.as_ref().is_some_and(|c| c.attach.is_some())
+            && client.follower.is_none()
+            && !client.stopped
+            && now >= client.silent_until
+            && (client.pending.len() as u64) < load.pipeline.max(2);
+        if !able {
+            return;
+        }
+        self.trace.reached("load: told by another client");
+        if self.clients[index].rng.chance(500) {
+            let floor = self.history.floor();
+            self.client_sends(index, ClientRequest::Sync, Call::Sync, floor, None);
+        } else {
+            let path = self.clients[index].path(&load);
+            self.client_reads(index, ReadOp::GetData { path }, false, Consistency::Linearizable);
+        }
     }
 
     fn client_writes(&mut self, index: usize, write: &Unanswered, again: bool) {
@@ -297,7 +342,7 @@ impl World {
 
     fn tell_server(&mut self, index: usize, message: ToServer) {
         let now = self.schedule.now();
-        let delay = self.network.delay();
+        let delay = self.network.client_delay();
         let Some(connection) = &mut self.clients[index].connection else { return };
         connection.arrives = connection.arrives.max(now + delay);
         let to = ProcessRef { server: connection.server, process: connection.process };
@@ -341,6 +386,7 @@ impl World {
                         next_n: wire.then_some(1),
                         answered: false,
                         reads: true,
+                        turn: false,
                         arrives: now,
                     },
                 );
@@ -371,7 +417,7 @@ impl World {
             ToServer::Reads(reads) => {
                 let Some(connection) = process.connections.get_mut(&id) else { return Ok(()) };
                 connection.reads = reads;
-                self.advance_lane(to, id);
+                self.task_turn(to, id);
             }
             ToServer::Request(cookie, request) => {
                 let Some(connection) = process.connections.get_mut(&id) else { return Ok(()) };
@@ -381,7 +427,7 @@ impl World {
                 let session = connection.lane.session;
                 self.push_input(to, MemberInput::Touched(vec![session]));
                 self.on_request(to, id, cookie, request);
-                self.advance_lane(to, id);
+                self.task_turn(to, id);
             }
         }
         Ok(())
@@ -428,6 +474,10 @@ impl World {
                 let tag = is_ahead.then(|| self.read_point(to, id));
                 let consistency = if is_ahead { Consistency::Linearizable } else { Consistency::Local };
                 lane.push(cookie, Step::Subscribe { watch, subscription, after }, consistency, tag);
+                return;
+            }
+            ClientRequest::Unsubscribe { watch } => {
+                lane.push(cookie, Step::Unsubscribe { watch }, Consistency::Local, None);
                 return;
             }
             ClientRequest::SetWatches(watches) => {
@@ -477,11 +527,34 @@ impl World {
                 return;
             }
             for id in woken {
-                self.advance_lane(to, id);
+                self.task_turn(to, id);
             }
         }
     }
 
+    /// The task of a connection has something to do: it does so at once, or others come first.
+    fn task_turn(&mut self, to: ProcessRef, id: u64) {
+        let (at_once, delay) = (self.rng.chance(300), self.rng.below(self.options.task_delay));
+        let Some(process) = self.process_mut(to) else { return };
+        let Some(connection) = process.connections.get_mut(&id).filter(|connection| !connection.turn) else { return };
+        if at_once {
+            self.advance_lane(to, id);
+        } else {
+            connection.turn = true;
+            self.schedule.after(delay, Event::TaskTurn(to, id));
+        }
+    }
+
+    /// The task of a connection has its turn.
+    pub(crate) fn task_turns(&mut self, to: ProcessRef, id: u64) {
+        if let Some(connection) = self.process_mut(to).and_then(|process| process.connections.get_mut(&id)) {
+            connection.turn = false;
+        }
+        self.advance_lane(to, id);
+        self.serve_woken(to);
+    }
+
+    /// Lets a connection do what it can.
     fn advance_lane(&mut self, to: ProcessRef, id: u64) {
         let Some(process) = self.process_mut(to) else { return };
         let Some(connection) = process.connections.get_mut(&id) else { return };
@@ -522,7 +595,7 @@ impl World {
         }
         let now = self.schedule.now();
         for message in messages {
-            arrives = arrives.max(now + self.network.delay());
+            arrives = arrives.max(now + self.network.client_delay());
             self.schedule.at(arrives, Event::ToClient { client, connection: id, message });
         }
         if let Some(connection) = self.process_mut(to).and_then(|p| p.connections.get_mut(&id)) {
@@ -539,6 +612,10 @@ impl World {
 
     /// Something of a server reached a client.
     pub(crate) fn on_to_client(&mut self, index: usize, id: u64, message: ToClient) -> Check {
+        if index == GUEST {
+            self.on_to_guest(id, message);
+            return Ok(());
+        }
         let now = self.schedule.now();
         let client = &mut self.clients[index];
         let Some(connection) = client.connection.as_mut().filter(|c| c.id == id) else { return Ok(()) };
@@ -664,6 +741,7 @@ impl World {
                 if let Some(landmark) = write.and_then(|write| landmark(&write.op?, &result)) {
                     self.trace.reached(landmark);
                 }
+                self.client_tells(index);
             }
             Call::Read { op, watch, consistency } => {
                 client.learn(&op, &result);
@@ -738,10 +816,15 @@ impl World {
         Ok(())
     }
 
-    /// How long a client keeps silent to outlast its session: far beyond its end, or about as long as it lasts.
+    /// How long a client keeps silent to outlast its session: far beyond its end, about as long as it lasts, or until the
+    /// very time at which it is ended.
     pub(crate) fn silence(&mut self) -> Micros {
         let timeout = self.options.load.session_timeout_ms * MS;
-        if self.fault_rng.chance(500) { 3 * timeout } else { timeout + self.fault_rng.below(timeout / 2) }
+        match self.fault_rng.below(4) {
+            0 => 3 * timeout,
+            1 => timeout + self.fault_rng.below(timeout / 2),
+            _ => timeout * 97 / 100 + self.fault_rng.below(timeout / 8),
+        }
     }
 }
 

@@ -3,8 +3,10 @@
 //!
 //! # Layout
 //! - [`options`]: what a seed draws. [`rng`], [`schedule`]: chance and time.
-//! - [`world`]: what happens next. [`server`], [`disk`], [`network`]: what it happens to. [`faults`]: what goes wrong.
+//! - [`world`]: what happens next. [`server`], [`disk`], [`network`]: what it happens to. [`faults`]: what goes wrong;
+//!   `succession`: while one leader follows another.
 //! - [`client`], [`workload`], [`follower`], [`frontend`]: clients, what they ask for, and their connections.
+//! - [`guests`]: clients from outside, real ones.
 //! - [`checks`]: the omniscient observer, one property a file. [`history`]: what clients were told, judged by replay.
 //! - [`linearizability`]: the same without the log, for histories of real processes too.
 //! - `zoo` (a feature): bugs planted on purpose, and the hunt for them.
@@ -22,15 +24,17 @@ pub mod faults;
 mod follower;
 mod frontend;
 pub mod goals;
+pub mod guests;
 pub mod history;
 pub mod journal;
 pub mod linearizability;
 mod network;
 pub mod options;
 pub mod rng;
-mod schedule;
+pub mod schedule;
 mod server;
 pub mod shrink;
+mod succession;
 pub mod swarm;
 pub mod trace;
 mod workload;
