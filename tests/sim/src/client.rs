@@ -161,6 +161,8 @@ pub struct Client {
     pub missed: Vec<(EventKind, String)>,
     /// Says nothing until then.
     pub silent_until: Micros,
+    /// Keeps silent until the very time at which its session is ended.
+    pub aims: bool,
     /// Asks for nothing new.
     pub stopped: bool,
     /// It does nothing but to follow the change feed.
@@ -192,6 +194,7 @@ impl Client {
             queue: VecDeque::new(),
             missed: Vec::new(),
             silent_until: 0,
+            aims: false,
             stopped: false,
             follower: None,
             last_word: LastWord::NotYet,

@@ -220,6 +220,7 @@ impl World {
         let now = self.schedule.now();
         for index in self.struck_clients(index, "load: all sessions run out at once") {
             self.clients[index].silent_until = now + self.silence();
+            self.clients[index].aims = self.fault_rng.chance(400);
             // Sometimes the connection stays, and nothing comes over it.
             if self.fault_rng.chance(700) {
                 self.client_cuts(index);

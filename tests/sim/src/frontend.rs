@@ -67,6 +67,11 @@ impl World {
         let load = self.options.load.clone();
         let client = &mut self.clients[index];
         let pause = MS + client.rng.below(2 * load.think_ms * MS);
+        if now >= client.silent_until && std::mem::take(&mut client.aims) {
+            let deadline = self.session_deadline(index);
+            self.clients[index].silent_until = deadline.unwrap_or(0);
+        }
+        let client = &mut self.clients[index];
         if now < client.silent_until {
             let wait = client.silent_until - now;
             self.schedule.after(wait, Event::ClientActs(index));
@@ -138,6 +143,19 @@ impl World {
             }
         }
         Ok(())
+    }
+
+    /// About when the leader will end a client's session, by what it has heard so far.
+    fn session_deadline(&mut self, index: usize) -> Option<Micros> {
+        let (now, session) = (self.schedule.now(), self.clients[index].session?);
+        let leader = self.leader()?;
+        let at = self.process_of(leader)?;
+        let heard = self.history.touched(at.process, session)?;
+        let clock = &self.servers[&leader].clock;
+        let left = (heard + self.options.load.session_timeout_ms * MS).saturating_sub(clock.mono(now));
+        let way = 2 * (self.options.client_delay.1 + self.options.delay.1) + self.options.write_time;
+        let early = self.clients[index].rng.below(2 * way + 20 * MS);
+        Some((now + clock.measured(left) + way).saturating_sub(early))
     }
 
     /// Asks for something new; false if nothing can follow it.
