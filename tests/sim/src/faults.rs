@@ -219,8 +219,12 @@ impl World {
         }
         let now = self.schedule.now();
         for index in self.struck_clients(index, "load: all sessions run out at once") {
-            self.clients[index].silent_until = now + self.silence();
-            self.clients[index].aims = self.fault_rng.chance(400);
+            // Who aims at the end of its session begins to before it has come.
+            let aims = self.fault_rng.chance(500);
+            let soon = self.options.load.session_timeout_ms * MS / 2;
+            let silence = if aims { self.fault_rng.below(soon) } else { self.silence() };
+            let client = &mut self.clients[index];
+            (client.aims, client.silent_until) = (aims, now + silence);
             // Sometimes the connection stays, and nothing comes over it.
             if self.fault_rng.chance(700) {
                 self.client_cuts(index);
