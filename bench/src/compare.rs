@@ -59,6 +59,8 @@ const ROWS: &[Row] = &[
     row("get 16x64", Workload::Get, 16, 64),
     row("90 % get 16x64", Workload::Mixed, 16, 64),
     row("create+delete 16x64", Workload::CreateDelete, 16, 64),
+    row("1,000 watchers of one znode", Workload::Watch, 1000, 1),
+    row("lock, 32 contenders", Workload::Lock, 32, 1),
 ];
 
 /// Runs all rows and returns a Markdown table.
@@ -91,6 +93,10 @@ pub async fn compare(args: &CompareArgs) -> Result<String> {
     for round in 1..=args.rounds {
         for (row, reports) in rows.iter().zip(&mut reports) {
             for ((product, ensemble, order), reports) in ensembles.iter().zip(reports) {
+                // It has no watches and no locks.
+                if *product == Product::Null && matches!(row.workload, Workload::Watch | Workload::Lock) {
+                    continue;
+                }
                 let report = run(&RunArgs {
                     servers: order.iter().map(|server| ensemble.address(*server)).collect(),
                     protocol: Protocol::Zookeeper,
@@ -133,6 +139,9 @@ pub async fn compare(args: &CompareArgs) -> Result<String> {
 fn median(values: impl Iterator<Item = f64>) -> f64 {
     let mut values: Vec<f64> = values.collect();
     values.sort_by(f64::total_cmp);
+    if values.is_empty() {
+        return f64::NAN;
+    }
     (values[(values.len() - 1) / 2] + values[values.len() / 2]) / 2.0
 }
 
@@ -154,6 +163,10 @@ fn table(products: &[Product], rows: &[&Row], reports: &[Vec<Vec<Report>>]) -> S
     for (row, by_product) in rows.iter().zip(reports) {
         text.push_str(&format!("| {} |", row.name));
         for reports in by_product {
+            if reports.is_empty() {
+                text.push_str(" | | |");
+                continue;
+            }
             let p50 = median(reports.iter().map(|r| r.latency_us.p50));
             let p99 = median(reports.iter().map(|r| r.latency_us.p99));
             text.push_str(&format!(" {:.0} | {p50:.0}, {p99:.0} | {:.1} |", rate(reports), cpu(reports)));

@@ -9,10 +9,12 @@ mod ensemble;
 mod failover;
 mod histogram;
 mod load;
+mod meet;
 mod null;
 mod process;
 mod restart;
 mod run;
+mod sessions;
 mod wire;
 mod workload;
 
@@ -46,6 +48,8 @@ enum Command {
     Run(run::RunArgs),
     /// Create many znodes.
     Load(load::LoadArgs),
+    /// Begin many sessions, and leave them alone.
+    Sessions(sessions::SessionsArgs),
     /// Kill leaders of an own ensemble, and measure how long writes stop.
     Failover(failover::FailoverArgs),
     /// Kill and restart an own server under load, and measure how long it is away.
@@ -85,6 +89,7 @@ async fn execute(command: Command) -> Result<String> {
     Ok(match command {
         Command::Run(args) => serde_json::to_string(&run::run(&args).await?)?,
         Command::Load(args) => serde_json::to_string(&load::load(&args).await?)?,
+        Command::Sessions(args) => serde_json::to_string(&sessions::sessions(&args).await?)?,
         Command::Failover(args) => serde_json::to_string(&failover::failover(&args).await?)?,
         Command::Restart(args) => serde_json::to_string(&restart::restart(&args).await?)?,
         Command::Compare(args) => compare::compare(&args).await?,

@@ -20,6 +20,17 @@ pub fn resident_bytes(pid: u32) -> Result<u64> {
     parse_kib(&status, "VmRSS:").map(|kib| kib * 1024).ok_or_else(|| format!("/proc/{pid}/status has no VmRSS").into())
 }
 
+/// Files that this process may have open.
+pub fn open_files_max() -> Result<u64> {
+    let limits = fs::read_to_string("/proc/self/limits").map_err(context("/proc/self/limits"))?;
+    parse_open_files(&limits).ok_or_else(|| "/proc/self/limits has an unknown form".into())
+}
+
+fn parse_open_files(limits: &str) -> Option<u64> {
+    let soft = limits.lines().find_map(|line| line.strip_prefix("Max open files"))?.split_whitespace().next()?;
+    if soft == "unlimited" { Some(u64::MAX) } else { soft.parse().ok() }
+}
+
 /// Bytes that the files of a folder take on disk.
 pub fn disk_bytes(folder: &std::path::Path) -> u64 {
     use std::os::unix::fs::MetadataExt;
@@ -67,6 +78,13 @@ mod tests {
     fn resident_memory_is_read_in_kib() {
         assert_eq!(parse_kib("Name:\tx\nVmRSS:\t  1234 kB\n", "VmRSS:"), Some(1234));
         assert_eq!(parse_kib("Name:\tx\n", "VmRSS:"), None);
+    }
+
+    #[test]
+    fn the_limit_of_open_files_is_the_soft_one() {
+        let limits = "Limit  Soft Limit  Hard Limit  Units\nMax open files            1024                 4096                 files\n";
+        assert_eq!(parse_open_files(limits), Some(1024));
+        assert!(open_files_max().unwrap() > 0);
     }
 
     #[test]

@@ -14,7 +14,7 @@ use crate::drive::{Done, Pace, Plan, drive};
 use crate::histogram::Histogram;
 use crate::wire::Wire;
 use crate::workload::{self, Frames, Random, Shape, Workload};
-use crate::{Result, context, process};
+use crate::{Result, context, meet, process};
 
 /// Between the last connection's handshake and the first request.
 const LEAD: Duration = Duration::from_millis(50);
@@ -126,21 +126,22 @@ pub struct Report {
 
 /// What one connection counted.
 #[derive(Default)]
-struct Tally {
+pub struct Tally {
     latency: Histogram,
     refused: BTreeMap<i32, u64>,
-    broken: Option<String>,
+    pub broken: Option<String>,
 }
 
 /// When what is measured begins and ends.
 #[derive(Clone, Copy)]
-struct Window {
-    begin: Instant,
-    end: Instant,
+pub struct Window {
+    pub begin: Instant,
+    pub end: Instant,
 }
 
 impl Tally {
-    fn count(&mut self, window: Window, done: &Done) {
+    /// Counts what ended within the window.
+    pub fn count(&mut self, window: Window, done: &Done) {
         if done.ended < window.begin || done.ended >= window.end {
             return;
         }
@@ -155,7 +156,7 @@ impl Tally {
 ///
 /// # Errors
 /// If it is negative, not finite, or absurd.
-fn seconds(name: &str, value: f64) -> Result<Duration> {
+pub fn seconds(name: &str, value: f64) -> Result<Duration> {
     const MAX: f64 = 1e6;
     if (0.0..=MAX).contains(&value) {
         return Ok(Duration::from_secs_f64(value));
@@ -264,7 +265,7 @@ fn servers_cpu(args: &RunArgs) -> Result<Duration> {
 }
 
 /// Two digits after the point: more would only pretend.
-fn round(value: f64) -> f64 {
+pub fn round(value: f64) -> f64 {
     (value * 100.0).round() / 100.0
 }
 
@@ -286,6 +287,13 @@ async fn start_wire(
         // The keys were made through another server, perhaps.
         wire.sync().await?;
         wires.push(wire);
+    }
+    if matches!(shape.workload, Workload::Watch | Workload::Lock) {
+        if args.rate.is_some() {
+            return Err("--rate: these clients wait for each other, and not for the clock".into());
+        }
+        let (start, window) = window(warmup, measured);
+        return Ok((window, meet::start(shape, &args.servers, wires, start, window).await?));
     }
     let frames = Frames::new(shape);
     let (start, window) = window(warmup, measured);

@@ -1,13 +1,16 @@
 //! A session over ZooKeeper's protocol, as thin as can be.
 
 use std::io;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use corral_proto::ErrorCode;
-use corral_proto::jute::{ConnectRequest, ConnectResponse, Request, Response, decode_reply, frame, opcode};
+use corral_proto::jute::{
+    ConnectRequest, ConnectResponse, Request, Response, WatcherEvent, decode_reply, frame, opcode,
+};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::{Result, context};
@@ -69,8 +72,24 @@ impl Wire {
         }
     }
 
+    /// A new session, over a connection from an address of this machine.
+    ///
+    /// # Errors
+    /// As [`Wire::connect`].
+    pub async fn connect_from(from: Option<Ipv4Addr>, to: SocketAddr) -> io::Result<Wire> {
+        let socket = TcpSocket::new_v4()?;
+        if let Some(from) = from {
+            socket.bind(SocketAddr::from((from, 0)))?;
+        }
+        let request = ConnectRequest { timeout_ms: SESSION_TIMEOUT_MS, ..ConnectRequest::default() };
+        Wire::shake_hands(socket.connect(to).await?, &request).await
+    }
+
     async fn connect_as(address: &str, request: &ConnectRequest) -> io::Result<Wire> {
-        let mut stream = TcpStream::connect(address).await?;
+        Wire::shake_hands(TcpStream::connect(address).await?, request).await
+    }
+
+    async fn shake_hands(mut stream: TcpStream, request: &ConnectRequest) -> io::Result<Wire> {
         stream.set_nodelay(true)?;
         let mut out = BytesMut::new();
         request.encode(&mut out);
@@ -123,6 +142,40 @@ impl Wire {
                 return Ok(Err(ErrorCode::from_code(header.err).unwrap_or(ErrorCode::SystemError)));
             }
             return Ok(Ok(Response::decode(request.opcode(), &mut body).map_err(invalid)?));
+        }
+    }
+
+    /// Waits for the next event, without a limit; its type and path.
+    ///
+    /// # Errors
+    /// If the connection broke, or something else came.
+    pub async fn event(&mut self) -> io::Result<WatcherEvent> {
+        loop {
+            if let Some(frame) = frame::split(&mut self.received, FRAME_BYTES_MAX).map_err(invalid)? {
+                let (header, mut body) = decode_reply(frame).map_err(invalid)?;
+                if header.xid != opcode::XID_EVENT {
+                    return Err(invalid(format!("reply {} while waiting for an event", header.xid)));
+                }
+                return WatcherEvent::decode(&mut body).map_err(invalid);
+            }
+            if self.stream.read_buf(&mut self.received).await? == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+        }
+    }
+
+    /// Tells the server that the client lives, and waits for its answer.
+    ///
+    /// # Errors
+    /// If the connection broke.
+    pub async fn ping(&mut self) -> io::Result<()> {
+        let mut out = BytesMut::new();
+        Request::Ping.encode(opcode::XID_PING, &mut out);
+        self.stream.write_all(&out).await?;
+        loop {
+            if decode_reply(self.frame().await?).map_err(invalid)?.0.xid == opcode::XID_PING {
+                return Ok(());
+            }
         }
     }
 

@@ -38,6 +38,12 @@ pub enum Workload {
     Children,
     /// A multi that sets --multi-ops keys; counts once.
     Multi,
+    /// --connections watch one znode, which one more connection sets again as soon as all were told. Each event counts;
+    /// its latency is from the set being sent.
+    Watch,
+    /// --connections contend for one lock: a sequential ephemeral znode each, and a watch on the one before. Each
+    /// acquisition counts; its latency is from asking.
+    Lock,
 }
 
 /// The sizes of a workload.
@@ -83,7 +89,8 @@ pub fn key(index: usize) -> String {
     format!("{ROOT}/k{index:06}")
 }
 
-fn create(path: String, data: Bytes, mode: CreateMode) -> Request {
+/// A create for everybody to use.
+pub fn create(path: String, data: Bytes, mode: CreateMode) -> Request {
     Request::Create(Create { path, data: Some(data), acl: Some(Acl::open()), flags: mode.flags(), ..Create::default() })
 }
 
@@ -108,6 +115,8 @@ impl Frames {
             }
             // Each connection has its own paths.
             Workload::CreateDelete | Workload::Ephemeral => (Vec::new(), Vec::new()),
+            // They wait for what others do; see `meet`.
+            Workload::Watch | Workload::Lock => (Vec::new(), Vec::new()),
         };
         Arc::new(Frames { shape, reads, writes })
     }

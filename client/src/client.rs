@@ -295,6 +295,35 @@ impl Client {
         self.shared().submit_feed(Op::Subscribe { name: 0, path, mode, with_nodes, after }, map)
     }
 
+    /// A page of a subtree: at most a thousand znodes with their data, parents before their children, and about a megabyte. `after`
+    /// is what the page before gave as [`next`](SubtreePage::next); `None` begins at the top. Znodes that this session's
+    /// identities may not read are left out. Each page is of one state; a whole subtree of one state is what a
+    /// [`Cache`](crate::cache::Cache) holds.
+    ///
+    /// ```no_run
+    /// # use corral_client::{Client, WatchMode};
+    /// # async fn example(client: Client) -> Result<(), corral_client::Error> {
+    /// let mut next = None;
+    /// loop {
+    ///     let page = client.subtree("/app", WatchMode::Recursive, next.as_deref()).await?;
+    ///     for node in &page.nodes {
+    ///         println!("{} {}", node.path, node.stat.data_length);
+    ///     }
+    ///     next = page.next;
+    ///     if next.is_none() {
+    ///         break;
+    ///     }
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// `NoAuth`: the top may not be read. If it does not exist, the page is empty.
+    pub fn subtree(&self, path: &str, depth: WatchMode, after: Option<&str>) -> Response<SubtreePage> {
+        self.subtree_page(path, depth, after.unwrap_or_default(), None)
+    }
+
     /// A page of a subtree. Paths are the user's.
     pub(crate) fn subtree_page(
         &self,

@@ -72,7 +72,10 @@ pub use corral_proto::{
 pub use error::{EndReason, Error, MultiError};
 pub use feeds::{Changes, FeedEvent, FeedItem, FeedNode, Gap, WatchMode};
 pub use lease::{Lease, SessionEvents, SessionState};
-pub use op::{Consistency, CreateOptions, Created, Data, Node, OpResult, ReadRequest, ReadResult, Transaction};
+pub use op::{
+    Consistency, CreateOptions, Created, Data, Node, OpResult, ReadRequest, ReadResult, SubtreeNode, SubtreePage,
+    Transaction,
+};
 pub use response::Response;
 pub use tls::{TlsConnector, TlsOptions};
 pub use transport::{Transport, Wire};

@@ -464,23 +464,28 @@ pub(crate) enum Answer {
     Subtree(SubtreePage),
 }
 
-/// A page of a subtree.
+/// A page of a subtree: [`Client::subtree`](crate::Client::subtree).
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct SubtreePage {
+#[non_exhaustive]
+pub struct SubtreePage {
     /// Znodes, parents before their children.
-    pub(crate) nodes: Vec<SubtreeNode>,
+    pub nodes: Vec<SubtreeNode>,
     /// Where the next page begins; `None`: this was the last.
-    pub(crate) next: Option<String>,
+    pub next: Option<String>,
     /// The state that was read.
-    pub(crate) zxid: Zxid,
+    pub zxid: Zxid,
 }
 
 /// A znode in it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct SubtreeNode {
-    pub(crate) path: String,
-    pub(crate) stat: Stat,
-    pub(crate) data: Option<Bytes>,
+#[non_exhaustive]
+pub struct SubtreeNode {
+    /// Its path.
+    pub path: String,
+    /// Its Stat.
+    pub stat: Stat,
+    /// Its data; `None` for null.
+    pub data: Option<Bytes>,
     /// The data is known already, and did not come.
     pub(crate) is_known: bool,
 }

@@ -85,3 +85,30 @@ pub const XID_PING: i32 = -2;
 pub const XID_AUTH: i32 = -4;
 /// The xid some clients give to setWatches.
 pub const XID_SET_WATCHES: i32 = -8;
+
+/// Whether this is one of ClickHouse Keeper's additions.
+pub fn is_extension(opcode: i32) -> bool {
+    matches!(
+        opcode,
+        FILTERED_LIST | CHECK_NOT_EXISTS | CREATE_IF_NOT_EXISTS | REMOVE_RECURSIVE | LIST_WITH_STAT_AND_DATA
+    )
+}
+
+/// Whether ZooKeeper takes this for a change of the tree, whatever comes of it.
+pub fn is_change(opcode: i32) -> bool {
+    matches!(
+        opcode,
+        CREATE
+            | CREATE2
+            | CREATE_CONTAINER
+            | CREATE_TTL
+            | DELETE
+            | SET_DATA
+            | SET_ACL
+            | RECONFIG
+            | MULTI
+            | CHECK
+            | CREATE_IF_NOT_EXISTS
+            | REMOVE_RECURSIVE
+    )
+}

@@ -17,9 +17,10 @@ use corral_proto::Zxid;
 use tracing::{info, warn};
 
 use crate::mailbox::Mailbox;
-use crate::node::{CoreEvent, NodeShared, View, abort};
+use crate::node::{CoreEvent, NodeShared, View};
 use crate::states::StateFolders;
 use crate::storage::rocks::{FLUSH_INTERVAL_MS, RocksStore};
+use crate::storage::stop_at_once;
 
 /// Entries executed as one batch.
 const BATCH_ENTRIES_MAX: usize = 1_000;
@@ -268,12 +269,12 @@ impl ApplyLoop {
         let folder = self.apply.store().path().to_owned();
         match self.folders.open_current() {
             Ok(store) => self.apply.replace_store(store),
-            Err(error) => abort(&format!("the installed snapshot cannot be opened: {error}")),
+            Err(error) => stop_at_once(&format!("the installed snapshot cannot be opened: {error}")),
         }
         self.replaced.push((last, folder, self.node.clock.now().mono_ms));
         let position = self.apply.position();
         if position != snapshot.position {
-            abort(&format!("the installed snapshot holds {:?}, expected {:?}", position, snapshot.position));
+            stop_at_once(&format!("the installed snapshot holds {:?}, expected {:?}", position, snapshot.position));
         }
         self.unflushed = Unflushed::default();
         self.node.applied.send_replace(position.zxid);

@@ -218,6 +218,8 @@ pub struct Config {
     pub tick_time_ms: u64,
     /// Bound of discovery and synchronization without progress.
     pub init_timeout_ms: u64,
+    /// `initLimit` and `syncLimit` as they were given, for those who ask how this server is configured.
+    pub limits_ticks: [u64; 2],
     /// The one liveness bound between servers. At most half of `min_session_timeout_ms`.
     pub sync_timeout_ms: u64,
     /// Between two pings of a leader. At most a quarter of `sync_timeout_ms`.
@@ -893,6 +895,11 @@ pub const KEYS: &[Key] = &[
     refused("ssl.ocsp", Some("false"), "lists of revoked certificates are not looked at"),
     refused("ssl.authProvider", Some("x509"), "certificates are identities of the scheme x509"),
     refused("ssl.*", None, "there is no such setting of TLS here"),
+    refused(
+        "DigestAuthenticationProvider.digestAlg",
+        Some("SHA1"),
+        "digests in ACLs are SHA-1, as ZooKeeper's are unless it is told otherwise",
+    ),
     refused("letAnySaslUserDoX", None, "a name in an ACL means that user"),
     refused("admin.forceHttps", Some("false"), "AdminServer speaks plain HTTP only"),
     refused("admin.needClientAuth", Some("false"), "AdminServer speaks plain HTTP only"),
@@ -983,6 +990,10 @@ fn size_text(bytes: i64) -> String {
 
 /// A size as users write it: `1048575`, `64M`, `1GiB`.
 fn parse_size(text: &str) -> Option<i64> {
+    // As Java reads numbers of system properties.
+    if let Some(hex) = text.strip_prefix("0x").or_else(|| text.strip_prefix("0X")) {
+        return i64::from_str_radix(hex, 16).ok().filter(|n| *n >= 0);
+    }
     let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
     let factor = match text[digits.len()..].to_ascii_lowercase().as_str() {
         "" | "b" => 1,
@@ -1351,6 +1362,7 @@ impl Draft<'_> {
             peer_connect_timeout_ms: self.unsigned("cnxTimeout") * 1000,
             peer_secret: self.peer_secret(),
             tick_time_ms: times.tick,
+            limits_ticks: times.limits,
             init_timeout_ms: times.init,
             sync_timeout_ms: times.sync,
             ping_interval_ms: times.ping,
@@ -1575,7 +1587,8 @@ impl Draft<'_> {
             self.fail("pingInterval", format!("{ping} ms; allowed: at most a quarter of syncTimeout ({sync} ms)"));
         }
         let quiet = given(self, "electionQuiet").unwrap_or(quarter);
-        Times { tick, init, sync, ping, quiet, min_session, max_session }
+        let limits = [init_ticks, self.unsigned("syncLimit")];
+        Times { tick, limits, init, sync, ping, quiet, min_session, max_session }
     }
 
     fn whitelist(&mut self) -> Whitelist {
@@ -1820,6 +1833,7 @@ impl Draft<'_> {
 
 struct Times {
     tick: u64,
+    limits: [u64; 2],
     init: u64,
     sync: u64,
     ping: u64,

@@ -44,7 +44,7 @@ const FRAME_BYTES: usize = 1 << 20;
 #[derive(Debug)]
 pub(crate) enum PeerEvent {
     /// A stream is up.
-    Up { peer: ServerId, link: u64, instance: u64, start_count: u64 },
+    Up { peer: ServerId, link: u64, instance: u64, start_count: u64, whole_since: u64, foreign: bool },
     /// Messages of one frame, in order.
     Messages { peer: ServerId, link: u64, messages: Vec<Message> },
     /// A peer said what it holds (P9).
@@ -231,8 +231,10 @@ impl CoreLoop {
     fn on_event(&mut self, now: Now, event: CoreEvent) {
         let input = match event {
             CoreEvent::Peer(event) => match event {
-                PeerEvent::Up { peer, link, instance, start_count } => {
-                    self.turn.log.push(LogCommand::PeerStarted { peer, instance, start_count });
+                PeerEvent::Up { peer, link, instance, start_count, whole_since, foreign } => {
+                    if !foreign {
+                        self.turn.log.push(LogCommand::PeerStarted { peer, instance, start_count, whole_since });
+                    }
                     // It knows nothing of this server yet.
                     self.told_mark = None;
                     Input::PeerUp { peer, link, instance, start_count }
@@ -528,7 +530,8 @@ impl CoreLoop {
             Membership::Member => Memory::Whole,
             Membership::Amnesiac => Memory::Lost,
         };
-        links.set_standing(Standing { memory, promise: status.promise.epoch, end: status.durable });
+        let cluster = status.identity.cluster;
+        links.set_standing(Standing { cluster, memory, promise: status.promise.epoch, end: status.durable });
         let mark = mark_of(status);
         if now.mono_ms >= self.next_mark_ms
             && let Some((promise, end)) = mark
@@ -575,8 +578,8 @@ fn say_membership(before: Option<Membership>, now: Membership) {
 pub(crate) async fn receive_from_peers(node: Arc<NodeShared>, links: PeerLinks, mut events: mpsc::Receiver<LinkEvent>) {
     while let Some(event) = events.recv().await {
         let event = match event {
-            LinkEvent::Up { peer, link, instance, start_count, .. } => {
-                PeerEvent::Up { peer, link, instance, start_count }
+            LinkEvent::Up { peer, link, instance, start_count, whole_since, foreign, .. } => {
+                PeerEvent::Up { peer, link, instance, start_count, whole_since, foreign }
             }
             LinkEvent::Marked { peer, instance, mark: peer_link::Mark { start_count, promise, end } } => {
                 PeerEvent::Marked { peer, instance, mark: Mark { start_count, promise, end } }
@@ -638,7 +641,7 @@ mod tests {
             })
             .collect();
         assert_eq!(lens, [vec![10], vec![FRAME_BYTES], vec![20, 30], vec![2 * FRAME_BYTES], vec![40]]);
-        let ping = Message::Ping { epoch: 1, seq: 2, commit: Zxid::ZERO };
+        let ping = Message::Ping { epoch: 1, seq: 2, commit: Zxid::ZERO, doubt: Zxid::ZERO };
         assert_eq!(split(ping.clone()), [ping]);
     }
 

@@ -16,8 +16,9 @@ use corral_proto::{ServerId, Zxid};
 use tracing::{info, warn};
 
 use crate::mailbox::Mailbox;
-use crate::node::{CoreEvent, NodeShared, abort};
+use crate::node::{CoreEvent, NodeShared};
 use crate::storage::files::FolderLock;
+use crate::storage::stop_at_once;
 
 /// After so much quiet the last frame is sealed.
 const IDLE: Duration = Duration::from_millis(100);
@@ -39,7 +40,7 @@ pub(crate) enum LogCommand {
     /// Drop whole segments up to here; [`CoreEvent::LogTrimmed`] follows if any went.
     Trim { upto: Zxid },
     /// A peer came up with this start of this disk: remember it (P9).
-    PeerStarted { peer: ServerId, instance: u64, start_count: u64 },
+    PeerStarted { peer: ServerId, instance: u64, start_count: u64, whole_since: u64 },
     /// A peer said what it holds: remember it, not at once on disk (P9).
     PeerMarked { peer: ServerId, instance: u64, mark: Mark },
     /// Put what peers said on disk.
@@ -99,7 +100,7 @@ impl LogLoop {
                 self.write_marks();
             }
             if commands.is_empty() {
-                self.or_abort(|log| log.seal_if_idle());
+                self.or_stop(|log| log.seal_if_idle());
                 continue;
             }
             if !self.gather.is_zero() {
@@ -118,18 +119,19 @@ impl LogLoop {
                     LogCommand::Trim { upto } => {
                         self.write(&mut ops);
                         self.log.set_retention(retention(self.retention_bytes, self.node.stats.store_bytes()));
-                        if let Some(base) = self.or_abort(|log| log.trim(upto)) {
+                        if let Some(base) = self.or_stop(|log| log.trim(upto)) {
                             info!(base = %base.zxid, "dropped old segments of the log");
                             self.node.core.push(CoreEvent::LogTrimmed { base });
                         }
                     }
-                    LogCommand::PeerStarted { peer, instance, start_count } => {
+                    LogCommand::PeerStarted { peer, instance, start_count, whole_since } => {
+                        self.peers.begin_life(peer, instance, whole_since);
                         match self.peers.observe(&*self.device, peer, instance, start_count) {
                             Ok(SeenStart::Plausible) => {}
                             Ok(SeenStart::Restored { highest }) => {
                                 warn!(%peer, start_count, highest, "the peer runs on an old copy of its data folder");
                             }
-                            Err(error) => abort(&format!("cannot remember the start of a peer: {error}")),
+                            Err(error) => stop_at_once(&format!("cannot remember the start of a peer: {error}")),
                         }
                     }
                     LogCommand::PeerMarked { peer, instance, mark } => self.peers.mark(peer, instance, mark),
@@ -141,7 +143,7 @@ impl LogLoop {
                     LogCommand::Stop => {
                         self.write(&mut ops);
                         self.write_marks();
-                        self.or_abort(|log| log.seal_if_idle());
+                        self.or_stop(|log| log.seal_if_idle());
                         self.prepare.push(Prepare::Stop);
                         return;
                     }
@@ -160,7 +162,7 @@ impl LogLoop {
             return;
         }
         let began = self.node.clock.now().mono_ms;
-        let seq = self.or_abort(|log| log.write(ops));
+        let seq = self.or_stop(|log| log.write(ops));
         let took = Duration::from_millis(self.node.clock.now().mono_ms.saturating_sub(began));
         self.node.core.push(CoreEvent::LogDone { seq });
         self.node.stats.log_synced(took, ops.len(), took > self.slow);
@@ -172,14 +174,14 @@ impl LogLoop {
 
     fn write_marks(&mut self) {
         if let Err(error) = self.peers.write_marks(&*self.device) {
-            abort(&format!("cannot remember what peers hold: {error}"));
+            stop_at_once(&format!("cannot remember what peers hold: {error}"));
         }
     }
 
-    fn or_abort<T>(&mut self, operation: impl FnOnce(&mut TxnLog) -> Result<T, LogError>) -> T {
+    fn or_stop<T>(&mut self, operation: impl FnOnce(&mut TxnLog) -> Result<T, LogError>) -> T {
         match operation(&mut self.log) {
             Ok(value) => value,
-            Err(error) => abort(&format!("the log failed: {error}")),
+            Err(error) => stop_at_once(&format!("the log failed: {error}")),
         }
     }
 }
@@ -196,10 +198,10 @@ fn condemn(device: &dyn LogDevice, log: &TxnLog, files: Condemned, seen_start: u
     record.identity.membership = Membership::Amnesiac;
     record.condemned = record.condemned.max(files);
     match record.write(device) {
-        Ok(()) => abort(&format!(
+        Ok(()) => stop_at_once(&format!(
             "{reason}; this server does not vote after its next start until it has learned what it may have lost"
         )),
-        Err(error) => abort(&format!("{reason}; and the data folder could not be marked: {error}")),
+        Err(error) => stop_at_once(&format!("{reason}; and the data folder could not be marked: {error}")),
     }
 }
 
@@ -212,7 +214,7 @@ pub(crate) fn run_reader(node: &NodeShared, reader: &LogReader, inbox: &Mailbox<
             match request {
                 ReadLog::Read { request, after, max_bytes } => match reader.read(after, max_bytes) {
                     Ok(entries) => node.core.push(CoreEvent::LogRead { request, entries }),
-                    Err(error) => abort(&format!("the log cannot be read: {error}")),
+                    Err(error) => stop_at_once(&format!("the log cannot be read: {error}")),
                 },
                 ReadLog::Stop => return,
             }
@@ -230,7 +232,7 @@ pub(crate) fn run_preparer(preparer: &SegmentPreparer, inbox: &Mailbox<Prepare>)
         }
         requests.clear();
         if let Err(error) = preparer.prepare_next() {
-            abort(&format!("no new segment of the log can be made: {error}"));
+            stop_at_once(&format!("no new segment of the log can be made: {error}"));
         }
     }
 }

@@ -27,7 +27,7 @@ use corral_core::session::CloseReason;
 use corral_core::session::lane::Lane;
 use corral_core::session::local::LocalSessions;
 use corral_core::session::outbox::Key;
-use corral_core::storage::folder::{FolderError, LOG_DIR, PeerBook, SeenDisk};
+use corral_core::storage::folder::{self, FolderError, LOG_DIR, PeerBook, SeenDisk};
 use corral_core::storage::log_device::DeviceError;
 use corral_core::storage::recover::{RecoverError, RecoverOptions, recover};
 use corral_core::storage::txn_log::{LogOptions, TxnLog};
@@ -200,6 +200,8 @@ pub(crate) struct NodeShared {
     numbers: AtomicU64,
     nonces: AtomicU64,
     session_ids: AtomicI64,
+    /// Sessions of the time without a quorum; see [`crate::frontend::Frontend::connect`].
+    pub(crate) read_only_sessions: Mutex<LocalSessions>,
 }
 
 impl NodeShared {
@@ -207,6 +209,7 @@ impl NodeShared {
         let now = clock.now();
         let applied = shared.published().zxid;
         *shared.local.lock() = LocalSessions::new(options.touch_interval_ms);
+        let read_only_sessions = Mutex::new(LocalSessions::new(options.touch_interval_ms));
         NodeShared {
             clock,
             stats: Stats::default(),
@@ -224,6 +227,7 @@ impl NodeShared {
             numbers: AtomicU64::new(1),
             nonces: AtomicU64::new(seed),
             session_ids: AtomicI64::new(first_session_id(options.server, now.wall_ms)),
+            read_only_sessions,
             shared,
             options,
         }
@@ -392,21 +396,15 @@ pub(crate) fn system_random<const N: usize>() -> std::io::Result<[u8; N]> {
     Ok(bytes)
 }
 
-/// Ends the process: a server that cannot trust its disk or itself must not go on (P28).
-pub(crate) fn abort(reason: &str) -> ! {
-    error!("{reason}; aborting");
-    // The log of people may go nowhere; the reason must not.
-    eprintln!("corral: {reason}; aborting");
-    std::process::abort()
-}
-
 /// Starts a thread of the server. A panic in it ends the process: a half-dead leader is worse than a dead one.
 fn spawn(name: &'static str, body: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, StartError> {
     struct Guard(&'static str);
     impl Drop for Guard {
         fn drop(&mut self) {
             if std::thread::panicking() {
-                abort(&format!("thread {} panicked", self.0));
+                // The hook of the program has ended it; this is for programs without one.
+                error!(thread = self.0, "a thread panicked; this server stops at once");
+                std::process::abort();
             }
         }
     }
@@ -532,6 +530,7 @@ impl Node {
         node.stats.recovered(node.clock.now().mono_ms.saturating_sub(opening_ms), recovered.persisted);
         let identity = recovered.identity;
         let standing = Standing {
+            cluster: identity.cluster,
             memory: match identity.membership {
                 Membership::Empty => Memory::Fresh,
                 Membership::Member => Memory::Whole,
@@ -851,6 +850,9 @@ fn member_options(config: &Config, password_key: Vec<u8>) -> MemberOptions {
     }
 }
 
+// What the links believe is what the folder remembers.
+const _: () = assert!(peer_link::START_COUNT_MAX == folder::START_COUNT_MAX);
+
 fn link_options(
     config: &Config,
     identity: &Identity,
@@ -1085,8 +1087,9 @@ fn open_front_ends(
             max_frame_bytes: config.jute_max_buffer,
             handshake_timeout: Duration::from_millis(config.min_session_timeout_ms.max(HANDSHAKE_MIN_MS)),
         },
-        // Clients that look for a server ask it.
-        words: if config.read_only_mode { words.with(Word::Isro) } else { words },
+        // Whatever the list says: probes rely on the first (`FourLetterCommands`), clients that look for a server on the
+        // other.
+        words: if config.read_only_mode { words.with(Word::Srvr).with(Word::Isro) } else { words.with(Word::Srvr) },
         secure: config.tls.as_ref().zip(listeners.tls.clone()).map(|(secure, tls)| SecureOptions {
             tls,
             handshakes_max: secure.handshakes_max,

@@ -251,13 +251,14 @@ fn conf(config: &Config) -> Vec<(&'static str, Setting)> {
         ("minSessionTimeout", number(config.min_session_timeout_ms)),
         ("maxSessionTimeout", number(config.max_session_timeout_ms)),
         ("clientPortListenBacklog", config.client_backlog.map_or(Setting::Number(-1), |n| number(n.into()))),
-        ("serverId", number(config.my_id.0)),
+        // A ZooKeeper server alone does not read its `myid`.
+        ("serverId", number(if config.is_alone() { 0 } else { config.my_id.0 })),
     ];
     if !config.is_alone() {
-        let tick = config.tick_time_ms.max(1);
+        let [init_limit, sync_limit] = config.limits_ticks;
         conf.extend([
-            ("initLimit", number(config.init_timeout_ms / tick)),
-            ("syncLimit", number(config.sync_timeout_ms / tick)),
+            ("initLimit", number(init_limit)),
+            ("syncLimit", number(sync_limit)),
             ("electionAlg", Setting::Number(3)),
             ("electionPort", number(config.me().election_port.unwrap_or(config.me().peer_port).into())),
             ("quorumPort", number(config.me().peer_port.into())),

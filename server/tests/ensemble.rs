@@ -9,7 +9,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use corral_client::{Client, CreateMode, EventKind, SessionState, WatchMode};
-use harm::{HARMS, Harm};
+use harm::HARMS;
 use processes::{Ensemble, PATIENCE};
 use tokio::time::timeout;
 
@@ -343,17 +343,6 @@ fn kind_of(file: &Path, data: &Path) -> Option<&'static str> {
     })
 }
 
-/// How many ways of damage are tried on each kind of file in an ordinary run; together the kinds see all of them.
-/// `DAMAGE=all` tries all on each.
-const HARMS_PER_KIND: usize = 2;
-
-fn harms_for(kind: usize) -> Vec<Harm> {
-    if std::env::var("DAMAGE").is_ok_and(|which| which == "all") {
-        return HARMS.to_vec();
-    }
-    (0..HARMS_PER_KIND).map(|n| HARMS[(kind * HARMS_PER_KIND + n) % HARMS.len()]).collect()
-}
-
 /// A replica with a damaged or lost file never serves what it does not have: it repairs itself from its peers, or it
 /// says what is wrong and ends, and comes right with an empty folder.
 #[tokio::test]
@@ -378,8 +367,8 @@ async fn every_file_of_a_data_folder_may_be_damaged_or_lost() {
     for n in 0..40 {
         client.create(&format!("/{n:02}"), value(n), CreateMode::Persistent).await.unwrap();
     }
-    for (number, kind) in KINDS.into_iter().enumerate() {
-        for harm in harms_for(number) {
+    for kind in KINDS {
+        for harm in HARMS {
             let what = format!("{kind} {harm:?}");
             soon(&ensemble, "a write while all are well", client.set("/00", value(0), None)).await.unwrap();
             ensemble.converge().await;
@@ -476,4 +465,96 @@ async fn a_leader_that_was_stopped_for_longer_than_every_timeout_expires_nobody(
     ensemble.converge().await;
     assert_eq!(client.session_id(), session);
     assert!(client.exists("/e").await.unwrap().is_some(), "the session never ended");
+}
+
+/// A process with all that it started; they end with the test.
+struct Group(std::process::Child);
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        let group = rustix::process::Pid::from_child(&self.0);
+        // It may have ended by itself.
+        let _ = rustix::process::kill_process_group(group, rustix::process::Signal::KILL);
+        let _ = self.0.wait();
+    }
+}
+
+/// Starts a server on a file system of its own, of 24 MB; when it has ended, gives that file system more room and starts it
+/// again. `None` where mounting is not permitted. In `folder` come `code`, `first.out`, `first.err` and `second.out`.
+async fn start_on_a_small_disk(folder: &Path, data: &Path, config: &Path) -> Option<Group> {
+    use std::os::unix::process::CommandExt;
+    // Mounted where nobody else sees it, so that nothing has to be cleaned up.
+    let script = r#"
+        mount -t tmpfs -o size=24m corral "$1" || exit 77
+        touch "$4/mounted"
+        "$3" serve --config "$2" >"$4/first.out" 2>"$4/first.err"
+        echo $? >"$4/code"
+        mount -o remount,size=256m "$1"
+        exec "$3" serve --config "$2" >"$4/second.out" 2>&1
+    "#;
+    for user in [&["--user", "--map-root-user"][..], &[]] {
+        let mut command = Command::new("unshare");
+        command.args(user).args(["--mount", "sh", "-c", script, "sh"]).arg(data).arg(config);
+        command.arg(env!("CARGO_BIN_EXE_corral")).arg(folder).stdin(std::process::Stdio::null()).process_group(0);
+        let Ok(child) = command.spawn() else { continue };
+        let mut group = Group(child);
+        while group.0.try_wait().expect("it is ours").is_none() {
+            if folder.join("mounted").exists() {
+                return Some(group);
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+    None
+}
+
+/// With `minFreeSpace` off, or on a disk that another program fills: the server says which file could not be written and what
+/// to do, and ends with an exit code. With more room it goes on, and everything acknowledged is there.
+#[tokio::test]
+async fn a_server_whose_disk_is_full_says_so_and_ends() {
+    const VALUES: usize = 1_500;
+    let folder = tempfile::tempdir().unwrap();
+    let (data, config) = (folder.path().join("data"), folder.path().join("zoo.cfg"));
+    std::fs::create_dir(&data).unwrap();
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let text = format!(
+        "dataDir={}\nclientPort={port}\nclientPortAddress=127.0.0.1\ntickTime=500\nsegmentSize=4M\nsyncTimeout=500\n\
+         minSessionTimeout=1000\nmaxSessionTimeout=180000\nminFreeSpace=0\n",
+        data.display()
+    );
+    std::fs::write(&config, text).unwrap();
+    let Some(_server) = start_on_a_small_disk(folder.path(), &data, &config).await else {
+        println!("skipped: this machine does not permit mounts of one's own (unshare --mount)");
+        return;
+    };
+    let said = |name: &str| std::fs::read_to_string(folder.path().join(name)).unwrap_or_default();
+    let told = || ["first.out", "first.err", "code", "second.out"].map(said).join("\n---\n");
+    let connect = Client::builder(format!("127.0.0.1:{port}")).session_timeout(Duration::from_secs(150)).connect();
+    let client = timeout(PATIENCE, connect).await.unwrap_or_else(|_| panic!("never: a session\n{}", told())).unwrap();
+    client.create("/load", "", CreateMode::Persistent).await.unwrap();
+    // Nothing that could be compressed. What is not answered when the server ends is sent again, and done once.
+    let mut seed = 7u64;
+    let mut value = |n: usize| {
+        let mut bytes = Vec::with_capacity(20_000);
+        seed ^= n as u64;
+        while bytes.len() < 20_000 {
+            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            bytes.extend((seed ^ (seed >> 29)).to_le_bytes());
+        }
+        bytes
+    };
+    for n in 0..VALUES {
+        let created = timeout(PATIENCE, client.create(&format!("/load/{n}"), value(n), CreateMode::Persistent)).await;
+        created.unwrap_or_else(|_| panic!("create {n} is never answered\n{}", told())).expect("acknowledged");
+    }
+    assert_eq!(said("code").trim(), "1", "{}", told());
+    let log = said("first.err");
+    let errors: Vec<&str> = log.lines().filter(|line| line.contains("this server stops at once")).collect();
+    let [error] = errors[..] else { panic!("one line says why: {log}") };
+    for words in ["No space left on device", data.to_str().unwrap(), "make room on the disk"] {
+        assert!(error.contains(words), "{words}: {error}");
+    }
+    let again = client.get_children("/load").await.unwrap();
+    assert_eq!(again.len(), VALUES);
+    client.close().await.unwrap();
 }

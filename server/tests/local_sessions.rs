@@ -4,6 +4,7 @@ mod common;
 mod processes;
 
 use std::collections::BTreeSet;
+use std::io::Write;
 use std::net::SocketAddr;
 
 use bytes::Bytes;
@@ -268,4 +269,146 @@ async fn what_local_sessions_write_happens_once_through_the_death_of_the_leader(
             other => panic!("{other:?}"),
         }
     }
+}
+
+/// Ends the test program if `rest` is not dropped in time: locks that wait for each other end no future, and no runtime that
+/// such a future waits in.
+fn watchdog(what: &'static str) -> std::sync::mpsc::Sender<()> {
+    let (rest, dropped) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        if dropped.recv_timeout(processes::PATIENCE) == Err(std::sync::mpsc::RecvTimeoutError::Timeout) {
+            // Past what the test harness captures, and would not show.
+            let _ = writeln!(std::io::stderr(), "never: {what}");
+            std::process::exit(101);
+        }
+    });
+    rest
+}
+
+/// Operators ask for figures, which need the local sessions and the watches, while writes of local sessions are executed, which
+/// need the watches and the local sessions.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn words_and_writes_of_local_sessions_do_not_wait_for_each_other() {
+    const WORDS: usize = 1_000;
+    const ASKERS: usize = 8;
+    const WRITES: usize = 100;
+    let _rest = watchdog("words and writes at the same time");
+    let folder = tempfile::tempdir().unwrap();
+    let (_, servers) = three(folder.path(), |_| {}).await;
+    let home = servers[0].client_addr();
+    let mut first = Client::connect(home).await;
+    assert_eq!(sessions(&servers[0]).await, (1, 0), "it is a local one");
+    first.create("/w", "").await.unwrap().unwrap();
+    let asking: Vec<_> = (0..ASKERS)
+        .map(|_| {
+            tokio::spawn(async move {
+                for _ in 0..WORDS / ASKERS {
+                    let answer = word(home, "srvr").await;
+                    assert!(answer.contains("Node count: "), "{answer}");
+                }
+            })
+        })
+        .collect();
+    let set = Request::SetData { path: "/w".into(), data: Some(Bytes::from_static(b"x")), version: -1 };
+    let sets = vec![set; WRITES];
+    let mut rounds = 0;
+    while !asking.iter().all(tokio::task::JoinHandle::is_finished) {
+        let replies = first.ask_all(&sets).await.unwrap();
+        assert!(replies.iter().all(Result::is_ok), "{replies:?}");
+        rounds += 1;
+    }
+    for asker in asking {
+        asker.await.unwrap();
+    }
+    assert!(rounds > 1, "they came at the same time");
+    for server in servers {
+        server.stop().await;
+    }
+}
+
+/// The role that `srvr` names.
+async fn is_leader(server: &ServerHandle) -> bool {
+    word(server.client_addr(), "srvr").await.contains("Mode: leader")
+}
+
+/// Without a leader for `syncTimeout`, a server's local sessions are over, and what they wrote in that time never happens: their
+/// clients are told so, and nobody will ever answer for it (P33).
+#[tokio::test(flavor = "multi_thread")]
+async fn local_sessions_end_with_what_they_wrote_when_there_is_no_leader_for_long() {
+    let folder = tempfile::tempdir().unwrap();
+    let (configs, mut servers) = three(folder.path(), |_| {}).await;
+    let mut client = Client::connect(servers[0].client_addr()).await;
+    client.create("/before", "kept").await.unwrap().unwrap();
+    let leader = eventually("a leader", async || {
+        for (index, server) in servers.iter().enumerate() {
+            if is_leader(server).await {
+                return Some(index);
+            }
+        }
+        None
+    })
+    .await;
+    let home = (leader + 1) % 3;
+    let mut client = Client::connect(servers[home].client_addr()).await;
+    client.sync().await;
+    let request = session(&client, 10_000);
+    // The leader last: until then there is a majority, and nobody looks for another one.
+    let mut stopped: Vec<usize> = (0..3).filter(|index| *index != home).collect();
+    stopped.sort_by_key(|index| *index == leader);
+    let mut running: Vec<Option<ServerHandle>> = servers.drain(..).map(Some).collect();
+    for index in &stopped {
+        running[*index].take().expect("it runs").stop().await;
+    }
+    // It is taken, waits for a leader, and gets none: the connection ends.
+    assert!(client.create("/ghost", "").await.is_err());
+    for index in stopped {
+        running[index] = Some(start(&configs[index]).await);
+    }
+    let server = running[home].as_ref().expect("it never stopped");
+    assert!(is_expired(server, &request).await);
+    // Behind everything that the server offered its new leader.
+    let mut next = Client::connect(server.client_addr()).await;
+    next.create("/after", "").await.unwrap().unwrap();
+    assert_eq!(next.get("/before").await.as_deref(), Some("kept"));
+    assert_eq!(next.get("/ghost").await, None, "its session was over before there was a leader again");
+    for server in running.into_iter().flatten() {
+        server.stop().await;
+    }
+}
+
+/// A server that fetches a snapshot has missed what decided its clients' writes: its local sessions are over, and so is what
+/// they wrote.
+#[tokio::test(flavor = "multi_thread")]
+async fn local_sessions_end_with_what_they_wrote_when_their_server_fetches_a_snapshot() {
+    let mut ensemble = Ensemble::start(3, "localSessionsEnabled=true\nsnapshotThreshold=1M").await;
+    let victim = ensemble.follower().await;
+    let home: SocketAddr = ensemble.address(victim).parse().unwrap();
+    let mut client = Client::connect(home).await;
+    client.create("/before", "kept").await.unwrap().unwrap();
+    let request = session(&client, 10_000);
+    ensemble.signal(victim, rustix::process::Signal::STOP);
+    let other = ensemble.ids().into_iter().find(|id| *id != victim).expect("three servers");
+    let mut writer = Client::connect(ensemble.address(other).parse().unwrap()).await;
+    writer.create("/load", "").await.unwrap().unwrap();
+    let value = "x".repeat(20_000);
+    for n in 0..100 {
+        writer.create(&format!("/load/{n}"), &value).await.unwrap().unwrap();
+    }
+    // It lies in the socket when the server wakes up, cut off from a leader who went on without it.
+    let ghost = tokio::spawn(async move { client.create("/ghost", "").await });
+    ensemble.signal(victim, rustix::process::Signal::CONT);
+    ensemble.until("a snapshot is fetched", |e| e.log(victim).contains("fetching a snapshot")).await;
+    assert!(ghost.await.unwrap().is_err(), "the connection ended\n{}", ensemble.tails());
+    let mut answer = None;
+    eventually("an answer to the handshake", async || {
+        answer = Client::try_connect(home, &request).await.ok();
+        answer.is_some().then_some(())
+    })
+    .await;
+    assert_eq!(answer.expect("looked at above").session.session_id, 0, "the session is over");
+    let mut next = Client::connect(home).await;
+    next.create("/after", "").await.unwrap().unwrap();
+    assert_eq!(next.get("/before").await.as_deref(), Some("kept"));
+    assert_eq!(next.get("/load/99").await.as_deref(), Some(value.as_str()));
+    assert_eq!(next.get("/ghost").await, None);
 }

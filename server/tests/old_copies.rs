@@ -97,3 +97,59 @@ async fn a_disk_that_was_replaced_is_recognised_when_it_comes_back() {
     ensemble.start_server(victim);
     it_is_recognised(&mut ensemble, victim, "has seen it on a later one", 1).await;
 }
+
+/// `corral recover --accept-data-loss` on a server of which others have seen more than it holds now: that is the loss that was
+/// accepted. Those of the former cluster have nothing to do with it, and cannot send it away.
+#[tokio::test]
+async fn a_server_recovered_with_accepted_loss_is_not_sent_away_by_its_former_cluster() {
+    let mut ensemble = Ensemble::start(3, CONFIG).await;
+    let victim = ensemble.follower().await;
+    let others: Vec<u64> = ensemble.ids().into_iter().filter(|id| *id != victim).collect();
+    let client = ensemble.client(others.clone(), SESSION).await;
+    client.create("/load", "", CreateMode::Persistent).await.unwrap();
+    ensemble.converge().await;
+    let backup = tempfile::tempdir().unwrap();
+    ensemble.signal(victim, Signal::STOP);
+    copy_folder(&ensemble.data(victim), backup.path());
+    ensemble.signal(victim, Signal::CONT);
+    for n in 0..20 {
+        client.create(&format!("/load/{n}"), "", CreateMode::Persistent).await.unwrap();
+    }
+    let zxid = ensemble.converge().await;
+    for other in &others {
+        let seen = |e: &Ensemble| noted(&e.data(*other), victim).is_some_and(|end| end >= zxid);
+        ensemble.until("what the victim holds is noted on disk", seen).await;
+    }
+
+    ensemble.kill(victim);
+    ensemble.wipe(victim);
+    copy_folder(backup.path(), &ensemble.data(victim));
+    let recover = |ensemble: &Ensemble| {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_corral"));
+        let command = command.args(["recover", "--accept-data-loss", "--config"]).arg(ensemble.config(victim));
+        command.output().expect("it runs")
+    };
+    let output = recover(&ensemble);
+    assert!(output.status.success(), "{output:?}");
+    ensemble.start_server(victim);
+    let parted = |e: &Ensemble| e.log(victim).matches("belongs to another cluster").count() > 0 || e.has_ended(victim);
+    ensemble.until("it knows that the others are of another cluster", parted).await;
+    assert!(!ensemble.has_ended(victim), "{}", ensemble.tails());
+    assert!(!ensemble.log(victim).contains("is an old copy"), "{}", ensemble.tails());
+
+    // With empty folders the others join it, and what it holds is what there is.
+    for other in &others {
+        ensemble.kill(*other);
+        ensemble.wipe(*other);
+    }
+    ensemble.kill(victim);
+    let servers: Vec<(u64, &str)> =
+        ensemble.ids().into_iter().map(|id| (id, if id == victim { "participant" } else { "observer" })).collect();
+    ensemble.set_members(&servers);
+    for id in ensemble.ids() {
+        ensemble.start_server(id);
+    }
+    ensemble.converge().await;
+    let client = ensemble.client(others, SESSION).await;
+    assert!(client.get_children("/load").await.unwrap().len() < 20, "the loss was accepted");
+}

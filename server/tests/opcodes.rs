@@ -267,7 +267,7 @@ async fn what_no_client_may_ask_is_refused_and_ends_the_connection() {
     let server = start(&alone(folder.path())).await;
     // Events, check outside of a multi, the servers' own, numbers of nobody, and ClickHouse Keeper's while they are off.
     let list = [text("/"), vec![0, 0]].concat();
-    let requests: [(i32, Vec<u8>); 11] = [
+    let requests: [(i32, Vec<u8>); 17] = [
         (0, vec![]),
         (10, vec![]),
         (opcode::CHECK, path_and("/", -1)),
@@ -277,6 +277,13 @@ async fn what_no_client_may_ask_is_refused_and_ends_the_connection() {
         (opcode::FILTERED_LIST, list),
         (opcode::CHECK_NOT_EXISTS, path_and("/x", -1)),
         (opcode::REMOVE_RECURSIVE, path_and("/x", 1)),
+        // Whoever does not know an opcode does not read its body.
+        (opcode::FILTERED_LIST, vec![]),
+        (opcode::FILTERED_LIST, [text("/x"), vec![0, 9]].concat()),
+        (opcode::CHECK_NOT_EXISTS, vec![]),
+        (opcode::CREATE_IF_NOT_EXISTS, vec![]),
+        (opcode::REMOVE_RECURSIVE, vec![]),
+        (opcode::LIST_WITH_STAT_AND_DATA, vec![]),
         (504, vec![]),
         (i32::MAX, vec![]),
     ];

@@ -5,7 +5,7 @@ mod common;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
-use common::{Client, alone, ensemble, eventually, get, start, word};
+use common::{Client, alone, alone_with, ensemble, eventually, get, start, word};
 use corral_client::CreateMode;
 use corral_proto::jute::{Request, Response};
 use corral_server::config::{Config, HostPort};
@@ -391,5 +391,16 @@ async fn an_ensemble_shows_who_leads_and_which_configuration_holds() {
     client.close().await;
     for stopping in servers.into_iter().map(|server| tokio::spawn(server.stop())).collect::<Vec<_>>() {
         stopping.await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn srvr_is_answered_whatever_the_whitelist_says() {
+    for list in ["ruok", ""] {
+        let folder = tempfile::tempdir().unwrap();
+        let server = start(&alone_with(folder.path(), &format!("4lw.commands.whitelist={list}\n"))).await;
+        assert!(word(server.client_addr(), "srvr").await.contains("\nMode: standalone\n"), "{list:?}");
+        assert!(word(server.client_addr(), "mntr").await.contains("not in the whitelist"), "{list:?}");
+        server.stop().await;
     }
 }

@@ -4,8 +4,8 @@ mod common;
 
 use bytes::Bytes;
 use common::{Client, ensemble, eventually, start, word};
-use corral_proto::ErrorCode;
-use corral_proto::jute::{ConnectRequest, Request, Response};
+use corral_proto::jute::{ConnectRequest, Create, Request, Response};
+use corral_proto::{Acl, ErrorCode};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_without_a_quorum_reads_on_for_those_who_allow_it() {
@@ -60,6 +60,30 @@ async fn a_server_without_a_quorum_reads_on_for_those_who_allow_it() {
     let ahead = ConnectRequest { last_zxid_seen: i64::MAX, read_only: Some(true), ..plain.clone() };
     assert!(Client::is_refused(address, &ahead).await);
     Client::connect_read_only(address).await.close().await;
+
+    // Such a session is taken up again where it is: by the one connection that has it then, and with its password.
+    let lost = Client::connect_read_only(address).await;
+    let again = ConnectRequest {
+        session_id: lost.session.session_id,
+        password: Some(Bytes::copy_from_slice(&lost.session.password)),
+        read_only: Some(true),
+        ..plain.clone()
+    };
+    let mut found = Client::try_connect(address, &again).await.unwrap();
+    assert_eq!((found.session.session_id, found.session.read_only), (lost.session.session_id, Some(true)));
+    assert_eq!(found.get("/a").await.as_deref(), Some("one"));
+    let mut lost = lost;
+    assert!(lost.ask(&children).await.is_err(), "the former connection is over");
+    let wrong = ConnectRequest { password: Some(Bytes::from_static(&[7; 16])), ..again.clone() };
+    let expired = Client::try_connect(address, &wrong).await.unwrap();
+    assert_eq!((expired.session.session_id, expired.session.timeout_ms), (0, 0));
+    found.close().await;
+    assert_eq!(Client::try_connect(address, &again).await.unwrap().session.session_id, 0, "a closed session is over");
+    // A change is refused as one, whatever else is wrong with it.
+    let misfit = Create { path: "/c".into(), acl: Some(Acl::open()), flags: 100, ..Create::default() };
+    assert_eq!(said(reader.ask(&Request::Create(misfit)).await), refused);
+    let reconfig = Request::Reconfig { joining: None, leaving: None, members: None, config_version: -1 };
+    assert_eq!(said(reader.ask(&reconfig).await), refused);
 
     // With the quorum the read-only time is over, and with it its sessions.
     servers.push(start(&configs[1]).await);

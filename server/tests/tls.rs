@@ -82,6 +82,9 @@ async fn a_certificate_is_an_identity_in_both_protocols() {
     let ids = one.whoami().await.unwrap();
     assert_eq!(ids, [Id::new("ip", "127.0.0.1"), Id::new("x509", "CN=alice,O=Corral")]);
 
+    // What the certificate has proven can be said again; without one there is nothing to prove.
+    one.add_auth("x509", "").await.unwrap();
+    assert_eq!(one.whoami().await.unwrap(), ids);
     // `auth` becomes the certificate's subject; others are shut out.
     let mine = CreateOptions::new(CreateMode::Persistent).acl(vec![Acl { perms: perms::ALL, id: Id::new("auth", "") }]);
     one.create("/mine", "secret", mine).await.unwrap();
@@ -103,6 +106,8 @@ async fn the_certificate_of_the_super_user_passes_every_permission() {
     let admin = client(rig.secure, showing(&rig.authority, &rig.authority.sign("admin"))).await.unwrap();
     let shut = CreateOptions::new(CreateMode::Persistent)
         .acl(vec![Acl { perms: perms::ALL, id: Id::new("x509", "CN=nobody") }]);
+    let names = [Id::new("ip", "127.0.0.1"), Id::new("super", ""), Id::new("x509", "CN=admin,O=Corral")];
+    assert_eq!(admin.whoami().await.unwrap(), names);
     admin.create("/shut", "data", shut).await.unwrap();
     assert_eq!(admin.get("/shut").await.unwrap().data.as_deref(), Some(&b"data"[..]));
     let other = client(rig.secure, showing(&rig.authority, &rig.authority.sign("other"))).await.unwrap();

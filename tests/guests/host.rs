@@ -312,7 +312,9 @@ impl Host {
                 Some(Happened::Else) => {}
                 Some(Happened::Timer(timer)) => {
                     let waker = self.timers.borrow_mut().remove(&timer);
-                    waker.map(Waker::wake);
+                    if let Some(waker) = waker {
+                        waker.wake();
+                    }
                 }
                 Some(Happened::Told(line, told)) => {
                     if let Some(line) = self.lines.borrow().get(&line) {

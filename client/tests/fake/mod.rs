@@ -36,6 +36,7 @@ struct Row {
 #[derive(Clone, Default)]
 struct Node {
     data: Option<bytes::Bytes>,
+    acl: Vec<pb::Acl>,
     stat: pb::Stat,
     children_made: i32,
 }
@@ -436,6 +437,7 @@ impl State {
             Op::SetAcl(op) => {
                 self.executed.push(format!("{n} set acl {}", op.path));
                 let node = self.tree.get_mut(&op.path).ok_or(ErrorCode::NoNode)?;
+                node.acl = op.acl;
                 node.stat.aversion += 1;
                 Ok(Body::Stat(pb::StatBody { stat: Some(node.stat) }))
             }
@@ -534,7 +536,8 @@ impl State {
             data_length: op.data.as_ref().map_or(0, |data| data.bytes.len() as i32),
             ..pb::Stat::default()
         };
-        self.tree.insert(at.clone(), Node { data: op.data.map(|data| data.bytes), stat, children_made: 0 });
+        let data = op.data.map(|data| data.bytes);
+        self.tree.insert(at.clone(), Node { data, acl: op.acl, stat, children_made: 0 });
         self.fire(EventKind::NodeCreated, &at);
         self.fire(EventKind::NodeChildrenChanged, &parent);
         Ok(pb::Created { path: at, stat: Some(stat) })
@@ -633,6 +636,10 @@ impl State {
                 };
                 let paths = self.tree.iter().filter(is_mine).map(|(path, _)| path.clone()).collect();
                 Ok(Body::Paths(pb::Paths { paths }))
+            }
+            Op::GetAcl(op) => {
+                let Node { acl, stat, .. } = node(self, &op.path)?;
+                Ok(Body::Acl(pb::AclBody { acl, stat: Some(stat) }))
             }
             Op::WhoAmI(_) => Ok(Body::Ids(pb::Ids { ids: vec![] })),
             Op::Ping(_) | Op::Sync(_) => {

@@ -13,6 +13,7 @@ use http::StatusCode;
 
 use self::json::Json;
 use super::http::{Answer, Site};
+use super::java_socket_address;
 use super::metrics::{self, Value};
 use super::operators::{Detail, MemberReport, Operators, QuorumReport, ServerMode, ServerReport, Setting};
 use super::wire::four_letter;
@@ -354,7 +355,7 @@ fn snake_case(key: &str) -> String {
 fn clients(report: &ServerReport, at_length: bool) -> Vec<(&'static str, Json)> {
     let one = |client: &ClientReport| {
         let mut fields = vec![
-            ("remote_socket_address", Json::text(client.remote.to_string())),
+            ("remote_socket_address", Json::text(java_socket_address(client.remote))),
             ("interest_ops", Json::Number(i64::from(client.interest()))),
             ("outstanding_requests", client.outstanding.into()),
             ("packets_received", client.received.into()),

@@ -207,6 +207,8 @@ impl Frontend {
         if !node.wait_serving().await {
             return Err(ConnectRefused::NotServing);
         }
+        // Whoever was served without a quorum is told that this is over.
+        node.read_only_sessions.lock().clear();
         let mut applied = node.applied.subscribe();
         let seen = request.last_zxid_seen;
         match timeout(BEHIND_WAIT, applied.wait_for(|zxid| *zxid >= seen)).await {
@@ -251,21 +253,37 @@ impl Frontend {
     }
 
     /// A session of this server alone, until there is a leader again (wire 2.11). It reads what is published, which is
-    /// committed, and may be old. A session of the ensemble cannot be taken up without the ensemble.
+    /// committed, and may be old. It can be taken up here while that time lasts. A session of the ensemble cannot be taken
+    /// up without the ensemble: it is neither there nor gone, so its client is hung up on and goes on looking.
     fn connect_read_only(&self, request: &ConnectRequest) -> Result<Connection, ConnectRefused> {
         let node = &self.node;
         let published = node.shared.published();
-        if request.session != SessionId::NONE {
-            return Err(ConnectRefused::NotServing);
-        }
         if request.last_zxid_seen > published.zxid {
             return Err(ConnectRefused::Behind);
         }
         let timeout_ms =
             request.timeout_ms.clamp(node.options.min_session_timeout_ms, node.options.max_session_timeout_ms);
-        let session = node.draw_session_id();
         let key = read::settings(&published.view).password_key;
+        let now_ms = node.clock.now().mono_ms;
+        let mut sessions = node.read_only_sessions.lock();
+        sessions.expire(now_ms);
+        let taken_up = request.session != SessionId::NONE;
+        let session = if taken_up { request.session } else { node.draw_session_id() };
         let (lane, signals) = self.lane(request, session);
+        if !taken_up {
+            if !sessions.open(now_ms, session, timeout_ms, lane.id) {
+                return Err(ConnectRefused::NotServing);
+            }
+        } else if read::session(&published.view, session).is_some() || node.shared.local.lock().contains(session) {
+            return Err(ConnectRefused::NotServing);
+        } else if !password::is_session_password(&key, session, &request.password)
+            || !sessions.attach(now_ms, session, timeout_ms, lane.id)
+        {
+            return Err(ConnectRefused::Expired);
+        }
+        drop(sessions);
+        lane.finish_handshake(Handshake::Attached { attach: Zxid::ZERO, timeout_ms, last_n: 0 });
+        node.shared.attach_local(&lane);
         let attached = Attached { lane, signals, attach: Zxid::ZERO, timeout_ms, last_n: 0, read_only: true };
         Ok(self.connection(attached, session, &key))
     }
@@ -556,6 +574,7 @@ impl Connection {
         while !self.lane.is_closed() && self.lane.waiting() >= OUTSTANDING_PER_CONNECTION {
             let _ = timeout(Duration::from_millis(5), self.signals.room.notified()).await;
         }
+        self.node.read_only_sessions.lock().touch(self.node.clock.now().mono_ms, self.connected.session);
         let answer = |cookie, answer| self.lane.push(cookie, Step::Answer(answer), Consistency::Local, None);
         for (cookie, request) in requests {
             if self.lane.is_closed() || self.rejected.load(Ordering::Relaxed) {
@@ -566,6 +585,8 @@ impl Connection {
                     answer(cookie, Err(ErrorCode::NotReadOnly));
                 }
                 ClientRequest::CloseSession { .. } if self.may_ask() => {
+                    self.node.read_only_sessions.lock().close(self.connected.session, self.lane.id);
+                    self.rejected.store(true, Ordering::Relaxed);
                     self.lane.push(cookie, Step::Close, Consistency::Local, None);
                 }
                 request => self.enqueue(cookie, request, &mut Vec::new(), &mut None),
@@ -693,6 +714,8 @@ impl Connection {
                 self.identify(digest::identities(auth, self.node.options.super_digest.as_deref()), Answer::Done)
             }
             "ip" => Step::Answer(Ok(Answer::Done)),
+            // The certificate has proven it already.
+            "x509" if self.ids.lock().iter().any(|id| id.scheme == "x509") => Step::Answer(Ok(Answer::Done)),
             _ => {
                 self.node.stats.auth_failed();
                 self.reject(ErrorCode::AuthFailed)
@@ -811,6 +834,14 @@ async fn settled(node: &NodeShared, lane: &Lane, signals: &Signals) -> bool {
     false
 }
 
+/// An address with its port as Java writes it.
+pub(crate) fn java_socket_address(address: SocketAddr) -> String {
+    match address.ip().to_canonical() {
+        ip @ IpAddr::V4(_) => format!("{ip}:{}", address.port()),
+        ip @ IpAddr::V6(_) => format!("[{}]:{}", java_address(ip), address.port()),
+    }
+}
+
 /// An address as Java writes it, which is what clients are shown: IPv6 without abbreviation.
 fn java_address(address: IpAddr) -> String {
     match address.to_canonical() {
@@ -869,6 +900,11 @@ mod tests {
             ("fe80::1:0", "fe80:0:0:0:0:0:1:0"),
         ] {
             assert_eq!(java_address(address.parse().unwrap()), shown);
+        }
+        for (address, shown) in
+            [("10.0.0.1:5", "10.0.0.1:5"), ("[::ffff:10.0.0.1]:5", "10.0.0.1:5"), ("[::1]:5", "[0:0:0:0:0:0:0:1]:5")]
+        {
+            assert_eq!(java_socket_address(address.parse().unwrap()), shown);
         }
     }
 }

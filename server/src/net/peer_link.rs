@@ -35,7 +35,7 @@ use tonic::{Request, Response, Status, Streaming};
 use tracing::{debug, info, warn};
 
 /// Version of what servers say to each other. Servers of different versions refuse each other.
-pub const PROTOCOL_VERSION: u32 = 2;
+pub const PROTOCOL_VERSION: u32 = 3;
 /// Bytes queued for one peer beyond which its stream is ended: the 8 MiB that a leader keeps in flight to a learner, the
 /// largest message on top, and room for what is no history.
 pub const QUEUE_BYTES_MAX: usize = 16 << 20;
@@ -66,6 +66,8 @@ const CHUNKS_AHEAD: usize = 4;
 const FETCH_IDLE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Files of one snapshot; a store at its limits has some thousands.
 const SNAPSHOT_FILES_MAX: usize = 200_000;
+/// The largest start count that is believed, as in the data folder (`storage::folder` says why).
+pub const START_COUNT_MAX: u64 = 1 << 40;
 /// Replaced disks of one peer that are remembered.
 const SUPERSEDED_MAX: usize = 8;
 
@@ -120,6 +122,8 @@ pub enum Memory {
 /// What a server remembers, durably: peers compare it with what they saw of it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Standing {
+    /// Its cluster; 0 as long as it does not know.
+    pub cluster: u64,
     /// Whether it counts.
     pub memory: Memory,
     /// The epoch it has promised.
@@ -173,6 +177,10 @@ pub enum LinkEvent {
         instance: u64,
         /// The peer's start.
         start_count: u64,
+        /// The start since which the peer remembers everything: what it said before is void.
+        whole_since: u64,
+        /// It is of another cluster: nothing that it says of itself is to be remembered.
+        foreign: bool,
         /// What the peer can execute.
         feature_level: u32,
     },
@@ -326,6 +334,8 @@ struct Live {
 
 struct LiveLink {
     link: u64,
+    /// See [`LinkEvent::Up`].
+    foreign: bool,
     queue: Queue,
 }
 
@@ -342,6 +352,9 @@ impl Live {
     /// A stream of this start of this disk is up.
     fn see(&mut self, hello: &Hello) {
         let former = self.memory;
+        if hello.start_count > START_COUNT_MAX {
+            return;
+        }
         if former.instance == hello.instance {
             // What it said before it lost its memory is void.
             let mark = if former.mark.start_count >= hello.whole_since { former.mark } else { Mark::default() };
@@ -509,11 +522,12 @@ impl Claim {
             instance: hello.instance,
             start_count: hello.start_count,
             whole_since: hello.whole_since,
-            standing: Standing { memory, promise: hello.promise, end: Zxid(hello.end) },
+            standing: Standing { cluster: hello.cluster, memory, promise: hello.promise, end: Zxid(hello.end) },
         }
     }
 }
 
+/// What the sender of a Hello says that it has seen of this server.
 fn known_to(hello: &Hello) -> Known {
     let mark = hello.remembers_mark.unwrap_or_default();
     Known {
@@ -551,7 +565,9 @@ fn old_copy(whose: ServerId, claim: &Claim, witness: ServerId, known: &Known) ->
     let seen = &known.memory;
     let begin = format!("server {whose} runs on an old copy of its data folder");
     let Claim { instance, start_count, whole_since, standing } = *claim;
-    if seen.instance == instance && seen.start_count > start_count {
+    // Nobody has seen more: whoever says so is no witness.
+    let believed = |start: u64| start <= START_COUNT_MAX;
+    if seen.instance == instance && seen.start_count > start_count && believed(seen.start_count) {
         let reason = format!(
             "{begin}: this is its start {start_count}, and server {witness} has seen start {}",
             seen.start_count
@@ -559,7 +575,8 @@ fn old_copy(whose: ServerId, claim: &Claim, witness: ServerId, known: &Known) ->
         return Some((reason, seen.start_count));
     }
     // Its starts go on from the highest that anybody saw, whatever it remembers: a promise is named by the start, too.
-    if let Some(disk) = known.superseded.iter().find(|d| d.instance == instance && d.start_count > start_count) {
+    let mut replaced = known.superseded.iter().filter(|d| d.instance == instance && believed(d.start_count));
+    if let Some(disk) = replaced.clone().find(|d| d.start_count > start_count) {
         let reason = format!("{begin}: server {witness} has seen start {} of it, and a later disk", disk.start_count);
         return Some((reason, disk.start_count));
     }
@@ -568,13 +585,14 @@ fn old_copy(whose: ServerId, claim: &Claim, witness: ServerId, known: &Known) ->
         return None;
     }
     // What was seen before it lost its memory says nothing about what it has learned since.
-    if let Some(disk) = known.superseded.iter().find(|d| d.instance == instance && d.start_count >= whole_since) {
+    if let Some(disk) = replaced.find(|d| d.start_count >= whole_since) {
         let reason = format!("{begin}: server {witness} has seen it on a later one");
         return Some((reason, disk.start_count));
     }
     let mark = seen.mark;
     if seen.instance == instance
         && mark.start_count >= whole_since
+        && believed(mark.start_count)
         && (mark.promise, mark.end) > (standing.promise, standing.end)
     {
         let reason = format!(
@@ -584,6 +602,11 @@ fn old_copy(whose: ServerId, claim: &Claim, witness: ServerId, known: &Known) ->
         return Some((reason, mark.start_count));
     }
     None
+}
+
+/// Whether a server is known to be of another cluster than this one.
+fn is_foreign(standing: Standing, hello: &Hello) -> bool {
+    hello.cluster != standing.cluster && hello.cluster != 0 && standing.cluster != 0
 }
 
 /// Whether `me` talks to the sender of `hello`, of which `known` is remembered: the one rule for both sides.
@@ -620,6 +643,11 @@ fn check_hello(me: &LinkOptions, standing: Standing, hello: &Hello, known: &Know
     }
     if hello.instance == me.instance {
         return refuse(format!("server {mine} and server {theirs} run on copies of one data folder"));
+    }
+    // An operator made one of them the origin of a new cluster, accepting that it knows less than was seen of it. They have
+    // nothing to do with each other, and say so over the stream.
+    if is_foreign(standing, hello) {
+        return Ok(theirs);
     }
     if let Some((reason, _)) = old_copy(theirs, &Claim::of(hello), mine, known) {
         return refuse(reason);
@@ -667,6 +695,7 @@ impl Shared {
             whole_since: o.whole_since,
             promise: standing.promise,
             end: standing.end.0,
+            cluster: standing.cluster,
             remembers_mark: Some(pb::Mark {
                 start_count: memory.mark.start_count,
                 promise: memory.mark.promise,
@@ -689,7 +718,7 @@ impl Shared {
     /// A peer said what it holds. `None`: no more than was known, or over a stream that is not its latest.
     fn marked(&self, peer: ServerId, link: u64, mark: &pb::Mark) -> Option<LinkEvent> {
         let mut live = self.peers.get(&peer)?.live.lock();
-        live.current.as_ref().filter(|current| current.link == link)?;
+        live.current.as_ref().filter(|current| current.link == link && !current.foreign)?;
         let mark = Mark { start_count: mark.start_count, promise: mark.promise, end: Zxid(mark.end) };
         let former = live.memory.mark;
         if (mark.promise, mark.end) <= (former.promise, former.end) || mark.start_count != live.memory.start_count {
@@ -704,11 +733,14 @@ impl Shared {
         let state = self.peers.get(&peer)?;
         let _in_order = state.coming_up.lock().await;
         let link = link.unwrap_or_else(|| self.next_link());
+        let foreign = is_foreign(*self.standing.lock(), hello);
         {
             let mut live = state.live.lock();
-            live.see(hello);
+            if !foreign {
+                live.see(hello);
+            }
             live.refused = None;
-            if let Some(old) = live.current.replace(LiveLink { link, queue }) {
+            if let Some(old) = live.current.replace(LiveLink { link, foreign, queue }) {
                 debug!(%peer, old = old.link, link, "a new stream replaces the old one");
                 old.queue.end.cancel();
             }
@@ -719,6 +751,8 @@ impl Shared {
             link,
             instance: hello.instance,
             start_count: hello.start_count,
+            whole_since: hello.whole_since,
+            foreign,
             feature_level: hello.feature_level,
         };
         self.events.send(event).await.ok().map(|()| link)

@@ -11,11 +11,35 @@ pub mod snapshot;
 
 use std::fmt::Display;
 
+/// Exit code of a server that cannot go on.
+const EXIT_STOPPED: i32 = 1;
+
+/// What the system says of a disk without a free byte, and of a user without one.
+const FULL: [&str; 2] = ["No space left on device", "Disk quota exceeded"];
+
 /// Ends the process at once because the disk failed: no retry, no clean-up that touches it (P28). The next start
 /// rewrites and checks what it trusts.
 pub fn fatal(doing: &str, error: impl Display) -> ! {
-    tracing::error!(doing, %error, "the storage failed; the server stops so that it never acknowledges from doubt");
-    // The log of people may be buffered by whoever collects it; this line is for whoever watches the process.
-    eprintln!("fatal: {doing}: {error}");
-    std::process::abort()
+    stop_at_once(&format!("{doing}: {error}"))
+}
+
+/// Ends the process at once: a server that cannot trust its disk or itself must not go on (P28). The reason goes to the log, or
+/// to stderr if there is none; nothing is run that might wait for the disk.
+pub fn stop_at_once(reason: &str) -> ! {
+    let advice = advice(reason);
+    if tracing::enabled!(tracing::Level::ERROR) {
+        tracing::error!("{reason}{advice}; this server stops at once");
+    } else {
+        eprintln!("corral: {reason}{advice}; this server stops at once");
+    }
+    signal_hook::low_level::exit(EXIT_STOPPED)
+}
+
+/// What people can do about an error.
+fn advice(reason: &str) -> &'static str {
+    if FULL.iter().any(|words| reason.contains(words)) {
+        " (make room on the disk, then start this server again; what was acknowledged is kept)"
+    } else {
+        ""
+    }
 }

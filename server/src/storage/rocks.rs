@@ -267,7 +267,15 @@ impl RocksStore {
     pub fn check_health(&self) {
         match self.db.property_int_value(rocksdb::properties::BACKGROUND_ERRORS) {
             Ok(Some(0) | None) => {}
-            Ok(Some(errors)) => fatal("background work of the store", format!("{errors} errors")),
+            Ok(Some(errors)) => {
+                // The count says nothing; whoever asks for more work is told what it was, with the name of the file.
+                let options = FlushOptions::default();
+                if let Err(error) = self.db.flush_cf_opt(family(&self.db, Cf::Aux), &options) {
+                    fail(&self.db, "background work of the store", &error);
+                }
+                let log = self.db.path.join("LOG");
+                fatal("background work of the store", format!("{errors} errors, see {}", log.display()));
+            }
             Err(error) => fail(&self.db, "asking the store for its health", &error),
         }
     }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
+use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
@@ -80,6 +81,10 @@ struct Member {
     full: bool,
     /// How often it ended without a reason.
     ends: u32,
+    /// Damaged files of its store.
+    damaged_files: Vec<PathBuf>,
+    /// Length of its log when its process was started.
+    log_before: u64,
 }
 
 impl Ensemble {
@@ -158,6 +163,8 @@ impl Ensemble {
                 paused: false,
                 direct,
                 small_disk,
+                damaged_files: Vec::new(),
+                log_before: 0,
                 excused: false,
                 damaged_starts: 0,
                 full: false,
@@ -287,6 +294,7 @@ impl Ensemble {
             return Ok(());
         }
         let log = fs::OpenOptions::new().create(true).append(true).open(self.log_file(id))?;
+        let log_before = log.metadata()?.len();
         let mut command = match &self.spaces {
             Some(spaces) => spaces.command(id, &self.program),
             None => Command::new(&self.program),
@@ -298,6 +306,7 @@ impl Ensemble {
         let member = self.member(id);
         member.process = Some(process);
         member.paused = false;
+        member.log_before = log_before;
         Ok(())
     }
 
@@ -324,7 +333,9 @@ impl Ensemble {
         let deadline = Instant::now() + PATIENCE;
         loop {
             if let Some(status) = process.try_wait()? {
-                if !status.success() && !self.members[&id].excused {
+                // Before a process has come to handle the signal, the system does: nothing was there to drain.
+                let unborn = status.signal() == Some(Signal::TERM.as_raw()) && !self.has_begun(id);
+                if !status.success() && !unborn && !self.is_excused(id) {
                     let text = format!("server {id} was told to stop and ended with {status}");
                     self.journal.violation("processes", text, &self.tails(200));
                 }
@@ -371,6 +382,25 @@ impl Ensemble {
         member.damaged_starts = 0;
     }
 
+    /// This file of the server was damaged. A block of the store that nobody reads is found when it is merged with others,
+    /// however much later: as long as the file is there, the server may end by it. Files of other kinds are read at every
+    /// start, and written again under the same name.
+    pub fn note_damage(&mut self, id: u64, file: PathBuf) {
+        if file.extension().is_some_and(|extension| extension == "sst") {
+            self.member(id).damaged_files.push(file);
+        }
+    }
+
+    /// Whether its process has said something: by then it handles signals.
+    fn has_begun(&self, id: u64) -> bool {
+        fs::metadata(self.log_file(id)).is_ok_and(|log| log.len() > self.members[&id].log_before)
+    }
+
+    fn is_excused(&self, id: u64) -> bool {
+        let member = &self.members[&id];
+        member.excused || member.damaged_files.iter().any(|file| file.exists())
+    }
+
     /// Starts servers again that ended by themselves, as a supervisor would. One that had no reason to end is a
     /// violation. One whose damaged folder is beyond repair gets an empty one.
     ///
@@ -380,7 +410,7 @@ impl Ensemble {
         for id in self.ids() {
             let Some(status) = self.ended(id)? else { continue };
             self.member(id).process = None;
-            if !self.members[&id].excused {
+            if !self.is_excused(id) {
                 let text = format!("server {id} ended by itself: {status}");
                 self.journal.violation("processes", text, &self.tails(200));
                 self.member(id).ends += 1;

@@ -495,8 +495,9 @@ async fn damage(
         let mut files = files_under(&data);
         files.retain(|file| file.file_name().is_some_and(|name| name != "myid"));
         files.sort();
-        if let Some(what) = spoil(&files, &data, rng)? {
+        if let Some((file, what)) = spoil(&files, &data, rng)? {
             journal.fault(name, format_args!("server {victim}: {what}"));
+            ensemble.note_damage(victim, file);
         }
     }
     ensemble.start_server(victim)?;
@@ -508,14 +509,14 @@ async fn damage(
 }
 
 /// Flips bits of a file, cuts it short or removes it, and says which.
-fn spoil(files: &[PathBuf], data: &Path, rng: &mut Rng) -> Result<Option<String>> {
+fn spoil(files: &[PathBuf], data: &Path, rng: &mut Rng) -> Result<Option<(PathBuf, String)>> {
     if files.is_empty() {
         return Ok(None);
     }
     let file = rng.pick(files);
     let place = file.strip_prefix(data).unwrap_or(file).display();
     let length = fs::metadata(file)?.len();
-    Ok(Some(match rng.below(3) {
+    let what = match rng.below(3) {
         0 if length > 0 => {
             let mut bytes = fs::read(file)?;
             let count = rng.magnitude(1, 200);
@@ -535,7 +536,8 @@ fn spoil(files: &[PathBuf], data: &Path, rng: &mut Rng) -> Result<Option<String>
             fs::remove_file(file)?;
             format!("{place} ({length} bytes) removed")
         }
-    }))
+    };
+    Ok(Some((file.clone(), what)))
 }
 
 fn files_under(folder: &Path) -> Vec<PathBuf> {

@@ -131,6 +131,8 @@ pub struct Unanswered {
 pub struct Client {
     /// Speaks ZooKeeper's protocol.
     pub wire: bool,
+    /// It writes nothing while faults strike: nothing that waits for a leader holds its reads up.
+    pub reader: bool,
     /// Its session.
     pub session: Option<SessionId>,
     /// Its connection.
@@ -159,6 +161,8 @@ pub struct Client {
     pub missed: Vec<(EventKind, String)>,
     /// Says nothing until then.
     pub silent_until: Micros,
+    /// Keeps silent until the very time at which its session is ended.
+    pub aims: bool,
     /// Asks for nothing new.
     pub stopped: bool,
     /// It does nothing but to follow the change feed.
@@ -175,6 +179,7 @@ impl Client {
         let mut rng = Rng::stream(seed ^ (index + 1).wrapping_mul(0x9e37_79b9), "client");
         Client {
             wire: rng.chance(load.wire_per_mille),
+            reader: rng.chance(load.readers_per_mille),
             session: None,
             connection: None,
             pending: VecDeque::new(),
@@ -189,6 +194,7 @@ impl Client {
             queue: VecDeque::new(),
             missed: Vec::new(),
             silent_until: 0,
+            aims: false,
             stopped: false,
             follower: None,
             last_word: LastWord::NotYet,

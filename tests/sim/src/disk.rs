@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use corral_core::storage::folder::{Current, Found, LOG_DIR, PeerBook, STORE_DAMAGED};
+use corral_core::storage::folder::{Current, Found, IdentityRecord, LOG_DIR, PeerBook, STORE_DAMAGED};
 use corral_core::storage::frame::{BLOCK, FrameHead, SegmentHeader};
 use corral_core::storage::log_device::{DeviceResult, Fate, Fault as DeviceFault, LogDevice, MemoryDevice};
 use corral_core::storage::memory::{MemoryStore, MemoryView};
@@ -12,7 +12,7 @@ use corral_core::storage::recover::{OpenError, RecoverOptions, StoreOpener, reco
 use corral_core::storage::txn_log::{LogOptions, TxnLog};
 use corral_core::tree::TreeStore;
 use corral_core::tree::record::Meta;
-use corral_core::zab::io::{Membership, Position, Recovered, SnapshotMeta};
+use corral_core::zab::io::{Identity, Membership, Position, Recovered, SnapshotMeta};
 use corral_proto::ServerId;
 
 use crate::checks::ServerGhost;
@@ -92,6 +92,14 @@ pub struct Backup {
 }
 
 impl Backup {
+    /// Who the copy says it is. A start that failed has counted, too, so this may be newer than what any process said.
+    pub fn identity(&self) -> Option<Identity> {
+        match IdentityRecord::read(&self.device) {
+            Ok(Found::Valid(record)) => Some(record.identity),
+            _ => None,
+        }
+    }
+
     /// Whether it is a copy of this disk.
     pub fn is_of(&self, instance: u64) -> bool {
         self.ghost.identity.is_some_and(|identity| identity.instance == instance)
@@ -317,7 +325,12 @@ impl Disk {
         if files.is_empty() {
             return None;
         }
-        let path = rng.pick(&files).clone();
+        // Most of what a disk holds is the log, and what nobody else has yet is at its end.
+        let last = files.iter().rfind(|path| path.starts_with(LOG_DIR) && path.ends_with(".seg"));
+        let path = match last {
+            Some(last) if hurt == Hurt::Bits && rng.chance(500) => last.clone(),
+            _ => rng.pick(&files).clone(),
+        };
         if hurt == Hurt::File {
             let dir = path.rsplit_once('/').map_or("", |(dir, _)| dir);
             self.device.remove(&path).and_then(|()| self.device.sync_dir(dir)).ok()?;
@@ -325,7 +338,14 @@ impl Disk {
         }
         let content = self.device.content(&path)?;
         let used = content.iter().rposition(|byte| *byte != 0)? + 1;
-        let offset = rng.below(used as u64);
+        // Shortly before the last frame is what no store holds yet, and what later frames stand on.
+        let offset = match rng.chance(500) {
+            true => {
+                let end = self.last_frame(&path).unwrap_or(used as u64);
+                end - rng.magnitude(1, end)
+            }
+            false => rng.below(used as u64),
+        };
         let last_frame = self.last_frame(&path).is_some_and(|start| offset >= start);
         let text = if rng.chance(250) {
             let from = offset - offset % BLOCK as u64;

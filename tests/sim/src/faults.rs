@@ -76,6 +76,8 @@ pub enum Fault {
     Admin,
     /// An operator restarts one server after the other.
     RollingRestart,
+    /// A leader is left behind, and whoever comes after it may be struck meanwhile.
+    Succession,
 }
 
 /// How a kind of fault behaves in a swarm.
@@ -97,13 +99,13 @@ const fn habit(kind: Fault, name: &'static str, weight: u64, every: (u64, u64), 
 }
 
 /// All kinds of faults.
-pub const CATALOGUE: [Habit; 28] = [
+pub const CATALOGUE: [Habit; 29] = [
     habit(Fault::Crash, "crash", 25, (1, 10), "process died between two events"),
     habit(Fault::StepCrash, "step-crash", 20, (1, 10), "process died around a step"),
     habit(Fault::OutputCrash, "output-crash", 20, (1, 10), "process died between two outputs"),
     habit(Fault::DiskCrash, "disk-crash", 25, (1, 8), "power cut in a disk operation"),
-    habit(Fault::InstallCrash, "install-crash", 10, (1, 6), "power cut in a snapshot install"),
-    habit(Fault::PowerLoss, "power-loss", 12, (3, 12), "whole ensemble lost power"),
+    habit(Fault::InstallCrash, "install-crash", 24, (1, 5), "power cut in a snapshot install"),
+    habit(Fault::PowerLoss, "power-loss", 16, (2, 10), "whole ensemble lost power"),
     habit(Fault::Pause, "pause", 15, (1, 12), "server stood still"),
     habit(Fault::Partition, "partition", 25, (1, 10), "directions blocked"),
     habit(Fault::Clog, "clog", 10, (4, 12), "servers clogged one by one"),
@@ -115,7 +117,7 @@ pub const CATALOGUE: [Habit; 28] = [
     habit(Fault::DiskFull, "disk-full", 6, (3, 12), "full disk ended the process"),
     habit(Fault::ReadError, "read-error", 6, (2, 10), "read error ended the process"),
     habit(Fault::SlowDisk, "slow-disk", 12, (2, 10), "disk slow"),
-    habit(Fault::Rot, "rot", 12, (3, 12), "bits rotted"),
+    habit(Fault::Rot, "rot", 24, (1, 6), "bits rotted"),
     habit(Fault::LostFile, "lost-file", 6, (3, 12), "file lost"),
     habit(Fault::StoreRot, "store-rot", 6, (3, 12), "store damaged"),
     habit(Fault::LostFolder, "lost-folder", 12, (3, 14), "folder lost"),
@@ -126,6 +128,7 @@ pub const CATALOGUE: [Habit; 28] = [
     habit(Fault::StoreStall, "store-stall", 8, (1, 10), "store stalled"),
     habit(Fault::Admin, "admin", 10, (2, 12), "operator asked for another leader"),
     habit(Fault::RollingRestart, "rolling-restart", 10, (4, 14), "servers restarted one by one"),
+    habit(Fault::Succession, "succession", 60, (1, 6), "leader left behind"),
 ];
 
 impl Fault {
@@ -217,8 +220,9 @@ impl World {
         let now = self.schedule.now();
         for index in self.struck_clients(index, "load: all sessions run out at once") {
             self.clients[index].silent_until = now + self.silence();
-            // Half of the time the connection stays, and nothing comes over it.
-            if self.fault_rng.chance(500) {
+            self.clients[index].aims = self.fault_rng.chance(400);
+            // Sometimes the connection stays, and nothing comes over it.
+            if self.fault_rng.chance(700) {
                 self.client_cuts(index);
             }
             self.trace.reached("client silent beyond its timeout");
@@ -237,7 +241,7 @@ impl World {
     }
 
     /// A duration, short as often as long.
-    fn duration(&self, rng: &mut Rng) -> Micros {
+    pub(crate) fn duration(&self, rng: &mut Rng) -> Micros {
         let noticed = self.options.sync_timeout_ms * MS;
         // Only what lasts longer than a time-out makes others act while the one that is hit does not know.
         if rng.chance(500) { rng.between(noticed, 4 * noticed) } else { rng.magnitude(5 * MS, 4 * noticed) }
@@ -286,9 +290,17 @@ impl World {
                 }
             }
             Fault::DiskCrash => self.plan(rng, 10, Plan::PowerCut),
-            Fault::InstallCrash => self.install_crash = Some(rng.below(40)),
+            Fault::InstallCrash => self.install_crash = Some(rng.below(30)),
             Fault::PowerLoss => {
                 self.trace.reached(struck);
+                if rng.chance(500) {
+                    // The first that goes misses what the others still do.
+                    for id in self.running() {
+                        let delay = rng.magnitude(100, self.options.sync_timeout_ms * MS);
+                        self.schedule.after(delay, Event::PowerOff(id));
+                    }
+                    return Ok(());
+                }
                 for id in self.running() {
                     self.crash(id, "everybody loses power")?;
                 }
@@ -312,6 +324,15 @@ impl World {
                         self.connect(low, high);
                     }
                     self.break_stream(stream, None);
+                    if rng.chance(400) {
+                        // And again, as soon as it is back or sooner.
+                        let (low, high) = (self.network.end(stream, 0).server, self.network.end(stream, 1).server);
+                        let mut after = 0;
+                        for _ in 0..rng.between(1, 6) {
+                            after += rng.magnitude(MS, self.options.sync_timeout_ms * MS / 2);
+                            self.schedule.after(after, Event::Break(low, high));
+                        }
+                    }
                 }
             }
             Fault::SlowLink => {
@@ -325,7 +346,18 @@ impl World {
                     self.schedule.after(lasts, Event::LinkNormal(from, to));
                 }
             }
-            Fault::DiskError => self.plan(rng, 12, Plan::Failure),
+            Fault::DiskError => {
+                // A disk that fails may soon take the machine with it.
+                if rng.chance(400)
+                    && let Some(id) = self.any_running(rng)
+                {
+                    let delay = rng.magnitude(MS, self.options.sync_timeout_ms * MS);
+                    self.server_mut(id).disk.plan(rng.below(4), Plan::Failure);
+                    self.schedule.after(delay, Event::PowerOff(id));
+                } else {
+                    self.plan(rng, 12, Plan::Failure);
+                }
+            }
             Fault::ReadError => self.plan(rng, 4, Plan::ReadFailure),
             Fault::DiskFull => {
                 if let Some(id) = self.any_running(rng) {
@@ -384,6 +416,7 @@ impl World {
                     self.push_input(at, MemberInput::Zab(Input::Admin(admin)));
                 }
             }
+            Fault::Succession => self.succession(rng),
             Fault::RollingRestart => {
                 let mut ids = self.server_ids();
                 rng.shuffle(&mut ids);
@@ -404,7 +437,7 @@ impl World {
         }
     }
 
-    fn pause(&mut self, id: ServerId, until: Micros, rng: &mut Rng) {
+    pub(crate) fn pause(&mut self, id: ServerId, until: Micros, rng: &mut Rng) {
         let now = self.schedule.now();
         let at = self.process_of(id).expect("it runs");
         let server = self.server_mut(id);
@@ -567,7 +600,7 @@ impl World {
 
     /// Whether the fault model allows that this server's copy is lost now: never may a majority of voters have lost
     /// theirs and not learned everything again (P9).
-    fn may_lose(&mut self, id: ServerId) -> bool {
+    pub(crate) fn may_lose(&mut self, id: ServerId) -> bool {
         let lost = self
             .server_ids()
             .into_iter()
@@ -575,7 +608,12 @@ impl World {
             .filter(|s| *s == id || self.servers[s].spoiled || self.membership(*s) != Some(Membership::Member))
             .count();
         let (voters, spare) = (self.options.voters as usize, self.options.voters as usize - self.options.majority());
-        let overdraws = self.options.faults.overdraw && lost < voters;
+        // Somebody must be left who knows that there was something: else nobody can refuse.
+        let knows = |s: &ServerId| {
+            let ghost = self.checks.ghost.server(*s);
+            *s != id && ghost.counts() && !self.servers[s].spoiled && ghost.promise.epoch > 0
+        };
+        let overdraws = self.options.faults.overdraw && lost < voters && self.server_ids().iter().any(knows);
         let may = !self.options.is_voter(id) || !self.begun() || lost <= spare || overdraws;
         if may && self.options.is_voter(id) && self.begun() && lost > spare {
             self.trace.reached("more copies lost than the model allows");
@@ -608,7 +646,7 @@ impl World {
     }
 
     /// A server's machine is given up; another one, with other clocks and an empty disk, gets its number.
-    fn replace(&mut self, id: ServerId, rng: &mut Rng, struck: &'static str) -> Check {
+    pub(crate) fn replace(&mut self, id: ServerId, rng: &mut Rng, struck: &'static str) -> Check {
         if !self.may_lose(id) {
             return Ok(());
         }
@@ -690,7 +728,7 @@ impl World {
             self.tell(|| format!("the folder of {id:?} is copied"));
             return Ok(());
         };
-        let Some(old) = backup.ghost.identity else { return Ok(()) };
+        let Some(old) = backup.identity() else { return Ok(()) };
         let remembered = ids
             .iter()
             .filter(|s| **s != id && self.options.is_voter(**s))
@@ -714,6 +752,14 @@ impl World {
     pub(crate) fn calm(&mut self) -> Check {
         let now = self.schedule.now();
         self.stage = Stage::Progress { since: self.checks.ghost.head().zxid };
+        let mut rng = Rng::stream(self.options.seed, "calm");
+        let ids = self.server_ids();
+        let all_begun = ids.iter().all(|s| self.membership(*s).is_some_and(|m| m != Membership::Empty));
+        self.ambush = None;
+        let last_election = all_begun && rng.chance(250);
+        if last_election {
+            self.last_election(&mut rng);
+        }
         // What was begun on a slow disk or link before may still take its time, and who stands still does so to the end:
         // what waits for it keeps its order.
         let mix = &self.options.faults;
@@ -725,26 +771,21 @@ impl World {
         self.deadline = self.calm_at + patience;
         self.network.calm();
         self.install_crash = None;
-        let mut rng = Rng::stream(self.options.seed, "calm");
-        let ids = self.server_ids();
         // Some may stay dead, if enough remain that may vote.
-        let all_begun = ids.iter().all(|s| self.membership(*s).is_some_and(|m| m != Membership::Empty));
-        if all_begun && rng.chance(300) {
+        if all_begun && !last_election && rng.chance(600) {
             let mut order = ids.clone();
             rng.shuffle(&mut order);
+            if rng.chance(600) {
+                // Those remain whom the leader had to do without when its epoch began.
+                let leader = self.leader();
+                let epoch = leader.and_then(|id| self.servers[&id].process.as_ref()).map(|p| p.status.epoch);
+                order.sort_by_key(|id| {
+                    (Some(*id) == leader, epoch.is_some() && self.uncounted.get(id).copied() == epoch)
+                });
+            }
             for id in order {
-                let able = |s: &ServerId| {
-                    *s != id
-                        && !self.servers[s].retired
-                        && self.options.is_voter(*s)
-                        && !self.servers[s].spoiled
-                        && self.membership(*s) == Some(Membership::Member)
-                };
-                let left = ids.iter().filter(|s| able(s)).count();
-                if left >= self.options.majority() && rng.chance(500) {
-                    self.trace.reached("a server stays dead");
-                    self.crash(id, "for good")?;
-                    self.servers.get_mut(&id).expect("servers are fixed").retired = true;
+                if self.may_retire(id) && rng.chance(500) {
+                    self.retire(id)?;
                 }
             }
         }
@@ -775,6 +816,25 @@ impl World {
         }
         self.tell(|| "the faults are over".to_owned());
         self.schedule.after(self.options.sync_timeout_ms * MS / 2, Event::Probe);
+        Ok(())
+    }
+
+    /// Whether enough remain that may vote if this one stays dead.
+    pub(crate) fn may_retire(&self, id: ServerId) -> bool {
+        let able = |s: &ServerId| {
+            *s != id
+                && !self.servers[s].retired
+                && self.options.is_voter(*s)
+                && !self.servers[s].spoiled
+                && self.membership(*s) == Some(Membership::Member)
+        };
+        self.server_ids().iter().filter(|s| able(s)).count() >= self.options.majority()
+    }
+
+    pub(crate) fn retire(&mut self, id: ServerId) -> Check {
+        self.trace.reached("a server stays dead");
+        self.crash(id, "for good")?;
+        self.server_mut(id).retired = true;
         Ok(())
     }
 

@@ -24,6 +24,9 @@ use crate::server::Connection;
 use crate::workload::landmark;
 use crate::world::{Event, ProcessRef, Stage, World};
 
+/// Of a hundred requests: those that change nothing.
+const READS: std::ops::Range<u64> = 58..100;
+
 /// A client with so many requests in flight is deep in its pipeline, for the record.
 const DEEP_PIPELINE: usize = 32;
 
@@ -64,6 +67,11 @@ impl World {
         let load = self.options.load.clone();
         let client = &mut self.clients[index];
         let pause = MS + client.rng.below(2 * load.think_ms * MS);
+        if now >= client.silent_until && std::mem::take(&mut client.aims) {
+            let deadline = self.session_deadline(index);
+            self.clients[index].silent_until = deadline.unwrap_or(0);
+        }
+        let client = &mut self.clients[index];
         if now < client.silent_until {
             let wait = client.silent_until - now;
             self.schedule.after(wait, Event::ClientActs(index));
@@ -137,11 +145,27 @@ impl World {
         Ok(())
     }
 
+    /// About when the leader will end a client's session, by what it has heard so far.
+    fn session_deadline(&mut self, index: usize) -> Option<Micros> {
+        let (now, session) = (self.schedule.now(), self.clients[index].session?);
+        let leader = self.leader()?;
+        let at = self.process_of(leader)?;
+        let heard = self.history.touched(at.process, session)?;
+        let clock = &self.servers[&leader].clock;
+        let left = (heard + self.options.load.session_timeout_ms * MS).saturating_sub(clock.mono(now));
+        let way = 2 * (self.options.client_delay.1 + self.options.delay.1) + self.options.write_time;
+        let early = self.clients[index].rng.below(2 * way + 20 * MS);
+        Some((now + clock.measured(left) + way).saturating_sub(early))
+    }
+
     /// Asks for something new; false if nothing can follow it.
     fn client_asks(&mut self, index: usize, load: &Load) -> bool {
         let floor = self.history.floor();
+        // Progress is what writes make.
+        let safety = self.stage == Stage::Safety;
         let client = &mut self.clients[index];
-        match client.rng.below(100) {
+        let what = client.rng.below(100);
+        match if client.reader && safety { READS.start + what % (READS.end - READS.start) } else { what } {
             0..53 => {
                 let op = client.draw_write(load);
                 let session = client.session.expect("the handshake is over");
@@ -176,7 +200,11 @@ impl World {
                 let (op, watch, consistency) = client.draw_read(load, floor);
                 self.client_reads(index, op, watch, consistency);
             }
-            _ => self.client_sends(index, ClientRequest::Sync, Call::Sync, floor, None),
+            _ if load.linearizable_per_mille > 0 => {
+                self.client_sends(index, ClientRequest::Sync, Call::Sync, floor, None);
+            }
+            // Here only those look for the latest state who were told that there is one.
+            _ => {}
         }
         true
     }
@@ -201,6 +229,40 @@ impl World {
         };
         let request = ClientRequest::Read { op: op.clone(), watch, consistency };
         self.client_sends(index, request, Call::Read { op, watch, consistency }, floor, ticket);
+    }
+
+    /// A write of this client was answered, and it tells another client, which looks at once: what `sync` is for.
+    fn client_tells(&mut self, index: usize) {
+        let (clients, told) = (self.clients.len() as u64, self.options.load.told_per_mille);
+        let client = &mut self.clients[index];
+        if !client.rng.chance(told) {
+            return;
+        }
+        let other = client.rng.below(clients) as usize;
+        let delay = self.network.client_delay();
+        self.schedule.after(delay, Event::ClientHears(other));
+    }
+
+    /// A client looks for the latest state.
+    pub(crate) fn client_looks(&mut self, index: usize) {
+        let (now, load) = (self.schedule.now(), self.options.load.clone());
+        let client = &mut self.clients[index];
+        let able = client.connection.as_ref().is_some_and(|c| c.attach.is_some())
+            && client.follower.is_none()
+            && !client.stopped
+            && now >= client.silent_until
+            && (client.pending.len() as u64) < load.pipeline.max(2);
+        if !able {
+            return;
+        }
+        self.trace.reached("load: told by another client");
+        if self.clients[index].rng.chance(500) {
+            let floor = self.history.floor();
+            self.client_sends(index, ClientRequest::Sync, Call::Sync, floor, None);
+        } else {
+            let path = self.clients[index].path(&load);
+            self.client_reads(index, ReadOp::GetData { path }, false, Consistency::Linearizable);
+        }
     }
 
     fn client_writes(&mut self, index: usize, write: &Unanswered, again: bool) {
@@ -298,7 +360,7 @@ impl World {
 
     fn tell_server(&mut self, index: usize, message: ToServer) {
         let now = self.schedule.now();
-        let delay = self.network.delay();
+        let delay = self.network.client_delay();
         let Some(connection) = &mut self.clients[index].connection else { return };
         connection.arrives = connection.arrives.max(now + delay);
         let to = ProcessRef { server: connection.server, process: connection.process };
@@ -342,6 +404,7 @@ impl World {
                         next_n: wire.then_some(1),
                         answered: false,
                         reads: true,
+                        turn: false,
                         arrives: now,
                     },
                 );
@@ -372,7 +435,7 @@ impl World {
             ToServer::Reads(reads) => {
                 let Some(connection) = process.connections.get_mut(&id) else { return Ok(()) };
                 connection.reads = reads;
-                self.advance_lane(to, id);
+                self.task_turn(to, id);
             }
             ToServer::Request(cookie, request) => {
                 let Some(connection) = process.connections.get_mut(&id) else { return Ok(()) };
@@ -382,7 +445,7 @@ impl World {
                 let session = connection.lane.session;
                 self.push_input(to, MemberInput::Touched(vec![session]));
                 self.on_request(to, id, cookie, request);
-                self.advance_lane(to, id);
+                self.task_turn(to, id);
             }
         }
         Ok(())
@@ -482,11 +545,34 @@ impl World {
                 return;
             }
             for id in woken {
-                self.advance_lane(to, id);
+                self.task_turn(to, id);
             }
         }
     }
 
+    /// The task of a connection has something to do: it does so at once, or others come first.
+    fn task_turn(&mut self, to: ProcessRef, id: u64) {
+        let (at_once, delay) = (self.rng.chance(300), self.rng.below(self.options.task_delay));
+        let Some(process) = self.process_mut(to) else { return };
+        let Some(connection) = process.connections.get_mut(&id).filter(|connection| !connection.turn) else { return };
+        if at_once {
+            self.advance_lane(to, id);
+        } else {
+            connection.turn = true;
+            self.schedule.after(delay, Event::TaskTurn(to, id));
+        }
+    }
+
+    /// The task of a connection has its turn.
+    pub(crate) fn task_turns(&mut self, to: ProcessRef, id: u64) {
+        if let Some(connection) = self.process_mut(to).and_then(|process| process.connections.get_mut(&id)) {
+            connection.turn = false;
+        }
+        self.advance_lane(to, id);
+        self.serve_woken(to);
+    }
+
+    /// Lets a connection do what it can.
     fn advance_lane(&mut self, to: ProcessRef, id: u64) {
         let Some(process) = self.process_mut(to) else { return };
         let Some(connection) = process.connections.get_mut(&id) else { return };
@@ -527,7 +613,7 @@ impl World {
         }
         let now = self.schedule.now();
         for message in messages {
-            arrives = arrives.max(now + self.network.delay());
+            arrives = arrives.max(now + self.network.client_delay());
             self.schedule.at(arrives, Event::ToClient { client, connection: id, message });
         }
         if let Some(connection) = self.process_mut(to).and_then(|p| p.connections.get_mut(&id)) {
@@ -673,6 +759,7 @@ impl World {
                 if let Some(landmark) = write.and_then(|write| landmark(&write.op?, &result)) {
                     self.trace.reached(landmark);
                 }
+                self.client_tells(index);
             }
             Call::Read { op, watch, consistency } => {
                 client.learn(&op, &result);
@@ -747,10 +834,15 @@ impl World {
         Ok(())
     }
 
-    /// How long a client keeps silent to outlast its session: far beyond its end, or about as long as it lasts.
+    /// How long a client keeps silent to outlast its session: far beyond its end, about as long as it lasts, or until the
+    /// very time at which it is ended.
     pub(crate) fn silence(&mut self) -> Micros {
         let timeout = self.options.load.session_timeout_ms * MS;
-        if self.fault_rng.chance(500) { 3 * timeout } else { timeout + self.fault_rng.below(timeout / 2) }
+        match self.fault_rng.below(4) {
+            0 => 3 * timeout,
+            1 => timeout + self.fault_rng.below(timeout / 2),
+            _ => timeout * 97 / 100 + self.fault_rng.below(timeout / 8),
+        }
     }
 }
 

@@ -130,7 +130,7 @@ impl Hosted {
     /// # Errors
     /// The first property that does not hold.
     pub fn step(&mut self) -> Result<Option<Happened>, Violation> {
-        let Some(event) = self.world.schedule.next() else { return Ok(None) };
+        let Some(event) = self.world.schedule.pop() else { return Ok(None) };
         self.world.handle(event)?;
         Ok(Some(match self.world.told.take() {
             None => Happened::Else,

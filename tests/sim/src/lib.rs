@@ -3,7 +3,8 @@
 //!
 //! # Layout
 //! - [`options`]: what a seed draws. [`rng`], [`schedule`]: chance and time.
-//! - [`world`]: what happens next. [`server`], [`disk`], [`network`]: what it happens to. [`faults`]: what goes wrong.
+//! - [`world`]: what happens next. [`server`], [`disk`], [`network`]: what it happens to. [`faults`]: what goes wrong;
+//!   `succession`: while one leader follows another.
 //! - [`client`], [`workload`], [`follower`], [`frontend`]: clients, what they ask for, and their connections.
 //! - [`guests`]: clients from outside, real ones.
 //! - [`checks`]: the omniscient observer, one property a file. [`history`]: what clients were told, judged by replay.
@@ -33,6 +34,7 @@ pub mod rng;
 pub mod schedule;
 mod server;
 pub mod shrink;
+mod succession;
 pub mod swarm;
 pub mod trace;
 mod workload;

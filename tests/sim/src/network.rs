@@ -80,6 +80,7 @@ pub struct Network {
     next: StreamId,
     rng: Rng,
     delay: (Micros, Micros),
+    client_delay: (Micros, Micros),
     spike: Micros,
     spike_per_mille: u64,
     /// Usual delay of each direction.
@@ -111,6 +112,7 @@ impl Network {
             next: 0,
             rng: Rng::stream(options.seed, "network"),
             delay: options.delay,
+            client_delay: options.client_delay,
             spike: options.spike,
             spike_per_mille: options.spike_per_mille,
         }
@@ -139,9 +141,18 @@ impl Network {
         self.rng.between(low, high) + spike + self.rng.below(slow)
     }
 
-    /// How long the next message of a client takes.
+    /// How long something else between two servers takes.
     pub fn delay(&mut self) -> Micros {
-        let usual = self.rng.between(self.delay.0, self.delay.1);
+        self.within(self.delay)
+    }
+
+    /// How long the next message to or from a client takes.
+    pub fn client_delay(&mut self) -> Micros {
+        self.within(self.client_delay)
+    }
+
+    fn within(&mut self, (low, high): (Micros, Micros)) -> Micros {
+        let usual = self.rng.between(low, high);
         usual + if self.rng.chance(self.spike_per_mille) { self.rng.below(self.spike) } else { 0 }
     }
 
@@ -243,9 +254,21 @@ impl Network {
         *self.blocked.entry((from, to)).or_default() += 1;
     }
 
+    /// Nothing between two servers is blocked any more.
+    pub fn unblock_pair(&mut self, a: ServerId, b: ServerId) {
+        self.blocked.remove(&(a, b));
+        self.blocked.remove(&(b, a));
+    }
+
+    /// A server is somewhere else from now on: nothing between it and others is blocked any more.
+    pub fn unblock_all_of(&mut self, server: ServerId) {
+        self.blocked.retain(|(from, to), _| *from != server && *to != server);
+    }
+
     /// Takes one block back. If the direction is open now: the deliveries that were held back.
     pub fn unblock(&mut self, from: ServerId, to: ServerId) -> Option<(StreamId, Side, u64)> {
-        let count = self.blocked.get_mut(&(from, to))?;
+        // Whoever is somewhere else now may have been blocked anew since.
+        let count = self.blocked.get_mut(&(from, to)).filter(|count| **count > 0)?;
         *count -= 1;
         if *count > 0 {
             return None;

@@ -55,6 +55,8 @@ pub struct SimOptions {
 
     /// Usual delay of a message, from and to.
     pub delay: (Micros, Micros),
+    /// The same between clients and servers.
+    pub client_delay: (Micros, Micros),
     /// Each direction between two servers has its own.
     pub links_differ: bool,
     /// Of a thousand messages, so many take up to `spike` longer.
@@ -63,8 +65,14 @@ pub struct SimOptions {
     pub spike: Micros,
     /// Longest ordinary wait of a server's threads before they take what is queued.
     pub thread_delay: Micros,
+    /// Longest ordinary wait of the task of a client's connection.
+    pub task_delay: Micros,
     /// Longest ordinary time of a log write.
     pub write_time: Micros,
+    /// Longest ordinary time of one turn of the store.
+    pub store_time: Micros,
+    /// Longest ordinary time of a snapshot's transfer.
+    pub transfer_time: Micros,
     /// Of a thousand messages, so many go through the codec.
     pub codec_per_mille: u64,
 
@@ -133,6 +141,10 @@ pub struct Load {
     pub cut_ms: u64,
     /// Of a thousand clients, so many are ZooKeeper-style (no re-sending).
     pub wire_per_mille: u64,
+    /// Of a thousand clients, so many only read.
+    pub readers_per_mille: u64,
+    /// Of a thousand answered writes, so many are told to another client, which looks at once.
+    pub told_per_mille: u64,
     /// Of a thousand reads, so many ask for the latest state.
     pub linearizable_per_mille: u64,
     /// Mean ms between two silences of a client that outlast its session; 0: never.
@@ -166,17 +178,19 @@ pub struct Load {
 impl Load {
     fn draw(rng: &mut Rng, sync_timeout_ms: u64, paths: u64) -> Load {
         let mut load = Load {
-            clients: rng.between(1, 6),
+            clients: rng.between(1, 7),
             think_ms: rng.magnitude(2, 60),
             pipeline: rng.magnitude(1, 20),
             paths,
-            data_bytes: rng.magnitude(1, 200),
+            data_bytes: rng.magnitude(1, 4_000),
             session_timeout_ms: sync_timeout_ms * rng.between(3, 10),
             cut_ms: if rng.chance(600) { sync_timeout_ms * rng.between(1, 10) } else { 0 },
             wire_per_mille: *rng.pick(&[0, 300, 1000]),
-            linearizable_per_mille: *rng.pick(&[50, 150, 800]),
-            silence_ms: if rng.chance(300) { sync_timeout_ms * rng.between(2, 12) } else { 0 },
-            storm_per_mille: *rng.pick(&[0, 0, 100, 1000]),
+            readers_per_mille: *rng.pick(&[0, 400, 600]),
+            told_per_mille: *rng.pick(&[0, 200, 700]),
+            linearizable_per_mille: *rng.pick(&[0, 50, 150, 800]),
+            silence_ms: if rng.chance(500) { sync_timeout_ms * rng.between(1, 10) } else { 0 },
+            storm_per_mille: *rng.pick(&[0, 100, 300, 1000]),
             burst_per_mille: *rng.pick(&[20, 100, 100, 500]),
             close_per_mille: *rng.pick(&[5, 20, 100]),
             watch_per_mille: *rng.pick(&[0, 300, 300, 900]),
@@ -220,6 +234,9 @@ impl SimOptions {
         let sync_timeout_ms = *rng.pick(&[200, 300, 500, 1000]);
         let slow_network = rng.chance(200);
         let delay_high = if slow_network { sync_timeout_ms * MS / 8 } else { rng.magnitude(200, 5 * MS) };
+        let delay = (delay_high / 20, delay_high);
+        // Clients may be much nearer to their servers than these are to each other.
+        let client_delay_high = if rng.chance(300) { delay_high } else { rng.magnitude(50, delay_high) };
         let paths = rng.magnitude(1, 30);
         let mut options = SimOptions {
             seed,
@@ -229,7 +246,7 @@ impl SimOptions {
             safety_ms: sync_timeout_ms * if rng.chance(150) { rng.between(12, 40) } else { rng.between(3, 12) },
             sync_timeout_ms,
             init_timeout_ms: sync_timeout_ms * rng.between(2, 5),
-            ping_interval_ms: (sync_timeout_ms / rng.between(5, 10)).max(20),
+            ping_interval_ms: (sync_timeout_ms / rng.between(2, 10)).max(20),
             election_quiet_ms: rng.between(20, 100),
             tail_cache_bytes: *rng.pick(&[1, 300, 2_000, 1 << 20]),
             window_bytes: *rng.pick(&[1, 200, 2_000, 1 << 20]),
@@ -240,12 +257,16 @@ impl SimOptions {
             segment_bytes: *rng.pick(&[8 << 10, 16 << 10, 64 << 10, 256 << 10]),
             retention_bytes: *rng.pick(&[0, 0, 1_000, 1 << 30]),
             flush_entries: rng.magnitude(1, 100),
-            delay: (delay_high / 20, delay_high),
+            delay,
+            client_delay: (client_delay_high / 20, client_delay_high),
             links_differ: rng.chance(300),
             spike_per_mille: *rng.pick(&[0, 0, 1, 10]),
             spike: sync_timeout_ms * MS * 2,
             thread_delay: rng.magnitude(10, 2 * MS),
+            task_delay: if rng.chance(500) { rng.magnitude(10, 2 * MS) } else { rng.between(2 * MS, 60 * MS) },
             write_time: rng.magnitude(50, 20 * MS),
+            store_time: if rng.chance(350) { rng.between(MS, 50 * MS) } else { rng.magnitude(10, 2 * MS) },
+            transfer_time: rng.magnitude(50, sync_timeout_ms * MS),
             codec_per_mille: 100,
             faults: FaultMix::default(),
             load: Load::draw(rng, sync_timeout_ms, paths),
@@ -270,7 +291,8 @@ impl SimOptions {
     /// With windows of an entry or two, writes go one after the other. What clients have in flight must be answered before
     /// they give up, or they send it all again for ever.
     fn fit_pipeline(&mut self) {
-        if self.window_bytes.min(self.learner_window_bytes).min(self.message_bytes) > 1_000 {
+        let smallest = self.window_bytes.min(self.learner_window_bytes).min(self.message_bytes) as u64;
+        if smallest > 1_000.max(5 * self.load.data_bytes) {
             return;
         }
         let write = 4 * self.delay.1 + 2 * self.write_time + 4 * self.thread_delay;

@@ -53,7 +53,7 @@ impl<E> Schedule<E> {
     }
 
     /// The next event; time moves to it.
-    pub fn next(&mut self) -> Option<E> {
+    pub fn pop(&mut self) -> Option<E> {
         let Reverse((at, _, slot)) = self.heap.pop()?;
         self.now = at;
         self.free.push(slot);
@@ -71,11 +71,11 @@ mod tests {
         schedule.after(20, 'c');
         schedule.after(10, 'a');
         schedule.after(10, 'b');
-        assert_eq!(schedule.next(), Some('a'));
+        assert_eq!(schedule.pop(), Some('a'));
         schedule.at(3, 'x');
-        assert_eq!(schedule.next(), Some('b'));
-        assert_eq!(schedule.next(), Some('x'));
-        assert_eq!((schedule.now(), schedule.next(), schedule.next()), (10, Some('c'), None));
+        assert_eq!(schedule.pop(), Some('b'));
+        assert_eq!(schedule.pop(), Some('x'));
+        assert_eq!((schedule.now(), schedule.pop(), schedule.pop()), (10, Some('c'), None));
         assert_eq!(schedule.now(), 20);
     }
 }

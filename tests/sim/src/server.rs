@@ -10,7 +10,7 @@ use corral_core::session::lane::Lane;
 use corral_core::storage::folder::PeerBook;
 use corral_core::storage::memory::{MemoryStore, MemoryView};
 use corral_core::storage::txn_log::TxnLog;
-use corral_core::zab::io::{Entry, Identity, LogOp, Now, Relation, SnapshotMeta, Status};
+use corral_core::zab::io::{Entry, Identity, Input, LogOp, Now, Promise, Relation, Role, SnapshotMeta, Status};
 use corral_proto::{ServerId, Zxid};
 
 use crate::disk::{Backup, Disk};
@@ -34,6 +34,8 @@ pub struct Server {
     pub starting: bool,
     /// Not to be started any more.
     pub retired: bool,
+    /// When it stops the next time, it is back at once.
+    pub back_soon: bool,
     /// Its disk has no space until then.
     pub disk_full_until: Micros,
     /// Its store is slow until then.
@@ -46,6 +48,21 @@ pub struct Server {
     pub clock: Clock,
     /// Chance of its crashes and starts.
     pub life: Rng,
+}
+
+impl Server {
+    /// The promise that its process made to itself, if it leads an epoch or gathers promises for one.
+    pub fn own_promise(&self) -> Option<Promise> {
+        let process = self.process.as_ref()?;
+        let (status, identity) = (&process.status, process.identity);
+        let leads = status.role == Role::Leading && status.epoch > 0;
+        leads.then_some(Promise {
+            epoch: status.epoch,
+            leader: self.id,
+            instance: identity.instance,
+            start_count: identity.start_count,
+        })
+    }
 }
 
 /// A server's clocks.
@@ -229,6 +246,8 @@ pub struct Process {
     pub links: BTreeMap<ServerId, (u64, StreamId, Side)>,
     /// Last number given to a stream.
     pub last_link: u64,
+    /// The stream to each peer that the core knows of.
+    pub known_links: BTreeMap<ServerId, u64>,
     /// Snapshots that can be fetched.
     pub snapshots: BTreeMap<u64, (SnapshotMeta, MemoryView)>,
     /// Last number given to a snapshot.
@@ -241,8 +260,31 @@ pub struct Process {
     pub woken: Arc<Mutex<BTreeSet<u64>>>,
     /// Who asked for a read point.
     pub read_points: BTreeMap<u64, u64>,
-    /// Last tag given to a read point.
+    /// Last tag given to a read point; unique in the run.
     pub last_tag: u64,
+}
+
+impl Process {
+    /// Whether an input is a message of a stream that is gone, as far as the core knows.
+    pub fn is_late(&self, input: &MemberInput) -> bool {
+        match input {
+            MemberInput::Zab(Input::PeerMessage { peer, link, .. }) => self.known_links.get(peer) != Some(link),
+            _ => false,
+        }
+    }
+
+    /// The core is about to learn of streams.
+    pub fn note_streams(&mut self, input: &MemberInput) {
+        match input {
+            MemberInput::Zab(Input::PeerUp { peer, link, .. }) => {
+                self.known_links.insert(*peer, *link);
+            }
+            MemberInput::Zab(Input::PeerDown { peer, link }) if self.known_links.get(peer) == Some(link) => {
+                self.known_links.remove(peer);
+            }
+            _ => {}
+        }
+    }
 }
 
 /// One client's connection, as the server holds it.
@@ -259,6 +301,8 @@ pub struct Connection {
     pub answered: bool,
     /// The client takes what it is sent.
     pub reads: bool,
+    /// A turn of its task is scheduled.
+    pub turn: bool,
     /// When the last thing sent to the client arrives.
     pub arrives: Micros,
 }

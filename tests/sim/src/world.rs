@@ -14,11 +14,13 @@ use corral_core::tree::entry::{Command, Settings, Txn};
 use corral_core::tree::feed::FeedBounds;
 use corral_core::tree::read;
 use corral_core::zab::codec;
-use corral_core::zab::io::{Entry, Input, LogOp, Membership, Output, Phase, Position, Role, SnapshotMeta, Status};
+use corral_core::zab::io::{
+    Entry, Input, LogOp, Membership, Now, Output, Phase, Position, Promise, Role, SnapshotMeta, Status,
+};
 use corral_core::zab::message::{Message, SyncPlan};
 use corral_proto::{ServerId, Zxid};
 
-use crate::checks::{Check, Checks, Violation};
+use crate::checks::{Check, Checks, Violation, election, no_ghost_message};
 use crate::client::Client;
 use crate::disk::{Disk, Plan, StartError};
 use crate::faults::{Fault, FaultId};
@@ -30,6 +32,7 @@ use crate::options::SimOptions;
 use crate::rng::Rng;
 use crate::schedule::{MS, Micros, Schedule};
 use crate::server::{ApplyWork, Clock, Connection, CrashAt, Process, Server, Step};
+use crate::succession::Ambush;
 use crate::trace::{Trace, Verbosity};
 
 /// Between two ticks of a machine.
@@ -70,6 +73,8 @@ pub(crate) enum Event {
     TrimLog(ProcessRef, Zxid),
     /// The apply room works.
     ApplyTurn(ProcessRef),
+    /// The task of a client's connection works.
+    TaskTurn(ProcessRef, u64),
     /// The store persists itself.
     Flush(ProcessRef),
     /// A snapshot was transferred, or not.
@@ -90,6 +95,14 @@ pub(crate) enum Event {
     Block(Vec<(ServerId, ServerId)>, Micros),
     /// Directions are open again.
     Heal(Vec<(ServerId, ServerId)>),
+    /// The stream of two servers breaks, if there is one.
+    Break(ServerId, ServerId),
+    /// A server loses power.
+    PowerOff(ServerId),
+    /// A client hears of something by another way, and looks.
+    ClientHears(usize),
+    /// Somebody is struck in the middle of a succession.
+    Spring(Box<Ambush>),
     /// A slow direction has its usual delays again.
     LinkNormal(ServerId, ServerId),
     /// An operator stops a server in good order.
@@ -159,6 +172,10 @@ pub struct World {
     pub(crate) struck: BTreeSet<FaultId>,
     /// The next snapshot install loses power after so many operations.
     pub(crate) install_crash: Option<u64>,
+    /// The latest epoch in which a server's promise did not count.
+    pub(crate) uncounted: BTreeMap<ServerId, u32>,
+    /// Waits for the next succession.
+    pub(crate) ambush: Option<Box<Ambush>>,
     pub(crate) network: Network,
     pub(crate) servers: BTreeMap<ServerId, Server>,
     pub(crate) clients: Vec<Client>,
@@ -194,6 +211,7 @@ impl World {
                     store_stalled_until: 0,
                     starting: false,
                     retired: false,
+                    back_soon: false,
                     spoiled: false,
                     backup: None,
                     clock: Clock::new(
@@ -215,6 +233,8 @@ impl World {
             fault_rng: Rng::stream(options.seed, "clients' faults"),
             struck: BTreeSet::new(),
             install_crash: None,
+            uncounted: BTreeMap::new(),
+            ambush: None,
             network: Network::new(&options),
             servers,
             clients,
@@ -250,7 +270,7 @@ impl World {
     /// The first property that does not hold.
     pub fn run(&mut self) -> Check {
         while self.stage != Stage::Over {
-            let Some(event) = self.schedule.next() else { break };
+            let Some(event) = self.schedule.pop() else { break };
             self.handle(event)?;
             if self.trace.events() > EVENTS_MAX.max(EVENTS_A_MS * self.options.safety_ms) {
                 return Err(Violation { invariant: "I28 liveness", text: "events without end".to_owned() });
@@ -265,6 +285,38 @@ impl World {
         }
         let reached = self.history.judge(&self.checks.ghost)?;
         self.trace.reached(reached);
+        self.lights_out()
+    }
+
+    /// In the end all lose power. What they find then is what they said was durable, to the last of it: what was never
+    /// written in truth would show nowhere as long as its process lives.
+    fn lights_out(&mut self) -> Check {
+        for id in self.server_ids() {
+            let server = self.server_mut(id);
+            let Some(mut process) = server.process.take() else { continue };
+            let store = process.apply.store().clone();
+            drop(process);
+            server.disk.process_died(store);
+            let seed = server.life.next();
+            server.disk.after_power_cut(seed);
+            self.checks.on_crash(id);
+            let server = self.server_mut(id);
+            // Old copies and damaged folders have their own rules, and their own time.
+            if server.spoiled {
+                continue;
+            }
+            let started = server.disk.start(None).map_err(|error| Violation {
+                invariant: "recovery is exact",
+                text: match error {
+                    StartError::Refused(text) => format!("{id:?} cannot start after the end: {text}"),
+                    StartError::PowerCut | StartError::Failed(_) => format!("{id:?} cannot start after the end"),
+                },
+            })?;
+            self.checks.on_recovered(id, &started.recovered, false)?;
+            let mut apply = Apply::new(id, started.store, Vec::new());
+            let full = apply.store().digest();
+            self.history.on_digest(apply.meta(), Some(full))?;
+        }
         Ok(())
     }
 
@@ -404,6 +456,10 @@ impl World {
             Event::ReadLog(at, request, after, max_bytes) => self.read_log(at, request, after, max_bytes),
             Event::TrimLog(at, upto) => self.trim_log(at, upto),
             Event::ApplyTurn(at) => self.apply_turn(at),
+            Event::TaskTurn(at, connection) => {
+                self.task_turns(at, connection);
+                Ok(())
+            }
             Event::Flush(at) => self.flush(at),
             Event::Fetched(at, request, leader, snapshot) => {
                 self.fetched(at, request, leader, snapshot);
@@ -425,6 +481,17 @@ impl World {
                 self.block(blocked, duration);
                 Ok(())
             }
+            Event::Break(a, b) => {
+                if let Some(stream) = self.network.stream(a, b).filter(|_| self.stage == Stage::Safety) {
+                    self.break_stream(stream, None);
+                }
+                Ok(())
+            }
+            Event::PowerOff(id) => match self.process_of(id).filter(|_| self.stage == Stage::Safety) {
+                Some(_) => self.end(id, "its power goes", true),
+                None => Ok(()),
+            },
+            Event::Spring(ambush) => self.spring(*ambush),
             Event::LinkNormal(from, to) => {
                 self.network.back_to_normal(from, to);
                 Ok(())
@@ -439,6 +506,10 @@ impl World {
                 Ok(())
             }
             Event::ClientActs(index) => self.client_acts(index),
+            Event::ClientHears(index) => {
+                self.client_looks(index);
+                Ok(())
+            }
             Event::ClientCut(index) => {
                 self.client_cut_strikes(index);
                 Ok(())
@@ -490,35 +561,14 @@ impl World {
         for _ in 0..count {
             let Some(process) = self.process_mut(at) else { return Ok(()) };
             let Some(input) = process.inbox.pop_front() else { break };
-            self.note_touches(at, &input);
-            let process = self.process_mut(at).expect("found above");
-            let before = process.status.clone();
-            let mut out = Vec::new();
-            process.member.step(now, input, &mut out);
-            let status = process.member.brief_status();
-            process.status = status.clone();
-            self.trace.mix(status.last.hash ^ status.committed.0 ^ u64::from(status.epoch) ^ out.len() as u64);
-            for output in &out {
-                if let MemberOutput::Zab(Output::Log { seq, op }) = output {
-                    if let LogOp::Truncate { to } = op
-                        && to.zxid.epoch() < before.last.zxid.epoch()
-                    {
-                        self.trace.reached("truncation across epochs");
-                    }
-                    // With something outstanding, the proposal may have waited for the window since it was decided.
-                    if before.last.zxid == before.committed {
-                        self.note_expiries(at, op)?;
-                    }
-                    self.checks.on_submit(at.server, at.process, *seq, op, &status)?;
+            if process.is_late(&input) {
+                // What is due by the clock is done first: what comes of the message itself is nothing.
+                for _ in 0..2 {
+                    self.core_step(at, now, MemberInput::Zab(Input::Tick), false)?;
                 }
-            }
-            self.checks.on_status(at.server, &before, &status)?;
-            self.note_role(at.server, &before, &status);
-            for output in out {
-                if self.output_crash_strikes(at) {
-                    return self.crash(at.server, "between two outputs");
-                }
-                self.perform(at, output, &before, &status)?;
+                self.core_step(at, now, input, true)?;
+            } else {
+                self.core_step(at, now, input, false)?;
             }
         }
         let delay = self.rng.below(self.options.thread_delay);
@@ -528,6 +578,57 @@ impl World {
         {
             process.turn = true;
             self.schedule.after(delay, Event::CoreTurn(at));
+        }
+        Ok(())
+    }
+
+    /// One step of a core. `late`: the input is a message of a stream that the core knows to be gone.
+    fn core_step(&mut self, at: ProcessRef, now: Now, input: MemberInput, late: bool) -> Check {
+        if self.process_mut(at).is_none() {
+            return Ok(());
+        }
+        self.note_touches(at, &input);
+        let process = self.process_mut(at).expect("looked at above");
+        process.note_streams(&input);
+        let before = process.status.clone();
+        let mut out = Vec::new();
+        let what = if late { format!("{input:?}") } else { String::new() };
+        let by_clock = matches!(input, MemberInput::Zab(Input::Tick));
+        process.member.step(now, input, &mut out);
+        let status = process.member.brief_status();
+        if late {
+            no_ghost_message::on_late(at.server, &what, &before, &status, out.len())?;
+        }
+        process.status = status.clone();
+        self.trace.mix(status.last.hash ^ status.committed.0 ^ u64::from(status.epoch) ^ out.len() as u64);
+        for output in &out {
+            if let MemberOutput::Zab(Output::Send { message, .. }) = output
+                && by_clock
+            {
+                let links = &self.servers[&at.server].process.as_ref().expect("it made the step").known_links;
+                election::on_send_by_clock(at.server, message, links)?;
+            }
+            if let MemberOutput::Zab(Output::Log { seq, op }) = output {
+                if let LogOp::Truncate { to } = op
+                    && to.zxid.epoch() < before.last.zxid.epoch()
+                {
+                    self.trace.reached("truncation across epochs");
+                }
+                // With something outstanding, the proposal may have waited for the window since it was decided.
+                if before.last.zxid == before.committed {
+                    self.note_expiries(at, op)?;
+                }
+                self.checks.on_submit(at.server, at.process, *seq, op, &status)?;
+            }
+        }
+        self.checks.on_status(at.server, &before, &status)?;
+        self.note_role(at.server, &before, &status);
+        self.note_commit(at.server, &before, &status);
+        for output in out {
+            if self.output_crash_strikes(at) {
+                return self.crash(at.server, "between two outputs");
+            }
+            self.perform(at, output, &before, &status)?;
         }
         Ok(())
     }
@@ -554,6 +655,7 @@ impl World {
                     self.trace.reached("two servers believe to lead");
                 }
             }
+            self.note_succession(server, status);
             self.tell(|| {
                 format!(
                     "{server:?} is {:?}/{:?} of epoch {}, leader {:?}, log {:?}, durable {:?}, committed {:?}",
@@ -572,7 +674,7 @@ impl World {
         }
     }
 
-    /// For I19: what a leader has heard of sessions.
+    /// For I19 and I24: what a leader has heard of sessions, and what it was asked.
     fn note_touches(&mut self, at: ProcessRef, input: &MemberInput) {
         // By its own clock: how fast it goes is not what is judged.
         let now = self.servers[&at.server].clock.mono(self.schedule.now());
@@ -586,9 +688,14 @@ impl World {
                 let epoch = self.process_mut(at).expect("the caller found it").status.epoch;
                 self.checks.on_sessions(at.process, epoch, now);
             }
+            MemberInput::Zab(Input::ReadIndex { tag }) => self.checks.on_question(at.process, None, *tag, now),
+            MemberInput::Zab(Input::PeerMessage { peer, message: Message::ReadIndex { tag, .. }, .. }) => {
+                self.checks.on_question(at.process, Some(*peer), *tag, now);
+            }
             MemberInput::Zab(Input::PeerMessage { peer, link, message: Message::Pong { epoch, seq, touched, .. } }) => {
                 let process = self.process_mut(at).expect("the caller found it");
-                let current = process.links.get(peer).is_some_and(|(l, _, _)| l == link);
+                // As the core knows: it may not have heard yet that the stream is gone.
+                let current = process.known_links.get(peer) == Some(link);
                 let leads = process.status.role == Role::Leading && process.status.epoch == *epoch;
                 // A learner that was given up for its silence is not heard any more until it asks anew.
                 let learner = |process: &Process| process.member.status().learners.iter().any(|(id, ..)| id == peer);
@@ -660,6 +767,8 @@ impl World {
     }
 
     fn perform_zab(&mut self, at: ProcessRef, output: Output, before: &Status, status: &Status) -> Check {
+        // A leader may make way in the step in which it answers for the last time.
+        let leads = if status.role == Role::Leading { status } else { before };
         match output {
             Output::Log { seq, op } => {
                 self.say(|| format!("{:?} log {seq}: {}", at.server, brief_op(&op)));
@@ -675,6 +784,16 @@ impl World {
             Output::Send { peer, link, message } => {
                 self.say(|| format!("{:?} -> {peer:?} [{link}] {}", at.server, brief(&message)));
                 self.checks.on_send(at.server, peer, &message, before, status)?;
+                if let Message::ReadPoint { tag, zxid, .. } = message {
+                    self.checks.on_read_point(at.process, leads, Some(peer), tag, zxid)?;
+                }
+                if let Message::SyncPlan { epoch, plan: SyncPlan::Snap(meta), .. } = &message {
+                    // Who has gone elsewhere meanwhile does not take it.
+                    let status = self.servers[&peer].process.as_ref().map(|p| &p.status);
+                    if status.is_some_and(|s| s.leader == Some(at.server) && s.epoch == *epoch) {
+                        self.checks.on_snapshot_offered(at.server, peer, meta)?;
+                    }
+                }
                 self.checks.on_ping(at.process, &message, self.servers[&at.server].clock.mono(self.schedule.now()));
                 self.note_message(&message, status);
                 self.send(at, peer, link, message)
@@ -693,6 +812,9 @@ impl World {
                 Ok(())
             }
             Output::ReadPoint { tag, zxid } => {
+                if leads.role == Role::Leading {
+                    self.checks.on_read_point(at.process, leads, None, tag, zxid)?;
+                }
                 self.on_read_point(at, tag, zxid);
                 Ok(())
             }
@@ -708,7 +830,7 @@ impl World {
                 let process = self.process_mut(at).expect("the caller found it");
                 process.apply.reset_clients(CloseReason::ShuttingDown);
                 self.serve_woken(at);
-                let delay = 2 * self.network.delay() + self.rng.below(self.options.write_time);
+                let delay = 2 * self.network.delay() + self.rng.below(self.options.transfer_time);
                 self.schedule.after(delay, Event::Fetched(at, request, leader, snapshot));
                 Ok(())
             }
@@ -747,7 +869,10 @@ impl World {
             Message::SyncPlan { plan: SyncPlan::Trunc, .. } => self.trace.reached("sync plan: truncate"),
             Message::SyncPlan { plan: SyncPlan::Snap(_), .. } => self.trace.reached("sync plan: snapshot"),
             Message::Reject { .. } => self.trace.reached("promise rejected"),
-            Message::AckEpoch { counts: false, .. } => self.trace.reached("promise that does not count"),
+            Message::AckEpoch { counts: false, epoch, .. } => {
+                self.uncounted.insert(status.identity.server, *epoch);
+                self.trace.reached("promise that does not count");
+            }
             Message::Handover { .. } => self.trace.reached("leadership handed over"),
             _ => {}
         }
@@ -764,7 +889,7 @@ impl World {
     /// How long a thread of the apply room waits for its turn.
     fn apply_delay(&mut self, server: ServerId) -> Micros {
         let stalled = self.servers[&server].store_stalled_until.saturating_sub(self.schedule.now());
-        self.rng.below(self.options.thread_delay) + if stalled > 0 { self.rng.below(stalled) } else { 0 }
+        self.rng.below(self.options.store_time) + if stalled > 0 { self.rng.below(stalled) } else { 0 }
     }
 
     fn log_turn(&mut self, at: ProcessRef) -> Check {
@@ -784,8 +909,16 @@ impl World {
         if let Some(skip) = cut {
             self.server_mut(at.server).disk.plan(skip, Plan::PowerCut);
         }
+        let was_struck = self.servers[&at.server].disk.struck();
         let process = self.process_mut(at).expect("checked by handle");
         let written = process.log.write(&ops);
+        let struck = self.servers[&at.server].disk.struck().filter(|_| was_struck.is_none());
+        if let (Ok(_), Some(plan @ (Plan::Failure | Plan::NoSpace))) = (&written, struck) {
+            return Err(Violation {
+                invariant: "an error of the disk ends the process",
+                text: format!("{:?} goes on and takes {last} for durable after {plan:?} of its log's disk", at.server),
+            });
+        }
         if cut.is_some() && written.is_err() {
             self.trace.reached(Fault::InstallCrash.habit().struck);
         }
@@ -807,6 +940,10 @@ impl World {
                     self.say(|| format!("{:?} truncated its log to {to:?}", at.server));
                 }
                 LogOp::InstallSnapshot(_) => self.trace.reached("snapshot installed"),
+                LogOp::SetIdentity(identity) if identity.membership == Membership::Member => {
+                    let leading: Vec<Promise> = self.servers.values().filter_map(Server::own_promise).collect();
+                    self.checks.on_member_again(at.server, &leading)?;
+                }
                 _ => {}
             }
         }
@@ -1251,11 +1388,17 @@ impl World {
     /// Breaks a stream and lets both sides find out, and dial again.
     pub(crate) fn break_stream(&mut self, stream: StreamId, dead: Option<ServerId>) {
         let patience = self.options.sync_timeout_ms * MS;
+        let found_out = [self.rng.magnitude(10, patience), self.rng.magnitude(10, patience)];
+        self.break_stream_for(stream, dead, found_out);
+    }
+
+    /// The same; each side finds out after its time.
+    pub(crate) fn break_stream_for(&mut self, stream: StreamId, dead: Option<ServerId>, found_out: [Micros; 2]) {
+        let patience = self.options.sync_timeout_ms * MS;
         if !self.network.break_stream(stream, dead, self.schedule.now(), 2 * patience) {
             return;
         }
-        for side in 0..2 {
-            let delay = self.rng.magnitude(10, patience);
+        for (side, delay) in found_out.into_iter().enumerate() {
             self.schedule.after(delay, Event::StreamDown(stream, side));
         }
         let (low, high) = (self.network.end(stream, 0).server, self.network.end(stream, 1).server);
@@ -1391,13 +1534,14 @@ impl World {
             alone_since: now,
             links: BTreeMap::new(),
             last_link: 0,
+            known_links: BTreeMap::new(),
             snapshots: BTreeMap::new(),
             last_snapshot: at.process << 16,
             snapshots_wanted: Vec::new(),
             connections: BTreeMap::new(),
             woken: Arc::new(Mutex::default()),
             read_points: BTreeMap::new(),
-            last_tag: 0,
+            last_tag: at.process << 32,
         });
         let full = self.process_mut(at).expect("just made").apply.store().digest();
         self.history.on_digest(&meta, Some(full))?;
@@ -1444,14 +1588,15 @@ impl World {
         }
     }
 
-    fn end(&mut self, id: ServerId, why: &str, power: bool) -> Check {
+    pub(crate) fn end(&mut self, id: ServerId, why: &str, power: bool) -> Check {
         let server = self.servers.get_mut(&id).expect("servers are fixed");
         let seed = server.life.next();
-        let delay = server.life.below(self.options.faults.restart_ms * MS);
+        let soon = std::mem::take(&mut server.back_soon);
+        let delay = server.life.below(if soon { REDIAL } else { self.options.faults.restart_ms * MS });
         let Some(mut process) = server.process.take() else { return Ok(()) };
         let store = process.apply.store().clone();
         for (connection, Connection { client, .. }) in std::mem::take(&mut process.connections) {
-            let delay = self.network.delay();
+            let delay = self.network.client_delay();
             self.schedule.after(delay, Event::ToClient { client, connection, message: ToClient::Broken });
         }
         drop(process);
@@ -1485,6 +1630,7 @@ impl Event {
             | Event::ReadLog(at, ..)
             | Event::TrimLog(at, _)
             | Event::ApplyTurn(at)
+            | Event::TaskTurn(at, _)
             | Event::Flush(at)
             | Event::Fetched(at, ..)
             | Event::PeerStarted(at, ..) => Some(*at),
@@ -1512,7 +1658,10 @@ impl Event {
     /// The client whose doing it is.
     fn client(&self) -> Option<usize> {
         match self {
-            Event::ClientActs(client) | Event::ClientCut(client) | Event::ClientSilence(client) => Some(*client),
+            Event::ClientActs(client)
+            | Event::ClientHears(client)
+            | Event::ClientCut(client)
+            | Event::ClientSilence(client) => Some(*client),
             _ => None,
         }
     }
@@ -1548,6 +1697,11 @@ impl Event {
             Event::LinkNormal(from, to) => [25, from.0 << 8 | to.0],
             Event::Stop(id) => [26, id.0],
             Event::PeerStarted(at, peer, ..) => [27, at.process << 8 | peer.0],
+            Event::TaskTurn(at, connection) => [28, at.process << 32 | connection],
+            Event::Break(a, b) => [29, a.0 << 8 | b.0],
+            Event::PowerOff(id) => [30, id.0],
+            Event::Spring(ambush) => [31, ambush.former.0],
+            Event::ClientHears(index) => [32, *index as u64],
         }
     }
 }

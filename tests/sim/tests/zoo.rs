@@ -1,4 +1,4 @@
-//! Every planted bug is found, by the invariant that is there for it, within a bounded number of seeds.
+//! Every planted bug is found, by the invariant that is there for it, within a bounded number of seeds from most places.
 //!
 //! `ZOO_RANGES=n` begins at n places instead of three; `ZOO=Z3,Z14` hunts only these.
 
@@ -15,11 +15,10 @@ fn switches() -> Vec<Switch> {
 fn wrong(hunt: &Hunt) -> Vec<String> {
     let name = format!("{} {:?}", hunt.switch.number(), hunt.switch);
     let mut wrong = Vec::new();
-    for (range, catch) in hunt.ranges.iter().enumerate() {
-        if catch.is_none() {
-            let from = 1 + range as u64 * SEEDS_MAX;
-            wrong.push(format!("{name}: not found by {SEEDS_MAX} seeds from {from} on"));
-        }
+    if hunt.median().is_none() {
+        let froms = hunt.ranges.iter().enumerate().filter(|(_, catch)| catch.is_none());
+        let froms: Vec<String> = froms.map(|(range, _)| (1 + range as u64 * SEEDS_MAX).to_string()).collect();
+        wrong.push(format!("{name}: not found by {SEEDS_MAX} seeds from {} on", froms.join(" nor from ")));
     }
     for catch in hunt.unexpected() {
         let (seed, expected) = (catch.seed, found_by(hunt.switch));

@@ -6,10 +6,12 @@ use corral_proto::Id;
 use sha1::{Digest as _, Sha1};
 
 /// The identity that `user:password` proves: `user:base64(sha1(user:password))`. The user ends at the first colon;
-/// a proof without one is all user, as in ZooKeeper.
+/// a proof without one is all user, as in ZooKeeper. Bytes that are not UTF-8 are replaced before they are hashed, as
+/// where Java makes a string of them.
 pub fn identity(proof: &[u8]) -> Id {
-    let user = proof.split(|byte| *byte == b':').next().unwrap_or_default();
-    Id::new("digest", format!("{}:{}", String::from_utf8_lossy(user), STANDARD.encode(Sha1::digest(proof))))
+    let proof = String::from_utf8_lossy(proof);
+    let user = proof.split(':').next().unwrap_or_default();
+    Id::new("digest", format!("{user}:{}", STANDARD.encode(Sha1::digest(proof.as_bytes()))))
 }
 
 /// The identities that a proof gives: its own, and `super` in addition if it is the configured super user's
@@ -24,10 +26,12 @@ pub fn identities(proof: &[u8], super_digest: Option<&str>) -> Vec<Id> {
     ids
 }
 
-/// The name that whoAmI shows for an identity: of `digest` the user, else all of it (wire 3.2).
+/// The name that whoAmI shows for an identity: of `digest` the user, of `super` none, else all of it (wire 3.2).
 pub fn display_name(id: &Id) -> &str {
     match id.scheme.as_str() {
         "digest" => id.id.split(':').next().unwrap_or_default(),
+        // No provider has this scheme that could name its user, whoever it is.
+        "super" => "",
         _ => &id.id,
     }
 }
@@ -39,6 +43,12 @@ mod tests {
     #[test]
     fn identity_is_what_zookeeper_derives() {
         assert_eq!(identity(b"bob:secret"), Id::new("digest", "bob:fyVmFCwVbTJYrznoSu1koqYEYF0="));
+    }
+
+    #[test]
+    fn bytes_that_are_not_utf8_are_hashed_as_what_java_reads() {
+        assert_eq!(identity(b"user:caf\xe9"), identity("user:caf\u{fffd}".as_bytes()));
+        assert!(identity(b"user:caf\xe9").id.starts_with("user:tiVu7"), "seen on a live server");
     }
 
     #[test]

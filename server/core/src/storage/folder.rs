@@ -111,8 +111,8 @@ pub struct IdentityRecord {
     pub promise: Promise,
     /// Number of the next state folder that is made from nothing: above all that were set aside.
     pub generation: u64,
-    /// The last start in which the server was amnesiac when it began: what was seen of it before says nothing about what
-    /// it remembers now. 0: never.
+    /// The last start in which the server was amnesiac when it began, or the first after an operator accepted a loss: what was
+    /// seen of it before says nothing about what it remembers now. 0: never.
     pub whole_since: u64,
 }
 
@@ -349,6 +349,10 @@ pub fn set_aside(device: &dyn LogDevice, condemned: Condemned) -> DeviceResult<O
     Ok(Some(aside))
 }
 
+/// The largest start count that is believed: a start every second for thirty thousand years. More is no count but damage, or a
+/// lie; if it were remembered, the server it is said of could never count beyond it, and would be refused for ever. So it is
+/// no evidence of anything: neither remembered nor compared.
+pub const START_COUNT_MAX: u64 = 1 << 40;
 /// Most disks remembered of one peer.
 pub const DISKS_PER_PEER_MAX: usize = 8;
 /// Most disks remembered in all; `myid` ends at 254, ensembles end long before.
@@ -441,6 +445,9 @@ impl PeerBook {
             while r.0.len() >= DISK_BYTES {
                 let (server, instance, start_count) = (ServerId(r.u64()), r.u64(), r.u64());
                 let mark = Mark { start_count: r.u64(), promise: r.u64() as u32, end: Zxid(r.u64()) };
+                if start_count > START_COUNT_MAX {
+                    continue;
+                }
                 book.news += 1;
                 book.rows.insert((server, instance), Row { start_count, mark, news: book.news });
             }
@@ -477,6 +484,18 @@ impl PeerBook {
             .collect()
     }
 
+    /// A peer has lost its memory since it said what is remembered, and has learned everything again: what it says from now on
+    /// may be less, and counts. `whole_since`: the start since which it remembers everything.
+    pub fn begin_life(&mut self, server: ServerId, instance: u64, whole_since: u64) {
+        if let Some(row) = self.rows.get_mut(&(server, instance))
+            && row.mark.start_count < whole_since
+            && row.mark != Mark::default()
+        {
+            row.mark = Mark::default();
+            self.unwritten = true;
+        }
+    }
+
     /// A peer said what it holds. Not durable before [`PeerBook::write_marks`].
     pub fn mark(&mut self, server: ServerId, instance: u64, mark: Mark) {
         if let Some(row) = self.rows.get_mut(&(server, instance))
@@ -495,7 +514,7 @@ impl PeerBook {
         if self.unwritten { self.write(device) } else { Ok(()) }
     }
 
-    /// Judges a peer's start and remembers it durably, if it is news.
+    /// Judges a peer's start and remembers it durably, if it is news. One beyond [`START_COUNT_MAX`] is ignored.
     ///
     /// # Errors
     /// Any of the device; fatal as every failed write (P28).
@@ -506,6 +525,9 @@ impl PeerBook {
         instance: u64,
         start_count: u64,
     ) -> DeviceResult<SeenStart> {
+        if start_count > START_COUNT_MAX {
+            return Ok(SeenStart::Plausible);
+        }
         let highest = self.highest(server, instance);
         if start_count < highest {
             return Ok(SeenStart::Restored { highest });
@@ -633,6 +655,42 @@ mod tests {
         book.mark(ServerId(2), 7, mark(4, 1));
         let book = PeerBook::load(&device).unwrap();
         assert_eq!(book.latest()[&ServerId(2)], SeenDisk { instance: 7, start_count: 4, mark: mark(4, 0) });
+    }
+
+    #[test]
+    fn marks_of_a_life_that_ended_make_way_for_those_of_the_next() {
+        let device = MemoryDevice::new();
+        let mut book = PeerBook::default();
+        let mark = |start_count, counter| Mark { start_count, promise: 3, end: Zxid::new(2, counter) };
+        book.observe(&device, ServerId(2), 7, 4).unwrap();
+        book.mark(ServerId(2), 7, mark(4, 90));
+        book.begin_life(ServerId(2), 7, 4);
+        assert_eq!(book.latest()[&ServerId(2)].mark, mark(4, 90), "it was said in this life");
+        // It lost its memory, learns from the beginning, and says so in its next start.
+        book.observe(&device, ServerId(2), 7, 5).unwrap();
+        book.begin_life(ServerId(2), 7, 5);
+        book.mark(ServerId(2), 7, mark(5, 10));
+        assert_eq!(book.latest()[&ServerId(2)].mark, mark(5, 10));
+        book.write_marks(&device).unwrap();
+        assert_eq!(PeerBook::load(&device).unwrap().latest()[&ServerId(2)].mark, mark(5, 10));
+    }
+
+    #[test]
+    fn start_count_that_nobody_reaches_is_not_remembered() {
+        let device = MemoryDevice::new();
+        let mut book = PeerBook::default();
+        book.observe(&device, ServerId(2), 7, 4).unwrap();
+        for absurd in [START_COUNT_MAX + 1, u64::MAX] {
+            assert_eq!(book.observe(&device, ServerId(2), 7, absurd).unwrap(), SeenStart::Plausible);
+            assert_eq!(book.observe(&device, ServerId(2), 7, 4).unwrap(), SeenStart::Plausible, "it is not locked out");
+        }
+        assert_eq!(book.observe(&device, ServerId(2), 7, START_COUNT_MAX).unwrap(), SeenStart::Plausible);
+        assert_eq!(book.highest(ServerId(2), 7), START_COUNT_MAX);
+        assert_eq!(
+            book.observe(&device, ServerId(2), 7, START_COUNT_MAX + 1).unwrap(),
+            SeenStart::Plausible,
+            "it goes on"
+        );
     }
 
     #[test]

@@ -486,6 +486,8 @@ pub fn accept_data_loss(device: &dyn LogDevice, server: ServerId, new_cluster: u
     let scanned = scan(device, owner(&record), Position::default()).map_err(RecoverError::Scan)?;
     record.identity.cluster = new_cluster;
     record.identity.membership = Membership::Member;
+    // What was seen of it in the former cluster may be more than it holds: that is the loss which is accepted.
+    record.whole_since = record.identity.start_count + 1;
     record.write(device)?;
     Ok(scanned.index.end)
 }

@@ -1,5 +1,5 @@
 //! The change feed: which znodes every executed entry touched, kept for a while, so that a watcher that was away is told
-//! of what it missed (docs/adr/0010).
+//! of what it missed (docs/adr/0011).
 //!
 //! One record for each batch of entries, in the family [`Cf::Feed`], written with the batch itself: a state and the record
 //! of how it came about are never apart. Its key is the zxid of its last entry with an event, big-endian, so that the first

@@ -161,13 +161,14 @@ fn put(out: &mut BytesMut, message: &Message) {
             out.put_u8(5);
             out.put_u32_le(*epoch);
         }
-        Message::AckEpoch { epoch, counts, base, last, applied, epochs } => {
+        Message::AckEpoch { epoch, counts, base, last, applied, epochs, doubt } => {
             out.put_u8(6);
             out.put_u32_le(*epoch);
             out.put_u8(u8::from(*counts));
             put_position(out, *base);
             put_position(out, *last);
             out.put_u64_le(applied.0);
+            out.put_u64_le(doubt.0);
             put_count(out, epochs.len());
             for position in epochs {
                 put_position(out, *position);
@@ -222,11 +223,12 @@ fn put(out: &mut BytesMut, message: &Message) {
             out.put_u32_le(*epoch);
             out.put_u64_le(commit.0);
         }
-        Message::Ping { epoch, seq, commit } => {
+        Message::Ping { epoch, seq, commit, doubt } => {
             out.put_u8(13);
             out.put_u32_le(*epoch);
             out.put_u64_le(*seq);
             out.put_u64_le(commit.0);
+            out.put_u64_le(doubt.0);
         }
         Message::Pong { epoch, seq, applied, touched, digest } => {
             out.put_u8(14);
@@ -362,9 +364,10 @@ fn take(input: &mut Reader) -> Result<Message, DecodeError> {
         6 => {
             let (epoch, counts) = (input.u32()?, input.flag("counting flag")?);
             let (base, last, applied) = (input.position()?, input.position()?, input.zxid()?);
+            let doubt = input.zxid()?;
             let count = input.count(16)?;
             let epochs = (0..count).map(|_| input.position()).collect::<Result<_, _>>()?;
-            Message::AckEpoch { epoch, counts, base, last, applied, epochs }
+            Message::AckEpoch { epoch, counts, base, last, applied, epochs, doubt }
         }
         7 => Message::Reject { promise: input.u32()? },
         8 => {
@@ -394,7 +397,10 @@ fn take(input: &mut Reader) -> Result<Message, DecodeError> {
         10 => Message::Ack { epoch: input.u32()?, zxid: input.zxid()?, applied: input.zxid()? },
         11 => Message::UpToDate { epoch: input.u32()?, commit: input.zxid()? },
         12 => Message::Commit { epoch: input.u32()?, commit: input.zxid()? },
-        13 => Message::Ping { epoch: input.u32()?, seq: input.u64()?, commit: input.zxid()? },
+        13 => {
+            let (epoch, seq) = (input.u32()?, input.u64()?);
+            Message::Ping { epoch, seq, commit: input.zxid()?, doubt: input.zxid()? }
+        }
         14 => {
             let (epoch, seq, applied) = (input.u32()?, input.u64()?, input.zxid()?);
             let digest = (input.zxid()?, input.u64()?);
@@ -459,14 +465,20 @@ mod tests {
             ),
             (any::<u32>(), any::<bool>()).prop_map(|(promise, voter)| Message::FollowerInfo { promise, voter }),
             any::<u32>().prop_map(|epoch| Message::LeaderInfo { epoch }),
-            (any::<u32>(), any::<bool>(), position(), position(), zxid(), prop::collection::vec(position(), 0..4))
-                .prop_map(|(epoch, counts, base, last, applied, epochs)| Message::AckEpoch {
+            (
+                (any::<u32>(), any::<bool>()),
+                (position(), position()),
+                (zxid(), zxid()),
+                prop::collection::vec(position(), 0..4)
+            )
+                .prop_map(|((epoch, counts), (base, last), (applied, doubt), epochs)| Message::AckEpoch {
                     epoch,
                     counts,
                     base,
                     last,
                     applied,
-                    epochs
+                    epochs,
+                    doubt
                 }),
             any::<u32>().prop_map(|promise| Message::Reject { promise }),
             (any::<u32>(), position(), plan).prop_map(|(epoch, point, plan)| Message::SyncPlan { epoch, point, plan }),
@@ -479,7 +491,12 @@ mod tests {
             (any::<u32>(), zxid(), zxid()).prop_map(|(epoch, zxid, applied)| Message::Ack { epoch, zxid, applied }),
             (any::<u32>(), zxid()).prop_map(|(epoch, commit)| Message::UpToDate { epoch, commit }),
             (any::<u32>(), zxid()).prop_map(|(epoch, commit)| Message::Commit { epoch, commit }),
-            (any::<u32>(), any::<u64>(), zxid()).prop_map(|(epoch, seq, commit)| Message::Ping { epoch, seq, commit }),
+            (any::<u32>(), any::<u64>(), zxid(), zxid()).prop_map(|(epoch, seq, commit, doubt)| Message::Ping {
+                epoch,
+                seq,
+                commit,
+                doubt
+            }),
             (any::<u32>(), any::<u64>(), zxid(), prop::collection::vec(any::<i64>(), 0..4), zxid(), any::<u64>())
                 .prop_map(|(epoch, seq, applied, touched, z, d)| Message::Pong {
                     epoch,

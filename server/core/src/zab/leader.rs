@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use bytes::Bytes;
 use corral_proto::{ServerId, SessionId, Zxid};
 
-use super::io::{Entry, Membership, Output, Outputs, Phase, Position, Promise, Relation, SnapshotMeta};
+use super::io::{Entry, Membership, Options, Output, Outputs, Phase, Position, Promise, Relation, SnapshotMeta};
 use super::message::{Message, SyncPlan};
 use super::sync::{self, Choice, Table};
 use super::{State, Zab, votes};
@@ -112,12 +112,23 @@ enum Snapshot {
 
 /// Trees that differ while no majority of equal ones is known (P35). It may be that some digests are still on their way:
 /// no snapshot is given from the first moment on, and people are told when it lasts.
+///
+/// A leader who goes must not take it with him: followers hear of it with every ping, keep it, and tell the next leader
+/// with AckEpoch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Divergence {
+pub(super) struct Divergence {
     /// The latest entry at which they were seen to differ.
     zxid: Zxid,
+    /// For how long this server has known of it in the role that it has now, from then on.
     since_ms: u64,
     told: bool,
+}
+
+impl Divergence {
+    /// What a peer says: zxid 0 for none.
+    pub(super) fn at(zxid: Zxid, now_ms: u64) -> Option<Divergence> {
+        (zxid > Zxid::ZERO).then_some(Divergence { zxid, since_ms: now_ms, told: false })
+    }
 }
 
 /// Leading, or trying to.
@@ -129,6 +140,7 @@ pub(crate) struct Leading {
     promise_done: bool,
     /// (e,0) is appended: this is the leader of its epoch.
     established: bool,
+    established_ms: u64,
     /// (e,0) is committed: writes are accepted (P18).
     activated: bool,
     /// (e,0) is executed here and the loop was told.
@@ -152,8 +164,8 @@ pub(crate) struct Leading {
     snapshot: Option<Snapshot>,
     /// Digests told by servers, by entry.
     digests: BTreeMap<Zxid, BTreeMap<ServerId, u64>>,
-    /// Trees differ, and no majority agrees on one.
-    divergence: Option<Divergence>,
+    /// At an entry of this epoch the trees of a majority were equal, and this server's is one of them.
+    compared: bool,
     /// What was read from disk for a learner's cursor and is not sent yet; empty: the place is gone from the log.
     from_disk: BTreeMap<ServerId, Vec<Entry>>,
 }
@@ -219,6 +231,23 @@ impl Leading {
         self.learners.iter().map(|(id, l)| (*id, l.acked, l.up_to_date)).collect()
     }
 
+    /// See [`Zab::over_bound`]. A window is open until it is full, so its newest piece may lie outside.
+    pub(super) fn over_bound(&self, options: &Options) -> Option<String> {
+        let newest = self.outstanding.back().map_or(0, |(_, bytes)| *bytes);
+        if self.outstanding_bytes - newest > options.window_bytes {
+            return Some(format!("{} bytes proposed and not committed", self.outstanding_bytes));
+        }
+        if self.digests.len() > super::DIGESTS_KEPT {
+            return Some(format!("digests told of {} entries", self.digests.len()));
+        }
+        self.learners.iter().find_map(|(peer, learner)| {
+            let Progress::Streaming { in_flight, in_flight_bytes, .. } = &learner.progress else { return None };
+            let newest = in_flight.back().map_or(0, |(_, bytes)| *bytes);
+            (in_flight_bytes - newest > options.learner_window_bytes)
+                .then(|| format!("{in_flight_bytes} bytes sent to server {peer} and not acknowledged"))
+        })
+    }
+
     pub(super) fn waiting_for(&self) -> &'static str {
         match (self.epoch, self.established) {
             (0, _) => "elected: waiting for a majority to come",
@@ -232,6 +261,8 @@ impl Zab {
     /// Begins to lead; an epoch above `at_least` and above every promise heard.
     pub(super) fn lead(&mut self, at_least: u32, out: &mut Outputs) {
         let now = self.now.mono_ms;
+        // What was known before is told to people, too, if it lasts.
+        self.divergence = Divergence::at(self.doubt(), now);
         let mut learners = BTreeMap::new();
         for (id, peer) in &mut self.peers {
             if let Some((promise, _)) = peer.follower_info.take() {
@@ -243,6 +274,7 @@ impl Zab {
             promise_seq: 0,
             promise_done: false,
             established: false,
+            established_ms: 0,
             activated: false,
             told: false,
             draining: false,
@@ -259,7 +291,7 @@ impl Zab {
             rounds: VecDeque::new(),
             snapshot: None,
             digests: BTreeMap::new(),
-            divergence: None,
+            compared: false,
             from_disk: BTreeMap::new(),
         }));
         let known: Vec<ServerId> = self.peers.keys().copied().collect();
@@ -438,12 +470,13 @@ impl Zab {
     /// else those who are told to stop and those who do not vote yet could be too many together, and nobody could lead.
     pub(super) fn compare_digests(&mut self, zxid: Zxid, out: &mut Outputs) {
         let Some(own) = self.digests.get(&zxid).copied() else { return };
-        let (id, now) = (self.options.id, self.now.mono_ms);
+        let id = self.options.id;
         let votes = |s: ServerId| {
             if s == id { self.is_voting_member() } else { votes(&self.options, &self.identity, &self.peers, s) }
         };
         let State::Leading(leading) = &self.state else { return };
-        let Some(told) = leading.digests.get(&zxid) else { return };
+        let nothing = BTreeMap::new();
+        let told = leading.digests.get(&zxid).unwrap_or(&nothing);
         let of = |s: ServerId| if s == id { Some(own) } else { told.get(&s).copied() };
         let values: BTreeSet<u64> = told.values().copied().chain([own]).collect();
         let differ = values.len() > 1;
@@ -456,44 +489,72 @@ impl Zab {
             self.mismatch = zxid;
             self.mismatches += 1;
         }
+        let Some(agreed) = agreed else {
+            if differ {
+                self.doubt_trees(zxid, out);
+            }
+            return;
+        };
+        if let Some(over) = self.divergence.take_if(|d| d.zxid <= zxid)
+            && over.told
+        {
+            out.push(Output::Note(format!("a majority of the trees is equal at {zxid}")));
+        }
         let State::Leading(leading) = &mut self.state else { return };
         let epoch = leading.epoch;
-        match (agreed, &mut leading.divergence) {
-            (None, _) if !differ => return,
-            (None, Some(divergence)) => {
-                divergence.zxid = divergence.zxid.max(zxid);
-                return;
-            }
-            (None, none) => {
-                *none = Some(Divergence { zxid, since_ms: now, told: false });
-                // What would be fetched from now on could be the wrong one.
-                if let Some(Snapshot::Ready(meta)) = leading.snapshot {
-                    leading.snapshot = None;
-                    out.push(Output::DropSnapshot { id: meta.id });
-                }
-                return;
-            }
-            (Some(_), divergence) => {
-                if let Some(over) = divergence.take_if(|d| d.zxid <= zxid)
-                    && over.told
-                {
-                    out.push(Output::Note(format!("a majority of the trees is equal at {zxid}")));
-                }
-            }
-        }
+        leading.compared |= leading.established && zxid >= Zxid::new(epoch, 0);
         for peer in wrong {
             self.send(peer, Message::DigestMismatch { epoch, zxid }, out);
         }
-        if agreed != Some(own) {
+        if agreed != own {
             self.look("the tree of this leader differs from a majority's", out);
             out.push(Output::Fatal(differs_from_a_majority(zxid)));
         }
     }
 
+    /// Nobody can tell whose tree is right at this entry: nobody gets a copy of this one, and followers are told.
+    fn doubt_trees(&mut self, zxid: Zxid, out: &mut Outputs) {
+        let now = self.now.mono_ms;
+        if let Some(known) = &mut self.divergence {
+            known.zxid = known.zxid.max(zxid);
+            return;
+        }
+        self.divergence = Divergence::at(zxid, now);
+        let State::Leading(leading) = &mut self.state else { return };
+        // What would be fetched from now on could be the wrong one.
+        if let Some(Snapshot::Ready(meta)) = leading.snapshot {
+            leading.snapshot = None;
+            out.push(Output::DropSnapshot { id: meta.id });
+        }
+        if leading.established {
+            self.ping(out);
+        }
+    }
+
+    /// A learner says what it knows of trees that differ.
+    pub(super) fn doubt_heard(&mut self, peer: ServerId, epoch: u32, doubt: Zxid, out: &mut Outputs) {
+        // Whatever it is, a comparison in this epoch ends it.
+        let doubt = doubt.min(Zxid::new(epoch, 0));
+        let knows = match &self.state {
+            State::Leading(leading) => {
+                leading.epoch == epoch && leading.learners.contains_key(&peer) && !leading.compared
+            }
+            _ => false,
+        };
+        if knows && doubt > self.doubt() {
+            self.doubt_trees(doubt, out);
+        }
+    }
+
+    /// The latest entry at which trees are known to have differed while no majority agreed on one; zxid 0: none.
+    pub(super) fn doubt(&self) -> Zxid {
+        self.divergence.map_or(Zxid::ZERO, |d| d.zxid)
+    }
+
     /// The entry at which the trees were seen to differ, if that has lasted and no majority agrees on one.
     pub(super) fn divergence(&self) -> Option<Zxid> {
         match &self.state {
-            State::Leading(leading) => leading.divergence.filter(|d| d.told).map(|d| d.zxid),
+            State::Leading(_) => self.divergence.filter(|d| d.told).map(|d| d.zxid),
             _ => None,
         }
     }
@@ -501,8 +562,8 @@ impl Zab {
     /// Tells people of trees that have differed for so long that every server with a stream has said what it has.
     fn tell_divergence(&mut self, out: &mut Outputs) {
         let (now, sync) = (self.now.mono_ms, self.options.sync_timeout_ms);
-        let State::Leading(leading) = &mut self.state else { return };
-        let Some(divergence) = &mut leading.divergence else { return };
+        let State::Leading(leading) = &self.state else { return };
+        let Some(divergence) = &mut self.divergence else { return };
         if divergence.told || now < divergence.since_ms + sync {
             return;
         }
@@ -515,11 +576,15 @@ impl Zab {
             trees.entry(digest).or_default().push(server.to_string());
         }
         let trees: Vec<String> = trees.into_values().map(|servers| servers.join(" and ")).collect();
+        let who = match trees.len() {
+            2.. => trees.join(" against "),
+            // It was told by another.
+            _ => "as a former leader saw".to_owned(),
+        };
         out.push(Output::Note(format!(
-            "the trees of the servers differ at {} ({}), and no majority of those that vote agrees on one: nobody can tell \
+            "the trees of the servers differ at {} ({who}), and no majority of those that vote agrees on one: nobody can tell \
              which is right, so nobody stops, and no snapshot is given",
-            divergence.zxid,
-            trees.join(" against ")
+            divergence.zxid
         )));
     }
 
@@ -625,7 +690,7 @@ impl Zab {
         {
             leading.snapshot = None;
             match snapshot {
-                Some(meta) if meta.position.zxid >= at_least && leading.divergence.is_none() => {
+                Some(meta) if meta.position.zxid >= at_least && self.divergence.is_none() => {
                     leading.snapshot = Some(Snapshot::Ready(meta));
                 }
                 Some(meta) => out.push(Output::DropSnapshot { id: meta.id }),
@@ -700,7 +765,7 @@ impl Zab {
 
     /// Sends a ping to everybody in the relation; returns its number.
     fn ping(&mut self, out: &mut Outputs) -> u64 {
-        let commit = self.committed;
+        let (commit, doubt) = (self.committed, self.doubt());
         let State::Leading(leading) = &mut self.state else { return 0 };
         leading.ping_seq += 1;
         let (epoch, seq) = (leading.epoch, leading.ping_seq);
@@ -711,7 +776,7 @@ impl Zab {
             .map(|(id, _)| *id)
             .collect();
         for peer in to {
-            self.send(peer, Message::Ping { epoch, seq, commit }, out);
+            self.send(peer, Message::Ping { epoch, seq, commit, doubt }, out);
         }
         seq
     }
@@ -815,6 +880,7 @@ impl Zab {
             // Nothing of a former role is in the log writer's queue: the promise was behind it.
             assert_eq!(self.durable, self.log.end(), "a leader's own history is durable when it is established");
             leading.established = true;
+            leading.established_ms = self.now.mono_ms;
             let stamp = self.stamp_ms.max(self.now.wall_ms);
             let opening = Entry::after(self.log.end().hash, Zxid::new(epoch, 0), stamp, Bytes::new());
             leading.outstanding.push_back((opening.zxid, opening.weight()));
@@ -907,8 +973,10 @@ impl Zab {
             leading.snapshot = None;
         }
         let Progress::NeedsSnapshot(wanted) = &learner.progress else { return };
-        if leading.divergence.is_some() {
-            // P35: it might be a copy of the wrong tree, and make that one the majority's.
+        // P35: it might be a copy of the wrong tree, and make that one the majority's. A leader who has only begun knows
+        // nothing of it, and waits for the others to say what they have; but not for ever: they may need the copy to say so.
+        let patience = leading.established_ms + self.options.sync_timeout_ms;
+        if self.divergence.is_some() || !leading.compared && now < patience {
             return;
         }
         let at_least = if zoo::broken(Switch::SnapshotTooOld) { Zxid::ZERO } else { (*wanted).max(base) };

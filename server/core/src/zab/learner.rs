@@ -6,7 +6,7 @@ use super::history::follows;
 use super::io::{
     Entry, Identity, LogOp, Membership, Output, Outputs, Phase, Position, Promise, Relation, SnapshotMeta,
 };
-use super::leader::differs_from_a_majority;
+use super::leader::{Divergence, differs_from_a_majority};
 use super::message::{Message, SyncPlan};
 use super::{State, Zab};
 use crate::zoo::{self, Switch};
@@ -288,12 +288,22 @@ impl Zab {
         }
     }
 
-    pub(super) fn on_ping(&mut self, peer: ServerId, epoch: u32, seq: u64, commit: Zxid, out: &mut Outputs) {
+    pub(super) fn on_ping(
+        &mut self,
+        peer: ServerId,
+        epoch: u32,
+        seq: u64,
+        commit: Zxid,
+        doubt: Zxid,
+        out: &mut Outputs,
+    ) {
         // Whoever has promised more answers no ping of less: a read index counts on that.
         if epoch < self.promised.epoch || self.learning_in(peer, epoch).is_none() {
             return;
         }
         self.commit_upto(commit);
+        // The leader's doubt contains what this server told it with AckEpoch, so it ends only when the leader has compared.
+        self.divergence = Divergence::at(doubt, self.now.mono_ms);
         let touched = std::mem::take(&mut self.touched).into_iter().collect();
         let digest = self.digests.last_key_value().map_or((Zxid::ZERO, 0), |(z, d)| (*z, *d));
         self.send(peer, Message::Pong { epoch, seq, applied: self.applied, touched, digest }, out);
@@ -365,6 +375,7 @@ impl Zab {
                     last: durable,
                     applied: self.handed,
                     epochs: self.log.epochs().to_vec(),
+                    doubt: self.doubt(),
                 };
                 self.send(leader, message, out);
             }

@@ -94,6 +94,8 @@ pub enum Message {
         applied: Zxid,
         /// Epoch table: the last position of each epoch in its log, ascending, base first.
         epochs: Vec<Position>,
+        /// The latest entry at which it knows trees to have differed with no majority of equal ones (P35); zxid 0 for none.
+        doubt: Zxid,
     },
     /// The receiver of LeaderInfo or of anything of an old epoch promised a higher one (P8).
     Reject {
@@ -151,6 +153,8 @@ pub enum Message {
         seq: u64,
         /// Commit watermark.
         commit: Zxid,
+        /// The latest entry at which trees differ with no majority of equal ones (P35); zxid 0: none, or that is over.
+        doubt: Zxid,
     },
     /// Answer to a ping.
     Pong {

@@ -49,7 +49,7 @@ pub use self::io::{
     Admin, Entry, Identity, Input, LogOp, MemberKind, Membership, Now, Options, Output, Outputs, Phase, Position,
     Promise, Recovered, Relation, Role, SnapshotMeta, Status,
 };
-use self::leader::Leading;
+use self::leader::{Divergence, Leading};
 use self::learner::{Learning, Stage};
 use self::message::{IdentityReport, Message};
 use crate::zoo::{self, Switch};
@@ -122,6 +122,8 @@ pub struct Zab {
     /// Entries at which this server, as leader, saw trees differ; the latest of them.
     mismatches: u64,
     mismatch: Zxid,
+    /// What is known of trees that differ; kept when the role changes.
+    divergence: Option<Divergence>,
     now: Now,
     stepped: bool,
     trimmed_upto: Zxid,
@@ -172,6 +174,7 @@ impl Zab {
             digests: BTreeMap::new(),
             mismatches: 0,
             mismatch: Zxid::ZERO,
+            divergence: None,
             now: Now::default(),
             stepped: false,
             trimmed_upto: Zxid::ZERO,
@@ -245,6 +248,22 @@ impl Zab {
             Input::Admin(Admin::Transfer(target)) => self.on_transfer(target, out),
         }
         self.progress(out);
+        debug_assert_eq!(self.over_bound(), None, "I27: every queue keeps its bound");
+    }
+
+    /// A queue that is longer than it may be (I27), in words. What clients wait for is bounded before it comes here.
+    fn over_bound(&self) -> Option<String> {
+        let bounds = [
+            ("own digests", self.digests.len(), DIGESTS_KEPT),
+            ("sessions heard of", self.touched.len(), TOUCHED_MAX),
+            ("peers", self.peers.len(), self.options.members.len()),
+        ];
+        let own = bounds.into_iter().find(|(_, len, bound)| len > bound);
+        let own = own.map(|(what, len, bound)| format!("{what}: {len}, at most {bound}"));
+        own.or_else(|| match &self.state {
+            State::Leading(leading) => leading.over_bound(&self.options),
+            _ => None,
+        })
     }
 
     /// What follows from the state, whatever the input was.
@@ -346,7 +365,8 @@ impl Zab {
             Message::Identity(_) | Message::Bootstrap { .. } => {}
             Message::Vote { round, state, vote, epoch } => self.on_vote(peer, round, state, vote, epoch, out),
             Message::FollowerInfo { promise, voter } => self.on_follower_info(peer, promise, voter, out),
-            Message::AckEpoch { epoch, counts, base, last, applied, epochs } => {
+            Message::AckEpoch { epoch, counts, base, last, applied, epochs, doubt } => {
+                self.doubt_heard(peer, epoch, doubt, out);
                 self.on_ack_epoch(peer, epoch, leader::Holds { counts, base, last, applied, epochs }, out);
             }
             Message::Reject { promise } => self.on_reject(peer, promise, out),
@@ -357,7 +377,7 @@ impl Zab {
             }
             Message::UpToDate { epoch, commit } => self.on_up_to_date(peer, epoch, commit, out),
             Message::Commit { epoch, commit } => self.on_commit(peer, epoch, commit),
-            Message::Ping { epoch, seq, commit } => self.on_ping(peer, epoch, seq, commit, out),
+            Message::Ping { epoch, seq, commit, doubt } => self.on_ping(peer, epoch, seq, commit, doubt, out),
             Message::ReadPoint { epoch, tag, zxid } => self.on_read_point(peer, epoch, tag, zxid, out),
             Message::Handover { epoch } => self.on_handover(peer, epoch, out),
             Message::Welcome { epoch, commit } => self.on_welcome(peer, epoch, commit),

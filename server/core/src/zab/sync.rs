@@ -98,7 +98,9 @@ pub fn choose(
         Common::Point(point) if point.zxid < applied => Choice::Refuse(applied),
         // A snapshot by choice must not be older than the point: the learner may have acknowledged what is before it.
         // One that is no newer would save nothing.
-        Common::Point(point) if leader_applied > point.zxid && too_far(point.zxid) => {
+        Common::Point(point)
+            if (leader_applied > point.zxid || zoo::broken(Switch::SnapshotTooOld)) && too_far(point.zxid) =>
+        {
             Choice::Snap { at_least: point.zxid.max(applied) }
         }
         Common::Point(point) if point.zxid == last.zxid => Choice::Diff(point),

@@ -15,8 +15,8 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use corral_core::session::{ClientRequest, CloseReason, Outgoing, Protocol};
-use corral_proto::jute::{self, DecodeError, FrameError, frame};
-use corral_proto::{SessionId, Zxid};
+use corral_proto::jute::{self, DecodeError, FrameError, frame, opcode};
+use corral_proto::{ErrorCode, SessionId, Zxid};
 use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::time::{Instant, Sleep, sleep_until, timeout, timeout_at};
@@ -412,6 +412,7 @@ impl<R: AsyncRead + Unpin, L: Lane> Intake<'_, R, L> {
     /// Decodes complete frames into `batch`. `false`: the last of them is the last of the connection.
     fn decode(&mut self, batch: &mut Vec<(u64, ClientRequest)>) -> Result<bool, End> {
         let Source { buffer, max_frame, .. } = &mut *self.source;
+        let read_only = self.lane.connected().read_only;
         let mut in_flight = self.in_flight.lock();
         let mut bytes = 0;
         let result = loop {
@@ -429,8 +430,12 @@ impl<R: AsyncRead + Unpin, L: Lane> Intake<'_, R, L> {
                 Err(error) => break Err(End::from(error)),
             };
             let is_last = asked.is_last();
-            let access = Access::of(&asked.request);
-            let request::Asked { xid, opcode, form, request } = asked;
+            let request::Asked { xid, opcode, form, mut request } = asked;
+            // A server that reads only does not look what is wrong with a change.
+            if read_only && opcode::is_change(opcode) && matches!(request, ClientRequest::Refuse(_)) {
+                request = ClientRequest::Refuse(ErrorCode::NotReadOnly);
+            }
+            let access = Access::of(&request);
             let cookie = in_flight.push(Pending { xid, opcode, form, access, read_at: self.heard });
             batch.push((cookie, request));
             if is_last {

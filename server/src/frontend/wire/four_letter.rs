@@ -10,6 +10,7 @@ use corral_proto::SessionId;
 use corral_proto::jute::opcode;
 
 use super::stats::ClientReport;
+use crate::frontend::java_socket_address;
 use crate::frontend::metrics::{self, java_double};
 use crate::frontend::operators::{Detail, ServerMode, ServerReport};
 
@@ -303,7 +304,7 @@ fn client_line(out: &mut String, client: &ClientReport, unix_ms: Option<u64>) {
         out,
         format_args!(
             " /{}[{}](queued={},recved={},sent={}",
-            client.remote,
+            java_socket_address(client.remote),
             client.interest(),
             client.outstanding,
             client.received,
@@ -378,7 +379,7 @@ fn dump(out: &mut String, report: &ServerReport) {
     for (expiry_ms, clients) in by_expiry {
         put(out, format_args!("{} expire at {}:\n", clients.len(), java_date(expiry_ms)));
         for client in clients {
-            put(out, format_args!("\tip: /{} sessionId: {}\n", client.remote, client.session));
+            put(out, format_args!("\tip: /{} sessionId: {}\n", java_socket_address(client.remote), client.session));
         }
     }
 }
@@ -521,7 +522,7 @@ mod tests {
     #[test]
     fn stat_puts_the_clients_after_the_version() {
         let clients = "Clients:\n /127.0.0.1:44408[0](queued=0,recved=1,sent=0)\n \
-                       /[::1]:44392[1](queued=0,recved=5,sent=6)\n\n";
+                       /[0:0:0:0:0:0:0:1]:44392[1](queued=0,recved=5,sent=6)\n\n";
         assert_eq!(ask("stat", &report()), format!("{VERSION_LINE}{clients}{SRVR}"));
     }
 
@@ -537,7 +538,7 @@ mod tests {
         assert_eq!(
             ask("cons", &report()),
             " /127.0.0.1:44408[0](queued=0,recved=1,sent=0)\n \
-             /[::1]:44392[1](queued=0,recved=5,sent=6,sid=0x100001d5b730007,lop=CREA,est=1795355704263,to=4000,\
+             /[0:0:0:0:0:0:0:1]:44392[1](queued=0,recved=5,sent=6,sid=0x100001d5b730007,lop=CREA,est=1795355704263,to=4000,\
              lcxid=0x4,lzxid=0x3a,lresp=1795355705163,llat=18,minlat=0,avglat=4,maxlat=18)\n\n"
         );
         let mut report = report();

@@ -131,6 +131,8 @@ pub fn decode(frame: Bytes) -> Result<Asked, HangUp> {
         Err(DecodeError::WriteInMultiRead) => {
             (Form::MultiReadRefused, ClientRequest::Refuse(ErrorCode::MarshallingError))
         }
+        // To a server without the extensions it is unknown, whatever its body.
+        Err(_) if opcode::is_extension(opcode) => (extension(Form::Header), undecodable().1),
         Err(_) => undecodable(),
     };
     Ok(Asked { xid, opcode, form, request })
@@ -216,7 +218,7 @@ fn translate(request: Request) -> Result<(Form, ClientRequest), HangUp> {
             let watch = list.watch;
             match list_op(list) {
                 Some(op) => (form, read(ReadOp::List(op), watch)),
-                None => undecodable(),
+                None => (extension(Form::Header), undecodable().1),
             }
         }
         Request::CheckNotExists { path, version } => {

@@ -145,23 +145,7 @@ impl Awaited {
     /// What `cons` says was asked for, when it is answered: a change that was refused is no operation
     /// (`FinalRequestProcessor` finds an error in its place).
     fn operation(&self, refused: bool) -> i32 {
-        match self.opcode {
-            opcode::CREATE
-            | opcode::CREATE2
-            | opcode::CREATE_CONTAINER
-            | opcode::CREATE_TTL
-            | opcode::DELETE
-            | opcode::SET_DATA
-            | opcode::SET_ACL
-            | opcode::RECONFIG
-            | opcode::MULTI
-            | opcode::CHECK
-                if refused =>
-            {
-                opcode::NOTIFICATION
-            }
-            opcode => opcode,
-        }
+        if refused && opcode::is_change(self.opcode) { opcode::NOTIFICATION } else { self.opcode }
     }
 }
 

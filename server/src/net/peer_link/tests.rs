@@ -37,7 +37,7 @@ fn options(me: u64, peers: &[(u64, String)]) -> LinkOptions {
         remembered: BTreeMap::new(),
         superseded: Vec::new(),
         whole_since: 0,
-        standing: Standing { memory: Memory::Whole, promise: 4, end: Zxid::new(4, 10) },
+        standing: Standing { cluster: 8, memory: Memory::Whole, promise: 4, end: Zxid::new(4, 10) },
     }
 }
 
@@ -155,7 +155,16 @@ async fn a_stream_carries_frames_in_order_both_ways() {
 async fn a_peer_is_introduced_with_its_disk_and_its_start() {
     let (mut one, mut two) = pair(|_| {}, |o| o.start_count = 9).await;
     let first = one.next().await;
-    assert_eq!(first, LinkEvent::Up { peer: ServerId(2), link: 1, instance: 1002, start_count: 9, feature_level: 1 });
+    let expected = LinkEvent::Up {
+        peer: ServerId(2),
+        link: 1,
+        instance: 1002,
+        start_count: 9,
+        whole_since: 0,
+        foreign: false,
+        feature_level: 1,
+    };
+    assert_eq!(first, expected);
     two.up().await;
     assert_eq!(
         one.links.remembered()[&ServerId(2)],
@@ -290,7 +299,7 @@ async fn another_version_of_the_protocol_is_refused() {
     let hello = Hello { server: 2, protocol: PROTOCOL_VERSION + 1, secret: "s".into(), ..Hello::default() };
     let me = options(1, &[(2, String::new())]);
     let refusal = check_hello(&me, me.standing, &hello, &Known::default()).unwrap_err();
-    assert_eq!(refusal.reason, "server 1 speaks version 2 of the protocol between servers, server 2 version 3");
+    assert_eq!(refusal.reason, "server 1 speaks version 3 of the protocol between servers, server 2 version 4");
 }
 
 #[tokio::test]
@@ -348,6 +357,59 @@ async fn a_copy_that_knows_less_than_was_seen_of_its_disk_is_told_so_whoever_dia
         one.up().await;
         two.up().await;
     }
+}
+
+#[tokio::test]
+async fn what_was_seen_of_a_server_in_another_cluster_does_not_count_against_it() {
+    let more = |id: u64| {
+        let mark = Mark { start_count: 5, promise: 9, end: Zxid::new(9, 9) };
+        BTreeMap::from([(ServerId(id), StartMemory { instance: 1000 + id, start_count: 5, mark })])
+    };
+    let other_cluster = |o: &mut LinkOptions| o.standing.cluster = 9;
+    for dialler_knows in [false, true] {
+        // One of them was made the origin of a new cluster, with less than the other has seen of it.
+        let (mut one, mut two) = match dialler_knows {
+            false => pair(|o| o.remembered = more(2), other_cluster).await,
+            true => pair(other_cluster, |o| o.remembered = more(1)).await,
+        };
+        let (up1, up2) = (one.up().await, two.up().await);
+        // What was remembered stays: an old copy of its own cluster is still known by it.
+        let (keeper, teller, id) = if dialler_knows { (&mut two, &one, 1) } else { (&mut one, &two, 2) };
+        teller.links.tell(10, Zxid::new(9, 10));
+        let to = if dialler_knows { (ServerId(2), up1) } else { (ServerId(1), up2) };
+        assert!(teller.links.send(to.0, to.1, Bytes::from_static(b"after the mark")));
+        assert!(matches!(keeper.next().await, LinkEvent::Frame { .. }), "its marks are not reported");
+        assert_eq!(keeper.links.remembered(), more(id));
+    }
+    // A server that does not know its cluster yet may be of any.
+    let (mut one, mut two) = pair(|o| o.remembered = more(2), |o| o.standing.cluster = 0).await;
+    assert!(one.refused().await.0.starts_with("server 2 runs on an old copy"));
+    assert!(two.refused().await.1);
+}
+
+#[tokio::test]
+async fn a_start_count_that_nobody_reaches_locks_nobody_out() {
+    let absurd = START_COUNT_MAX + 1;
+    let seen = |id: u64, start_count, mark_start| {
+        let absurd_mark = Mark { start_count: mark_start, promise: 9, end: Zxid::new(9, 9) };
+        let mark = if mark_start > 0 { absurd_mark } else { Mark::default() };
+        BTreeMap::from([(ServerId(id), StartMemory { instance: 1000 + id, start_count, mark })])
+    };
+    // What a peer says that it has seen.
+    for (start_count, mark_start) in [(u64::MAX, 0), (absurd, 0), (5, absurd)] {
+        let (mut one, mut two) = pair(|_| {}, |o| o.remembered = seen(1, start_count, mark_start)).await;
+        let replaced = Disk { instance: 1001, start_count: absurd };
+        one.up().await;
+        two.up().await;
+        let (mut one, mut two) = pair(|_| {}, |o| o.superseded = vec![(ServerId(1), replaced)]).await;
+        one.up().await;
+        two.up().await;
+    }
+    // What a server says of itself: it is let in, and nothing of it is kept that the next start would be measured by.
+    let (mut one, mut two) = pair(|_| {}, |o| o.start_count = absurd).await;
+    one.up().await;
+    two.up().await;
+    assert_eq!(one.links.remembered(), BTreeMap::new());
 }
 
 #[tokio::test]

@@ -50,6 +50,12 @@ impl LogImage {
         &self.entries[self.entries.partition_point(|p| p.zxid <= zxid)..]
     }
 
+    /// The last place that is in both logs, as far as both still have it.
+    pub fn common(&self, other: &LogImage) -> Option<Position> {
+        let ours = std::iter::once(&self.base).chain(&self.entries);
+        ours.rev().find(|p| other.hash_at(p.zxid) == Some(p.hash)).copied()
+    }
+
     /// Adds an entry.
     pub fn append(&mut self, position: Position) {
         self.entries.push(position);
@@ -176,13 +182,14 @@ impl ServerGhost {
         *self = ServerGhost::new(self.voter);
     }
 
-    /// What a copy of the folder holds: what is durable.
+    /// What a copy of the folder holds: what is durable. A process that runs has begun nothing of what is queued; one
+    /// that died in the middle of it left a part that the copy has, too, and that its next start may finish.
     pub fn as_copied(&self) -> ServerGhost {
         let disk = self.disk.clone();
         ServerGhost {
             mem: disk.clone(),
             disk,
-            pending: VecDeque::new(),
+            pending: if self.running { VecDeque::new() } else { self.pending.clone() },
             committed: Zxid::ZERO,
             running: false,
             outdated: true,
@@ -216,6 +223,8 @@ pub struct Ghost {
     servers: BTreeMap<ServerId, ServerGhost>,
     /// Every entry ever proposed.
     pub proposed: BTreeMap<Zxid, Proposal>,
+    /// The highest promise that each server ever had on a disk, lost or not.
+    pub promises: BTreeMap<ServerId, Promise>,
     /// Every epoch's leader.
     pub established: BTreeMap<u32, Established>,
     /// The longest prefix that any leader ever declared committed.
@@ -228,6 +237,7 @@ impl Ghost {
         Ghost {
             servers: (1..=voters + observers).map(|s| (ServerId(s), ServerGhost::new(s <= voters))).collect(),
             proposed: BTreeMap::new(),
+            promises: BTreeMap::new(),
             established: BTreeMap::new(),
             committed: Vec::new(),
         }

@@ -5,12 +5,14 @@ mod ack_honesty;
 mod apply_discipline;
 mod commit_honesty;
 mod committed_never_lost;
+pub(crate) mod election;
 mod ghost;
 mod integrity;
-mod no_ghost_message;
+pub(crate) mod no_ghost_message;
 mod primary_integrity;
 mod primary_order;
 mod promise;
+mod read_point;
 mod recovery;
 mod session_safety;
 mod snapshot;
@@ -20,7 +22,7 @@ mod unique_establishment;
 mod watermark;
 
 use bytes::Bytes;
-use corral_core::zab::io::{Entry, LogOp, Membership, Position, Promise, Recovered, Status};
+use corral_core::zab::io::{Entry, LogOp, Membership, Position, Promise, Recovered, SnapshotMeta, Status};
 use corral_core::zab::message::Message;
 use corral_proto::{ServerId, SessionId, Zxid};
 
@@ -55,12 +57,13 @@ pub struct Checks {
     /// The true state of the ensemble.
     pub ghost: Ghost,
     rounds: session_safety::Rounds,
+    questions: read_point::Questions,
 }
 
 impl Checks {
     /// Nothing has happened. Servers 1 to `voters` vote, `observers` more only learn.
     pub fn new(voters: u64, observers: u64) -> Checks {
-        Checks { ghost: Ghost::new(voters, observers), rounds: Default::default() }
+        Checks { ghost: Ghost::new(voters, observers), rounds: Default::default(), questions: Default::default() }
     }
 
     /// A process began with what it found on disk, which was damaged before if `spoiled`.
@@ -69,6 +72,7 @@ impl Checks {
             false => recovery::on_recovered(&mut self.ghost, server, recovered)?,
             true => recovery::on_recovered_from_damage(&mut self.ghost, server, recovered)?,
         }
+        promise::remember(&mut self.ghost, server);
         apply_discipline::on_recovered(&mut self.ghost, server, recovered)?;
         committed_never_lost::check(&self.ghost)
     }
@@ -131,12 +135,27 @@ impl Checks {
     /// Operations up to `seq` are durable (whether or not the machine knows).
     pub fn on_durable(&mut self, server: ServerId, seq: u64) -> Check {
         let mut shrunk = false;
+        let before = self.ghost.server(server).promise;
         while let Some((_, op)) = self.ghost.server_mut(server).pending.pop_front_if(|(s, _)| *s <= seq) {
             shrunk |= !matches!(op, LogOp::Append(_) | LogOp::SetPromise(_));
             promise::on_durable(&self.ghost, server, &op)?;
             self.ghost.server_mut(server).make_durable(&op);
         }
+        if self.ghost.server(server).promise != before {
+            promise::remember(&mut self.ghost, server);
+        }
         if shrunk { committed_never_lost::check(&self.ghost) } else { Ok(()) }
+    }
+
+    /// A leader sends a snapshot to somebody who follows it.
+    pub fn on_snapshot_offered(&self, leader: ServerId, learner: ServerId, meta: &SnapshotMeta) -> Check {
+        snapshot::on_offered(&self.ghost, leader, learner, meta)
+    }
+
+    /// A server says durably that it remembers everything that matters (again). `leading`: the promises to themselves of
+    /// those who lead, or gather promises.
+    pub fn on_member_again(&self, server: ServerId, leading: &[Promise]) -> Check {
+        promise::on_member_again(&self.ghost, server, leading)
     }
 
     /// The log writer begins to drop what is at or below `upto`.
@@ -181,6 +200,23 @@ impl Checks {
     /// A leader's process takes in a pong.
     pub fn on_pong(&mut self, process: u64, epoch: u32, peer: ServerId, seq: u64) {
         self.rounds.on_pong(process, epoch, peer, seq);
+    }
+
+    /// A process takes in the question for a read point, of its own clients or of a peer.
+    pub fn on_question(&mut self, process: u64, asker: Option<ServerId>, tag: u64, now: Micros) {
+        self.questions.on_asked(&self.ghost, process, asker, tag, now);
+    }
+
+    /// A leader's process names a read point to its own clients or to a peer.
+    pub fn on_read_point(
+        &self,
+        process: u64,
+        status: &Status,
+        asker: Option<ServerId>,
+        tag: u64,
+        point: Zxid,
+    ) -> Check {
+        self.questions.on_named((&self.ghost, &self.rounds), process, status, (asker, tag), point)
     }
 
     /// A leader's process ends a session by its clock.

@@ -1,5 +1,5 @@
 //! I11 promise: it never decreases, counts once, is on disk before anybody hears of it; after it nothing of an older
-//! epoch is acknowledged.
+//! epoch is acknowledged. A server that forgot one votes only when nobody can count that one any more (P9).
 
 use corral_core::zab::io::{LogOp, Promise};
 use corral_core::zab::message::Message;
@@ -25,6 +25,25 @@ pub(super) fn on_durable(ghost: &Ghost, server: ServerId, op: &LogOp) -> Check {
     let LogOp::SetPromise(promise) = op else { return Ok(()) };
     let former = ghost.server(server).promise;
     ensure!(promise.epoch > former.epoch || *promise == former, NAME, "{server:?} writes {promise:?} over {former:?}");
+    Ok(())
+}
+
+/// Notes what is on a disk now.
+pub(super) fn remember(ghost: &mut Ghost, server: ServerId) {
+    let promise = ghost.server(server).promise;
+    let highest = ghost.promises.entry(server).or_default();
+    *highest = (*highest).max(promise);
+}
+
+pub(super) fn on_member_again(ghost: &Ghost, server: ServerId, leading: &[Promise]) -> Check {
+    let truth = ghost.server(server);
+    let (now, ever) = (truth.promise, ghost.promises.get(&server).copied().unwrap_or_default());
+    // An observer's never counted.
+    ensure!(
+        !truth.voter || ever.epoch <= now.epoch || !leading.contains(&ever),
+        NAME,
+        "{server:?} votes again with {now:?}; it forgot {ever:?}, and whom it made that to still counts it"
+    );
     Ok(())
 }
 

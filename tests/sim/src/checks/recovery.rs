@@ -125,6 +125,10 @@ pub(super) fn on_recovered_from_damage(ghost: &mut Ghost, server: ServerId, reco
             truth.disk = LogImage::from_base(recovered.applied);
             truth.promise = recovered.promise;
             truth.pending.clear();
+        } else if recovered.end.zxid < truth.disk.end().zxid && truth.disk.holds(recovered.end) {
+            // Its last frame is taken for a torn write. It does not vote, so nothing depends on that.
+            truth.disk.truncate(recovered.end.zxid);
+            truth.pending.clear();
         }
         return on_recovered(ghost, server, recovered);
     }

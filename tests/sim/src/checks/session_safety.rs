@@ -12,7 +12,7 @@ use super::{Check, Ghost, ensure};
 use crate::schedule::{MS, Micros};
 
 /// A leader's process in one of its epochs.
-type Leadership = (u64, u32);
+pub(super) type Leadership = (u64, u32);
 
 /// See the module.
 #[derive(Default)]
@@ -45,7 +45,7 @@ impl Rounds {
     }
 
     /// When the latest ping left that this server has answered.
-    fn asked(&self, leadership: Leadership, server: ServerId) -> Option<Micros> {
+    pub(super) fn asked(&self, leadership: Leadership, server: ServerId) -> Option<Micros> {
         let seq = self.pongs.get(&(leadership, server))?;
         self.pings.get(&leadership)?.get(seq).copied()
     }

@@ -1,4 +1,5 @@
-//! I18 snapshot: it holds committed state only, never less than the learner had acknowledged or executed.
+//! I18 snapshot: it holds committed state only, never less than the learner had acknowledged or executed, nor than what
+//! it has in common with its leader (P11).
 
 use corral_core::zab::io::{Position, SnapshotMeta};
 use corral_proto::ServerId;
@@ -13,6 +14,17 @@ pub(super) fn on_made(ghost: &Ghost, server: ServerId, position: Position) -> Ch
         NAME,
         "{server:?} makes a snapshot at {position:?}; its commit watermark is {:?}",
         ghost.server(server).committed
+    );
+    Ok(())
+}
+
+pub(super) fn on_offered(ghost: &Ghost, leader: ServerId, learner: ServerId, meta: &SnapshotMeta) -> Check {
+    let common = ghost.server(learner).mem.common(&ghost.server(leader).mem);
+    ensure!(
+        common.is_none_or(|common| meta.position.zxid >= common.zxid),
+        NAME,
+        "{leader:?} sends {learner:?} a snapshot at {:?}; their logs part after {common:?}",
+        meta.position
     );
     Ok(())
 }

@@ -80,6 +80,9 @@ impl Log {
     }
 }
 
+/// A digest is told at every entry whose counter is a multiple of this; so at each (e,0), too.
+const DIGEST_EVERY: u32 = 4;
+
 /// A store that only counts: which prefix of the committed entries it executed, and a digest over their payloads.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Store {
@@ -862,8 +865,12 @@ impl Cluster {
             ApplyWork::Batch(entries) => {
                 let twice = self.plan.planted == Some(Planted::ExecutesTwice) && self.rng.chance(10);
                 let process = self.process(id);
+                let mut digests = Vec::new();
                 for entry in &entries {
                     process.store.execute(entry);
+                    if entry.zxid.counter().is_multiple_of(DIGEST_EVERY) {
+                        digests.push((entry.zxid, process.store.digest));
+                    }
                 }
                 if twice {
                     entries.iter().for_each(|entry| process.store.execute(entry));
@@ -879,8 +886,8 @@ impl Cluster {
                     let persisted = self.nodes[&id].disk.store.position.zxid;
                     self.input(id, Input::Applied { zxid: store.position.zxid, persisted });
                 }
-                if store.count.is_multiple_of(4) {
-                    self.input(id, Input::Digest { zxid: store.position.zxid, digest: store.digest });
+                for (zxid, digest) in digests {
+                    self.input(id, Input::Digest { zxid, digest });
                 }
             }
             ApplyWork::Open(meta) => {
@@ -1286,12 +1293,11 @@ pub fn show_message(message: &Message) -> String {
             format!("FollowerInfo promise={promise}{}", if *voter { " voter" } else { "" })
         }
         Message::LeaderInfo { epoch } => format!("LeaderInfo {epoch}"),
-        Message::AckEpoch { epoch, counts, base, last, applied, .. } => format!(
-            "AckEpoch {epoch} log={:?}..{:?} applied={applied:?}{}",
-            base.zxid,
-            last.zxid,
-            if *counts { " counts" } else { "" }
-        ),
+        Message::AckEpoch { epoch, counts, base, last, applied, doubt, .. } => {
+            let counts = if *counts { " counts" } else { "" };
+            let doubt = if *doubt > Zxid::ZERO { format!(" doubt={doubt:?}") } else { String::new() };
+            format!("AckEpoch {epoch} log={:?}..{:?} applied={applied:?}{counts}{doubt}", base.zxid, last.zxid)
+        }
         Message::Reject { promise } => format!("Reject {promise}"),
         Message::SyncPlan { epoch, point, plan } => {
             let plan = match plan {
@@ -1307,7 +1313,10 @@ pub fn show_message(message: &Message) -> String {
         Message::Ack { epoch, zxid, .. } => format!("Ack {epoch} {zxid:?}"),
         Message::UpToDate { epoch, commit } => format!("UpToDate {epoch} commit={commit:?}"),
         Message::Commit { epoch, commit } => format!("Commit {epoch} {commit:?}"),
-        Message::Ping { epoch, seq, commit } => format!("Ping {epoch} #{seq} commit={commit:?}"),
+        Message::Ping { epoch, seq, commit, doubt } => {
+            let doubt = if *doubt > Zxid::ZERO { format!(" doubt={doubt:?}") } else { String::new() };
+            format!("Ping {epoch} #{seq} commit={commit:?}{doubt}")
+        }
         Message::Pong { epoch, seq, .. } => format!("Pong {epoch} #{seq}"),
         Message::Forward { epoch, payloads } => format!("Forward {epoch} {} writes", payloads.len()),
         Message::ReadIndex { epoch, tag } => format!("ReadIndex {epoch} tag={tag}"),

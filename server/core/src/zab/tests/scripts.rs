@@ -389,6 +389,9 @@ scripts! {
     digests_differ_and_a_majority_is_right
     digests_differ_and_no_majority_agrees
     digests_of_servers_that_do_not_vote_make_no_majority
+    doubt_about_trees_is_told_to_followers
+    doubt_about_trees_is_told_to_the_next_leader
+    doubt_about_trees_outlives_the_role
     ensemble_of_one
     frames_of_a_stale_link_are_dropped
     handover
@@ -398,8 +401,11 @@ scripts! {
     promise_rejected_discovery_restarts
     read_index_needs_a_new_round
     snapshot_install
+    snapshot_is_given_when_nobody_comes_to_compare
+    snapshot_waits_for_the_comparison_of_trees
     truncation_across_epochs
     truncation_is_durable_before_anything_is_proven
+    windows_keep_their_bound
 }
 
 #[test]

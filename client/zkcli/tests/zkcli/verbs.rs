@@ -1,60 +1,13 @@
-//! The built shell, run as people and scripts run it: what it prints where, and how it exits.
-
-#[allow(dead_code)]
-mod fake;
+//! ZooKeeper's verbs, quotas, formats and exit codes.
 
 use std::io::{BufRead, BufReader, Write};
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::time::Duration;
 
 use corral_client::{Client, CreateMode};
-use fake::Server;
 
-/// What a run left.
-#[derive(Debug, PartialEq, Eq)]
-struct Run {
-    code: i32,
-    out: String,
-    err: String,
-}
-
-fn zkcli(server: &str) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_zkcli"));
-    for variable in ["ZKCLI_OUTPUT", "ZKCLI_TIMEOUT", "ZKCLI_SESSION_TIMEOUT", "ZKCLI_WAIT", "ZKCLI_AUTH", "ZKCLI_LOG"]
-    {
-        command.env_remove(variable);
-    }
-    command.env("ZKCLI_SERVER", server).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    command
-}
-
-fn run_with(mut command: Command, args: &[&str], input: &[u8]) -> Run {
-    let mut child = command.args(args).stdin(Stdio::piped()).spawn().unwrap();
-    child.stdin.take().unwrap().write_all(input).unwrap();
-    let output = child.wait_with_output().unwrap();
-    Run {
-        code: output.status.code().unwrap(),
-        out: String::from_utf8_lossy(&output.stdout).into_owned(),
-        err: String::from_utf8_lossy(&output.stderr).into_owned(),
-    }
-}
-
-/// Runs the shell against a server, beside the runtime that serves it.
-async fn run_input(server: &Server, args: &[&str], input: &[u8]) -> Run {
-    let (command, input) = (zkcli(&server.address), input.to_vec());
-    let args: Vec<String> = args.iter().map(|arg| (*arg).to_owned()).collect();
-    tokio::task::spawn_blocking(move || run_with(command, &args.iter().map(String::as_str).collect::<Vec<_>>(), &input))
-        .await
-        .unwrap()
-}
-
-async fn run(server: &Server, args: &[&str]) -> Run {
-    run_input(server, args, b"").await
-}
-
-fn said(code: i32, out: &str, err: &str) -> Run {
-    Run { code, out: out.to_owned(), err: err.to_owned() }
-}
+use crate::fake::Server;
+use crate::{run, run_input, run_with, said, zkcli};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn verbs_print_as_zookeepers_and_close_their_session() {
@@ -237,4 +190,121 @@ async fn help_needs_no_server() {
     let command = zkcli("127.0.0.1:1");
     let ran = tokio::task::spawn_blocking(move || run_with(command, &["help", "get"], b"")).await.unwrap();
     assert_eq!((ran.code, ran.out.lines().next()), (0, Some("get [-s] [-w] [-b] [-x] path")));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn quotas_are_znodes_as_zookeepers_shell_writes_them() {
+    let server = Server::start().await;
+    for path in ["/zookeeper", "/zookeeper/quota", "/app", "/app/deep"] {
+        server.set(path, "");
+    }
+    assert_eq!(run(&server, &["listquota", "/app"]).await.code, 3);
+    assert_eq!(run(&server, &["setquota", "/app"]).await.code, 2, "no limit");
+    assert_eq!(run(&server, &["setquota", "-n", "5", "/none"]).await.code, 3);
+    assert_eq!(run(&server, &["setquota", "-n", "5", "/"]).await.code, 2);
+    assert_eq!(run(&server, &["setquota", "-n", "5", "-B", "900", "/app"]).await, said(0, "", ""));
+    let limits = "/zookeeper/quota/app/zookeeper_limits";
+    assert_eq!(server.data(limits).unwrap(), "count=5,bytes=-1=;byteHardLimit=900");
+    assert_eq!(run(&server, &["setquota", "-b", "70", "/app"]).await.code, 0);
+    assert_eq!(server.data(limits).unwrap(), "count=5,bytes=70=;byteHardLimit=900", "the others stay");
+    let nested = run(&server, &["setquota", "-n", "5", "/app/deep"]).await;
+    assert_eq!((nested.code, nested.err.as_str()), (1, "/app/deep has a parent /app which has a quota\n"));
+    let listed = run(&server, &["listquota", "/app"]).await;
+    assert_eq!(
+        listed.out,
+        "Output quota for /app count=5,bytes=70=;byteHardLimit=900\nOutput stat for /app count=0,bytes=0\n"
+    );
+    assert_eq!(run(&server, &["delquota", "-B", "/app"]).await.code, 0);
+    assert_eq!(server.data(limits).unwrap(), "count=5,bytes=70");
+    assert_eq!(run(&server, &["delquota", "/app"]).await.code, 0);
+    assert_eq!(server.children("/zookeeper/quota"), Vec::<String>::new());
+    assert_eq!(run(&server, &["delquota", "/app"]).await.code, 3);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn quotas_count_from_the_root_of_the_servers_also_under_a_chroot() {
+    let server = Server::start().await;
+    for path in ["/zookeeper", "/zookeeper/quota", "/app", "/app/x"] {
+        server.set(path, "");
+    }
+    let command = zkcli(&format!("{}/app", server.address));
+    let set =
+        tokio::task::spawn_blocking(move || run_with(command, &["setquota", "-n", "5", "/x"], b"")).await.unwrap();
+    assert_eq!(set, said(0, "", ""));
+    assert!(server.exists("/zookeeper/quota/app/x/zookeeper_limits"));
+    assert_eq!(server.sessions(), 0, "both sessions are closed");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_answer_is_there_in_every_format() {
+    let server = Server::start().await;
+    server.set("/a", "one");
+    server.set("/a/b", "two");
+    for (format, args, out) in [
+        ("raw", &["get", "/a"][..], "one"),
+        ("base64", &["get", "/a"], "b25l\n"),
+        ("hex", &["get", "/a"], "6f6e65\n"),
+        ("raw", &["ls", "/a"], "b\n"),
+        ("yaml", &["ls", "/a"], "---\nchildren:\n  - \"b\"\npath: \"/a\"\n"),
+        ("table", &["ls", "-R", "/a"], "PATH\n/a\n/a/b\n"),
+        ("table", &["du", "/a"], "PATH  BYTES  NODES\n/a    6      2\n/a/b  3      1\n"),
+        ("json", &["du", "-d", "0", "/a"], "{\"bytes\":6,\"nodes\":2,\"path\":\"/a\"}\n"),
+    ] {
+        let args: Vec<&str> = ["-o", format].into_iter().chain(args.iter().copied()).collect();
+        assert_eq!(run(&server, &args).await, said(0, out, ""), "{args:?}");
+    }
+    assert_eq!(run(&server, &["-q", "create", "/quiet"]).await, said(0, "", ""));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_servers_do_not_do_is_refused_with_zookeepers_words() {
+    let server = Server::start().await;
+    let refused = run(&server, &["reconfig", "-remove", "3"]).await;
+    assert_eq!(refused, said(1, "", "KeeperErrorCode = ReconfigDisabled (reconfiguration is disabled)\n"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn deleteall_tells_with_dry_run_and_does_not_ask_scripts() {
+    let server = Server::start().await;
+    server.set("/t", "abc");
+    server.set("/t/x", "de");
+    let told = run(&server, &["deleteall", "--dry-run", "/t"]).await;
+    assert_eq!(told, said(0, "would delete 2 znodes with 5 bytes at and below /t\n", ""));
+    assert!(server.exists("/t/x"));
+    assert_eq!(run_input(&server, &[], b"deleteall /t\n").await, said(0, "", ""));
+    assert!(!server.exists("/t"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_script_has_a_working_path() {
+    let server = Server::start().await;
+    server.set("/a", "1");
+    server.set("/a/b", "2");
+    let script = b"cd a\npwd\nls\nget b\ncd ..\nget a/b\ncd /none\npwd\n";
+    let ran = run_input(&server, &[], script).await;
+    assert_eq!(ran, said(3, "/a\n[b]\n2\n2\n/\n", "Node does not exist: /none\n"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn edit_writes_what_the_editor_left_unless_somebody_was_faster() {
+    let server = Server::start().await;
+    server.set("/a", "one two");
+    let edit = async |editor: &str| {
+        let mut command = zkcli(&server.address);
+        command.env("EDITOR", editor).env_remove("VISUAL");
+        tokio::task::spawn_blocking(move || run_with(command, &["edit", "/a"], b"")).await.unwrap()
+    };
+    assert_eq!(edit("sed -i s/two/three/").await, said(0, "", ""));
+    assert_eq!(server.data("/a").unwrap(), "one three");
+    assert_eq!(edit("true").await, said(0, "", "unchanged; nothing was written\n"));
+    // An editor that ends the last line changes nothing.
+    assert_eq!(edit("echo >>").await, said(0, "", "unchanged; nothing was written\n"));
+    assert_eq!(edit("false").await.code, 1);
+    let faster = format!("{} -s {} set /a faster; echo mine >", env!("CARGO_BIN_EXE_zkcli"), server.address);
+    let late = edit(&faster).await;
+    assert_eq!(late.code, 4, "{late:?}");
+    assert_eq!(server.data("/a").unwrap(), "faster");
+    let kept = late.err.lines().find_map(|line| line.strip_prefix("what you typed is kept in ")).expect("a file");
+    assert_eq!(std::fs::read_to_string(kept).unwrap(), "mine\n");
+    std::fs::remove_file(kept).unwrap();
 }

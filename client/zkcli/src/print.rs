@@ -1,15 +1,19 @@
-//! Answer to text: ZooKeeper's look (wire 10) or JSON, and which exit code a failure gets.
+//! Answer to text: ZooKeeper's look (wire 10), JSON, YAML, a table, or bare data.
 //!
-//! Pure: everything here is a function from values to text. Read first: [`Output`], [`Failure`].
+//! Pure: everything here is a function from values to text. Read first: [`Output`], [`render`]. An answer has one look for
+//! people, [`plain`], and one value for programs, [`documents`]; all other formats are made of the latter.
 
 use std::fmt::Write as _;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use corral_proto::{Acl, ErrorCode, EventKind, Id, Stat, WatchedEvent, perms};
+use corral_proto::{Acl, EventKind, Id, Stat, WatchedEvent, perms};
 use serde_json::{Value, json};
 
 use crate::command::Form;
+use crate::options::Format;
+use crate::status::ServerStatus;
+use crate::table;
 
 /// What a command has to say.
 #[derive(Clone, Debug, PartialEq)]
@@ -45,6 +49,20 @@ pub enum Output {
     Event(WatchedEvent),
     /// `status`
     Status(Vec<ServerStatus>),
+    /// One answer, or one of a stream of them: lines for people, a document for programs.
+    Line {
+        /// With its line end; may be empty.
+        text: String,
+        /// The same as a document.
+        value: Value,
+    },
+    /// Rows that are looked at together.
+    Rows {
+        /// Their heads; what a document calls them is their lower case.
+        columns: &'static [&'static str],
+        /// A cell for each column.
+        rows: Vec<Vec<Value>>,
+    },
 }
 
 /// Text for the two streams.
@@ -107,13 +125,80 @@ pub fn plain(output: &Output, raw: bool) -> Rendered {
             ids.iter().fold("Auth scheme: User\n".to_owned(), |text, id| text + &format!("{}: {}\n", id.scheme, id.id)),
         ),
         Output::Event(event) => Rendered::out(format!("{}\n", event_line(event))),
-        Output::Status(servers) => Rendered::out(status_table(servers)),
+        Output::Status(servers) => Rendered::out(crate::status::table(servers)),
+        Output::Line { text, .. } => Rendered::out(text.clone()),
+        Output::Rows { columns, rows } => {
+            let cells = rows.iter().map(|row| row.iter().map(table::cell).collect()).collect::<Vec<Vec<String>>>();
+            Rendered::out(table::padded(columns, &cells))
+        }
     }
 }
 
-/// One line of JSON. Zxids and session ids are hexadecimal text, as everywhere else in the tools; times are ms since
+/// An answer in a format. With `to_pipe`, plain `get` yields the exact bytes.
+pub fn render(output: &Output, format: Format, to_pipe: bool) -> Rendered {
+    match (format, output) {
+        (Format::Plain, _) => plain(output, to_pipe),
+        (Format::Json, _) => {
+            Rendered::out(documents(output).iter().fold(String::new(), |text, value| text + &format!("{value}\n")))
+        }
+        (Format::Yaml, _) => Rendered::out(
+            documents(output).iter().fold(String::new(), |text, value| text + "---\n" + &table::yaml(value)),
+        ),
+        (Format::Table, _) => Rendered::out(table::table(&documents(output))),
+        (Format::Raw, Output::Data { data, .. }) => {
+            Rendered { out: data.clone().unwrap_or_default(), err: String::new() }
+        }
+        (Format::Base64, Output::Data { data, .. }) => {
+            Rendered::out(STANDARD.encode(data.as_deref().unwrap_or_default()) + "\n")
+        }
+        (Format::Hex, Output::Data { data, .. }) => Rendered::out(hex(data.as_deref().unwrap_or_default()) + "\n"),
+        // Of what holds no data: names and values alone, one a line.
+        (_, Output::Children { children, .. }) => lines(children),
+        (_, Output::Paths(paths)) => lines(paths),
+        (_, Output::Created { path, .. }) => Rendered::out(format!("{path}\n")),
+        _ => plain(output, to_pipe),
+    }
+}
+
+fn lines(items: &[String]) -> Rendered {
+    let mut items = items.to_vec();
+    items.sort();
+    Rendered::out(items.iter().fold(String::new(), |text, item| text + item + "\n"))
+}
+
+/// As one word.
+pub fn base64(bytes: &[u8]) -> String {
+    STANDARD.encode(bytes)
+}
+
+/// Two digits a byte.
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
+/// Data as a document shows it, and how it is encoded.
+pub fn data_json(data: Option<&[u8]>) -> (Value, Value) {
+    match data {
+        None => (Value::Null, Value::Null),
+        Some(bytes) => match std::str::from_utf8(bytes) {
+            Ok(text) => (json!(text), json!("utf8")),
+            Err(_) => (json!(STANDARD.encode(bytes)), json!("base64")),
+        },
+    }
+}
+
+/// An ACL as a document shows it.
+pub fn acl_json(acl: &[Acl]) -> Value {
+    let entry = |a: &Acl| json!({ "scheme": a.id.scheme, "id": a.id.id, "perms": perm_letters(a.perms) });
+    Value::Array(acl.iter().map(entry).collect())
+}
+
+/// The documents of an answer. Zxids and session ids are hexadecimal text, as everywhere else in the tools; times are ms since
 /// the Unix epoch; data that is not UTF-8 is base64, and `encoding` says so.
-pub fn json(output: &Output) -> String {
+pub fn documents(output: &Output) -> Vec<Value> {
     let value = match output {
         Output::Done { path } => json!({ "path": path }),
         Output::Text(text) => json!({ "text": text }),
@@ -128,18 +213,13 @@ pub fn json(output: &Output) -> String {
         }
         // One line a path: a list of a million nodes is a stream.
         Output::Tree { paths } => {
-            return paths.iter().fold(String::new(), |text, path| text + &json!({ "path": path }).to_string() + "\n");
+            return paths.iter().map(|path| json!({ "path": path })).collect();
         }
         Output::Data { path, data, stat, form, .. } => {
-            let (text, encoding) = match data {
-                None => (Value::Null, Value::Null),
-                Some(bytes) => match (std::str::from_utf8(bytes), form) {
-                    (Ok(text), Form::Text) => (json!(text), json!("utf8")),
-                    (_, Form::Hex) => {
-                        (json!(bytes.iter().fold(String::new(), |t, b| t + &format!("{b:02x}"))), json!("hex"))
-                    }
-                    _ => (json!(STANDARD.encode(bytes)), json!("base64")),
-                },
+            let (text, encoding) = match (data, form) {
+                (Some(bytes), Form::Hex) => (json!(hex(bytes)), json!("hex")),
+                (Some(bytes), Form::Base64) => (json!(STANDARD.encode(bytes)), json!("base64")),
+                (data, _) => data_json(data.as_deref()),
             };
             json!({ "path": path, "data": text, "encoding": encoding, "stat": stat_json(stat) })
         }
@@ -152,11 +232,7 @@ pub fn json(output: &Output) -> String {
             value
         }
         Output::Acl { path, acl, stat, .. } => {
-            let acl: Vec<Value> = acl
-                .iter()
-                .map(|a| json!({ "scheme": a.id.scheme, "id": a.id.id, "perms": perm_letters(a.perms) }))
-                .collect();
-            json!({ "path": path, "acl": acl, "stat": stat_json(stat) })
+            json!({ "path": path, "acl": acl_json(acl), "stat": stat_json(stat) })
         }
         Output::Paths(paths) => {
             let mut paths = paths.clone();
@@ -174,8 +250,14 @@ pub fn json(output: &Output) -> String {
             "zxid": event.zxid.map(|zxid| zxid.to_string()),
         }),
         Output::Status(servers) => Value::Array(servers.iter().map(ServerStatus::json).collect()),
+        Output::Line { value, .. } => value.clone(),
+        Output::Rows { columns, rows } => {
+            let names: Vec<String> = columns.iter().map(|name| name.to_lowercase()).collect();
+            let document = |row: &Vec<Value>| Value::Object(names.iter().cloned().zip(row.iter().cloned()).collect());
+            return rows.iter().map(document).collect();
+        }
     };
-    format!("{value}\n")
+    vec![value]
 }
 
 /// The lines of a stat, in ZooKeeper's order.
@@ -197,7 +279,8 @@ pub fn stat_block(stat: &Stat) -> String {
     )
 }
 
-fn stat_json(stat: &Stat) -> Value {
+/// A stat as a document shows it.
+pub fn stat_json(stat: &Stat) -> Value {
     json!({
         "czxid": format!("{:#x}", stat.czxid),
         "mzxid": format!("{:#x}", stat.mzxid),
@@ -317,212 +400,6 @@ fn hex_dump(bytes: &[u8]) -> String {
     text + &rule
 }
 
-/// Why a command failed, by class: each has its exit code.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Failure {
-    /// The server refused it.
-    Refused {
-        /// Its reason.
-        code: ErrorCode,
-        /// What was asked for; empty if the command has no path.
-        path: String,
-    },
-    /// The command line is wrong.
-    Usage(String),
-    /// There is no such verb.
-    UnknownCommand(String),
-    /// `--timeout` passed.
-    Timeout(String),
-    /// There is no connection, or the session is gone.
-    Connection(String),
-    /// Anything else.
-    Other(String),
-    /// Ctrl-C.
-    Cancelled,
-    /// Who read our output has gone, as `head` does; nothing is said.
-    OutputClosed,
-}
-
-impl Failure {
-    /// 1 failed, 2 wrong usage, 3 no node, 4 bad version, 5 not permitted, 6 timeout, 7 not empty, 8 no connection,
-    /// 127 unknown command, 130 cancelled, 141 output closed.
-    pub fn exit_code(&self) -> u8 {
-        match self {
-            Failure::Refused { code, .. } => match code {
-                ErrorCode::NoNode => 3,
-                ErrorCode::BadVersion => 4,
-                ErrorCode::NoAuth | ErrorCode::AuthFailed | ErrorCode::SessionClosedRequireSaslAuth => 5,
-                ErrorCode::OperationTimeout | ErrorCode::RequestTimeout => 6,
-                ErrorCode::NotEmpty => 7,
-                ErrorCode::ConnectionLoss
-                | ErrorCode::SessionExpired
-                | ErrorCode::SessionMoved
-                | ErrorCode::UnknownSession
-                | ErrorCode::Closing => 8,
-                _ => 1,
-            },
-            Failure::Usage(_) => 2,
-            Failure::UnknownCommand(_) => 127,
-            Failure::Timeout(_) => 6,
-            Failure::Connection(_) => 8,
-            Failure::Other(_) => 1,
-            Failure::Cancelled => 130,
-            Failure::OutputClosed => 141,
-        }
-    }
-
-    /// What standard error shows, without line end.
-    pub fn text(&self) -> String {
-        match self {
-            Failure::Refused { code, path } => refusal(*code, path),
-            Failure::Usage(text)
-            | Failure::UnknownCommand(text)
-            | Failure::Timeout(text)
-            | Failure::Connection(text)
-            | Failure::Other(text) => text.clone(),
-            Failure::Cancelled => "cancelled".to_owned(),
-            Failure::OutputClosed => "standard output is closed".to_owned(),
-        }
-    }
-
-    /// The same as one line of JSON, with line end.
-    pub fn json(&self) -> String {
-        let mut error = json!({ "message": self.text(), "exit": self.exit_code() });
-        if let Failure::Refused { code, path } = self {
-            error["code"] = json!(code.code());
-            error["name"] = json!(format!("{code:?}"));
-            if !path.is_empty() {
-                error["path"] = json!(path);
-            }
-        }
-        format!("{}\n", json!({ "error": error }))
-    }
-}
-
-/// ZooKeeper's sentence for a refusal.
-fn refusal(code: ErrorCode, path: &str) -> String {
-    let sentence = match code {
-        ErrorCode::NoNode => "Node does not exist: ",
-        ErrorCode::NodeExists => "Node already exists: ",
-        ErrorCode::NotEmpty => "Node not empty: ",
-        ErrorCode::NoChildrenForEphemerals => "Ephemerals cannot have children: ",
-        ErrorCode::NoAuth => "Insufficient permission : ",
-        ErrorCode::BadVersion => "version No is not valid : ",
-        ErrorCode::InvalidAcl => "Acl is not valid : ",
-        ErrorCode::BadArguments => "Arguments are not valid : ",
-        ErrorCode::QuotaExceeded => "Quota has exceeded : ",
-        ErrorCode::NotReadOnly => "Not a read-only call: ",
-        other => {
-            let name = match other {
-                ErrorCode::SessionExpired => "Session expired".to_owned(),
-                ErrorCode::SessionMoved => "Session moved".to_owned(),
-                other => format!("{other:?}"),
-            };
-            let of = if path.is_empty() { String::new() } else { format!(" for {path}") };
-            return format!("KeeperErrorCode = {name}{of} ({})", other.describe());
-        }
-    };
-    format!("{sentence}{path}")
-}
-
-/// What one server answered to `srvr`.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct ServerStatus {
-    /// `host:port` as in the connect string.
-    pub host: String,
-    /// `leader`, `follower`, `observer`, `standalone`, `read-only`; `None`: it does not serve.
-    pub mode: Option<String>,
-    /// Last zxid it applied, as it prints it.
-    pub zxid: Option<String>,
-    /// Open client connections.
-    pub connections: Option<u64>,
-    /// Znodes.
-    pub nodes: Option<u64>,
-    /// Why it does not serve.
-    pub reason: Option<String>,
-}
-
-impl ServerStatus {
-    /// Reads the answer of `srvr`; anything that names no mode is taken as the reason for not serving.
-    pub fn from_srvr(host: &str, answer: &str) -> ServerStatus {
-        let field = |name: &str| {
-            answer
-                .lines()
-                .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))
-                .map(|text| text.trim().to_owned())
-        };
-        let mode = field("Mode");
-        let reason = match &mode {
-            Some(_) => None,
-            None if answer.trim().is_empty() => Some("it closed the connection without an answer".to_owned()),
-            None => Some(answer.trim().lines().map(str::trim).collect::<Vec<_>>().join("; ")),
-        };
-        ServerStatus {
-            host: host.to_owned(),
-            zxid: field("Zxid"),
-            connections: field("Connections").and_then(|text| text.parse().ok()),
-            nodes: field("Node count").and_then(|text| text.parse().ok()),
-            mode,
-            reason,
-        }
-    }
-
-    /// A server that gave no answer.
-    pub fn silent(host: &str, reason: impl Into<String>) -> ServerStatus {
-        ServerStatus { host: host.to_owned(), reason: Some(reason.into()), ..ServerStatus::default() }
-    }
-
-    fn json(&self) -> Value {
-        json!({
-            "host": self.host,
-            "mode": self.mode,
-            "zxid": self.zxid,
-            "connections": self.connections,
-            "nodes": self.nodes,
-            "reason": self.reason,
-        })
-    }
-}
-
-/// Columns padded with blanks, no frame: it can be cut with awk.
-fn status_table(servers: &[ServerStatus]) -> String {
-    let header = ["HOST", "MODE", "ZXID", "CONNECTIONS", "NODES"].map(str::to_owned);
-    let rows: Vec<[String; 5]> = servers
-        .iter()
-        .map(|s| {
-            let number = |n: Option<u64>| n.map_or("-".to_owned(), |n| n.to_string());
-            [
-                s.host.clone(),
-                s.mode.clone().unwrap_or_else(|| "-".to_owned()),
-                s.zxid.clone().unwrap_or_else(|| "-".to_owned()),
-                number(s.connections),
-                number(s.nodes),
-            ]
-        })
-        .collect();
-    let mut widths = header.clone().map(|cell| cell.len());
-    for row in &rows {
-        for (width, cell) in widths.iter_mut().zip(row) {
-            *width = (*width).max(cell.chars().count());
-        }
-    }
-    let line = |cells: &[String; 5], tail: &str| {
-        let mut text = String::new();
-        for (cell, width) in cells.iter().zip(widths) {
-            let _ = write!(text, "{cell:<width$}  ");
-        }
-        (text + tail).trim_end().to_owned() + "\n"
-    };
-    let mut text = line(&header, "");
-    for (row, server) in rows.iter().zip(servers) {
-        text += &match &server.reason {
-            None => line(row, ""),
-            Some(reason) => line(row, &format!("not serving: {reason}")),
-        };
-    }
-    text
-}
-
 #[cfg(test)]
 mod tests {
     use corral_proto::Zxid;
@@ -531,6 +408,10 @@ mod tests {
 
     fn text(output: &Output) -> String {
         String::from_utf8(plain(output, false).out).expect("plain text")
+    }
+
+    fn json(output: &Output) -> String {
+        String::from_utf8(render(output, Format::Json, true).out).expect("text")
     }
 
     fn stat() -> Stat {
@@ -654,50 +535,17 @@ mod tests {
     }
 
     #[test]
-    fn failures_have_zookeepers_text_and_an_exit_code_by_class() {
-        let refused = |code| Failure::Refused { code, path: "/p".into() };
-        for (code, sentence, exit) in [
-            (ErrorCode::NoNode, "Node does not exist: /p", 3),
-            (ErrorCode::BadVersion, "version No is not valid : /p", 4),
-            (ErrorCode::NoAuth, "Insufficient permission : /p", 5),
-            (ErrorCode::NotEmpty, "Node not empty: /p", 7),
-            (ErrorCode::NodeExists, "Node already exists: /p", 1),
-            (ErrorCode::NoChildrenForEphemerals, "Ephemerals cannot have children: /p", 1),
-            (ErrorCode::InvalidAcl, "Acl is not valid : /p", 1),
-        ] {
-            assert_eq!((refused(code).text().as_str(), refused(code).exit_code()), (sentence, exit));
-        }
-        assert!(refused(ErrorCode::SessionExpired).text().starts_with("KeeperErrorCode = Session expired for /p"));
-        assert_eq!(refused(ErrorCode::ConnectionLoss).exit_code(), 8);
-        assert_eq!(refused(ErrorCode::RequestTimeout).exit_code(), 6);
-        assert_eq!(Failure::Usage(String::new()).exit_code(), 2);
-        assert_eq!(Failure::UnknownCommand(String::new()).exit_code(), 127);
-        let value: Value = serde_json::from_str(&refused(ErrorCode::NoNode).json()).expect("valid JSON");
-        assert_eq!((&value["error"]["code"], &value["error"]["name"]), (&json!(-101), &json!("NoNode")));
-    }
-
-    #[test]
-    fn status_shows_who_serves_and_why_others_do_not() {
-        let serving = ServerStatus::from_srvr(
-            "a:2181",
-            "Zookeeper version: 3.9.2-x, built on 2024-02-12 20:59 UTC\nLatency min/avg/max: 0/0.3/12\nReceived: 85\n\
-             Sent: 91\nConnections: 2\nOutstanding: 0\nZxid: 0x36\nMode: leader\nNode count: 29\n",
-        );
-        assert_eq!(serving.mode.as_deref(), Some("leader"));
-        assert_eq!((serving.connections, serving.nodes, serving.reason.as_deref()), (Some(2), Some(29), None));
-        let waiting = ServerStatus::from_srvr("b:2181", "This ZooKeeper instance is not currently serving requests\n");
-        assert_eq!(waiting.reason.as_deref(), Some("This ZooKeeper instance is not currently serving requests"));
-        let table = status_table(&[serving, waiting, ServerStatus::silent("c:2181", "connection refused")]);
-        assert_eq!(
-            table,
-            "HOST    MODE    ZXID  CONNECTIONS  NODES\n\
-             a:2181  leader  0x36  2            29\n\
-             b:2181  -       -     -            -      not serving: This ZooKeeper instance is not currently serving requests\n\
-             c:2181  -       -     -            -      not serving: connection refused\n"
-        );
-        assert_eq!(
-            ServerStatus::from_srvr("d:1", "").reason.as_deref(),
-            Some("it closed the connection without an answer")
-        );
+    fn one_answer_has_every_format() {
+        let get = data(Some(&[0, 10, 255]), false, Form::Text);
+        let shown = |output: &Output, format| render(output, format, false).out;
+        assert_eq!(shown(&get, Format::Raw), [0, 10, 255]);
+        assert_eq!(shown(&get, Format::Base64), b"AAr/\n");
+        assert_eq!(shown(&get, Format::Hex), b"000aff\n");
+        assert!(shown(&get, Format::Yaml).starts_with(b"---\ndata: \"AAr/\"\n"));
+        let rows = Output::Rows { columns: &["PATH", "BYTES"], rows: vec![vec![json!("/a"), json!(7)]] };
+        assert_eq!(shown(&rows, Format::Json), b"{\"bytes\":7,\"path\":\"/a\"}\n");
+        assert_eq!(shown(&rows, Format::Plain), b"PATH  BYTES\n/a    7\n");
+        let children = Output::Children { path: "/".into(), children: vec!["b".into(), "a".into()], stat: None };
+        assert_eq!(shown(&children, Format::Raw), b"a\nb\n");
     }
 }
