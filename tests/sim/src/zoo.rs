@@ -156,7 +156,9 @@ pub fn found_by(switch: Switch) -> &'static [&'static str] {
         TrimBeyondPersisted | TruncateToWatermark => &["I14 truncation safety"],
         CutAtFirstBadChecksum => &["damage is noticed"],
         FsyncTriedAgain => &["an error of the disk ends the process", "recovery is exact"],
-        FolderNotSynced | PromiseNotCarried | TailNotRewritten => &["recovery is exact"],
+        FolderNotSynced | TailNotRewritten => &["recovery is exact"],
+        // The log looks at what it keeps before it lets go of the rest.
+        PromiseNotCarried => &["recovery is exact", "the log does not fail by itself"],
         WatchArmedLate | EventAfterReply | WatchFiresTwice | SetWatchesMisses => &["I25 watches"],
         // What is not published is read by nobody, however long it waits.
         ReplyBeforePublish => &["I23 session order", "I28 liveness"],

@@ -306,6 +306,19 @@ pub fn set_aside_folders(device: &dyn LogDevice) -> DeviceResult<Vec<String>> {
     Ok(list_or_empty(device, "")?.into_iter().filter(|name| name.starts_with(DAMAGED_PREFIX)).collect())
 }
 
+/// Makes durable what a start that died had moved into `damaged-N/`. Whoever starts next finds it moved, and has nothing more
+/// to move; and yet a power cut could put it back among what is made since, or take that away with it.
+///
+/// # Errors
+/// Any of the device.
+pub fn settle_set_aside(device: &dyn LogDevice) -> DeviceResult<()> {
+    let folders = set_aside_folders(device)?;
+    for folder in &folders {
+        device.sync_dir(folder)?;
+    }
+    if folders.is_empty() { Ok(()) } else { device.sync_dir("") }
+}
+
 /// A new folder for things set aside.
 ///
 /// # Errors

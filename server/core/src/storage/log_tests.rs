@@ -1061,6 +1061,31 @@ fn store_found_damaged_while_the_server_ran_is_set_aside_at_the_next_start() {
     panic!("recovery takes fewer operations");
 }
 
+/// A process that dies leaves renames behind that no power cut has judged yet.
+#[test]
+fn what_a_start_that_died_set_aside_is_settled_before_anything_new_is_made() {
+    let (whole, whole_store, _) = member();
+    for step in 0..50 {
+        let (device, mut store) = (whole.fork(), whole_store.clone());
+        device.create(STORE_DAMAGED).unwrap().sync().unwrap();
+        device.sync_dir("").unwrap();
+        device.fail_after(step, Fault::Failure);
+        let done = start(&device, &mut store).is_ok();
+        start(&device, &mut store).unwrap();
+        for kept in [true, false] {
+            let (device, mut store) = (device.fork(), store.clone());
+            let device = device.after_power_cut(SECTOR, &mut |_| if kept { Fate::Kept } else { Fate::Lost });
+            let again = start(&device, &mut store).unwrap();
+            assert_eq!(again.notes, Vec::<String>::new(), "step {step}, kept {kept}");
+        }
+        if done {
+            assert!(step > 10);
+            return;
+        }
+    }
+    panic!("recovery takes fewer operations");
+}
+
 #[test]
 fn accepting_data_loss_keeps_the_log_under_a_new_cluster() {
     let (device, mut store, made) = member();

@@ -13,7 +13,7 @@ use corral_proto::ServerId;
 
 use super::folder::{
     Condemned, Current, FolderError, Found, IdentityRecord, InstallIntent, LOG_DIR, STORE_DAMAGED, remove_leftovers,
-    set_aside, state_folders,
+    set_aside, settle_set_aside, state_folders,
 };
 use super::frame::remove_if_there;
 use super::log_device::{DeviceError, DeviceResult, LogDevice, contains, list_or_empty};
@@ -147,6 +147,7 @@ pub fn recover(
     store: &mut dyn StoreOpener,
 ) -> Result<Recovery, RecoverError> {
     let mut notes = Vec::new();
+    settle_set_aside(device.as_ref())?;
     let mut record = start_identity(device.as_ref(), options, &mut notes)?;
     if record.condemned != Condemned::Nothing {
         let why = "files of the data folder were condemned".to_owned();
