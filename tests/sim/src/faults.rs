@@ -690,7 +690,7 @@ impl World {
                     });
                 }
                 // Nobody can tell it from a torn write. That is within the model only if nothing depends on it.
-                !voter || promise_kept && self.others_hold(id, end) && self.may_lose(id)
+                promise_kept && (!voter || self.others_hold(id, end) && self.may_lose(id))
             }
         };
         if !allowed {

@@ -461,10 +461,7 @@ impl World {
                 Ok(())
             }
             Event::Flush(at) => self.flush(at),
-            Event::Fetched(at, request, leader, snapshot) => {
-                self.fetched(at, request, leader, snapshot);
-                Ok(())
-            }
+            Event::Fetched(at, request, leader, snapshot) => self.fetched(at, request, leader, snapshot),
             Event::Dial(a, b) => self.dial(a, b),
             Event::StreamUp(stream, side) => {
                 self.stream_up(stream, side);
@@ -1203,7 +1200,7 @@ impl World {
         Ok(())
     }
 
-    fn fetched(&mut self, at: ProcessRef, request: u64, leader: ServerId, snapshot: SnapshotMeta) {
+    fn fetched(&mut self, at: ProcessRef, request: u64, leader: ServerId, snapshot: SnapshotMeta) -> Check {
         let reachable = !self.network.is_blocked(leader, at.server) && !self.network.is_blocked(at.server, leader);
         let lucky = !self.rng.chance(50);
         let view = self.servers[&leader]
@@ -1214,10 +1211,14 @@ impl World {
             .map(|(_, view)| view.clone());
         let server = self.servers.get_mut(&at.server).expect("servers are fixed");
         let ok = view.is_some_and(|view| server.disk.receive(view));
+        if !ok && (server.disk.is_off() || server.disk.struck().is_some()) {
+            return self.disk_failed(at, "the snapshot cannot be stored");
+        }
         if !ok {
             self.trace.reached("snapshot transfer failed");
         }
         self.push_input(at, MemberInput::Zab(Input::SnapshotFetched { request, ok }));
+        Ok(())
     }
 
     fn open_snapshot(&mut self, at: ProcessRef, snapshot: SnapshotMeta) -> Check {
