@@ -86,6 +86,8 @@ fn a_follower_of_the_feed_has_the_tree_at_every_bookmark_through_an_hour_of_chao
     options.load.paths = 12;
     options.load.session_timeout_ms = 6_000;
     options.load.cut_ms = 15_000;
+    // All of them write.
+    (options.load.readers_per_mille, options.load.told_per_mille) = (0, 0);
     options.load.silence_ms = 120_000;
     let report = simulate_with(options, Verbosity::Tail);
     assert!(report.violation.is_none(), "{}", report.explain());

@@ -433,7 +433,7 @@ mod tests {
         let asked = ask(&list(1, Some((false, true)))).unwrap();
         let op = op::List { path: "/a".into(), ephemerals: Some(false), with_stat: false, with_data: true };
         assert_eq!((asked.form, asked.request), (of(Form::Listing), read(ReadOp::List(op), true)));
-        assert_eq!(refused(ask(&list(3, None))), (Form::Header, ErrorCode::MarshallingError));
+        assert_eq!(refused(ask(&list(3, None))), (of(Form::Header), ErrorCode::MarshallingError));
         let remove = Request::RemoveRecursive { path: "/a".into(), limit: u32::MAX };
         let op = WriteOp::RemoveRecursive { path: "/a".into(), limit: u32::MAX };
         assert_eq!(ask(&remove).unwrap(), Asked { xid: 5, opcode: 503, form: of(Form::Header), request: write(op) });
