@@ -399,7 +399,9 @@ async fn srvr_is_answered_whatever_the_whitelist_says() {
     for list in ["ruok", ""] {
         let folder = tempfile::tempdir().unwrap();
         let server = start(&alone_with(folder.path(), &format!("4lw.commands.whitelist={list}\n"))).await;
-        assert!(word(server.client_addr(), "srvr").await.contains("\nMode: standalone\n"), "{list:?}");
+        let address = server.client_addr();
+        let serves = async || word(address, "srvr").await.contains("\nMode: standalone\n").then_some(());
+        eventually("srvr is answered", serves).await;
         assert!(word(server.client_addr(), "mntr").await.contains("not in the whitelist"), "{list:?}");
         server.stop().await;
     }

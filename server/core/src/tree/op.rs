@@ -195,6 +195,8 @@ pub enum ReadOp {
     },
     /// ClickHouse Keeper's lists.
     List(List),
+    /// One of ClickHouse Keeper's requests whose body makes no sense: who does not know these does not read it.
+    Unreadable,
     /// [`MultiOp::CheckNotExists`] alone.
     CheckNotExists {
         /// Which.

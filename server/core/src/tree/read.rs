@@ -56,9 +56,10 @@ pub fn read(view: &impl TreeView, op: &ReadOp, session: SessionId, ids: &[Id]) -
         ReadOp::Subtree { path, depth, after, newer_than } => {
             subtree::page(view, rooted(path), *depth, after, *newer_than, ids)
         }
-        ReadOp::List(_) | ReadOp::CheckNotExists { .. } if !has_keeper_extensions(view) => {
+        ReadOp::List(_) | ReadOp::CheckNotExists { .. } | ReadOp::Unreadable if !has_keeper_extensions(view) => {
             Err(ErrorCode::Unimplemented)
         }
+        ReadOp::Unreadable => Err(ErrorCode::MarshallingError),
         ReadOp::List(op) => keeper::list(view, op, ids),
         ReadOp::CheckNotExists { path, version } => {
             check_not_exists(view, path, *version, ids)?;

@@ -204,6 +204,7 @@ pub fn opcode_of(request: &ClientRequest) -> i32 {
             ReadOp::CountDescendants { .. } => opcode::GET_ALL_CHILDREN_NUMBER,
             ReadOp::List(_) => opcode::FILTERED_LIST,
             ReadOp::CheckNotExists { .. } => opcode::CHECK_NOT_EXISTS,
+            ReadOp::Unreadable => opcode::NOTIFICATION,
             // The nearest that ZooKeeper knows.
             ReadOp::Subtree { .. } => opcode::MULTI_READ,
         },

@@ -132,7 +132,7 @@ pub fn decode(frame: Bytes) -> Result<Asked, HangUp> {
             (Form::MultiReadRefused, ClientRequest::Refuse(ErrorCode::MarshallingError))
         }
         // To a server without the extensions it is unknown, whatever its body.
-        Err(_) if opcode::is_extension(opcode) => (extension(Form::Header), undecodable().1),
+        Err(_) if opcode::is_extension(opcode) => (extension(Form::Header), read(ReadOp::Unreadable, false)),
         Err(_) => undecodable(),
     };
     Ok(Asked { xid, opcode, form, request })
@@ -218,7 +218,7 @@ fn translate(request: Request) -> Result<(Form, ClientRequest), HangUp> {
             let watch = list.watch;
             match list_op(list) {
                 Some(op) => (form, read(ReadOp::List(op), watch)),
-                None => (extension(Form::Header), undecodable().1),
+                None => (extension(Form::Header), read(ReadOp::Unreadable, false)),
             }
         }
         Request::CheckNotExists { path, version } => {
@@ -433,7 +433,8 @@ mod tests {
         let asked = ask(&list(1, Some((false, true)))).unwrap();
         let op = op::List { path: "/a".into(), ephemerals: Some(false), with_stat: false, with_data: true };
         assert_eq!((asked.form, asked.request), (of(Form::Listing), read(ReadOp::List(op), true)));
-        assert_eq!(refused(ask(&list(3, None))), (of(Form::Header), ErrorCode::MarshallingError));
+        let asked = ask(&list(3, None)).unwrap();
+        assert_eq!((asked.form, asked.request), (of(Form::Header), read(ReadOp::Unreadable, false)));
         let remove = Request::RemoveRecursive { path: "/a".into(), limit: u32::MAX };
         let op = WriteOp::RemoveRecursive { path: "/a".into(), limit: u32::MAX };
         assert_eq!(ask(&remove).unwrap(), Asked { xid: 5, opcode: 503, form: of(Form::Header), request: write(op) });
