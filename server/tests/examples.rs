@@ -27,7 +27,7 @@ fn program(example: &str) -> PathBuf {
     let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("../recipes/examples");
     let time = |file: &Path| std::fs::metadata(file).and_then(|found| found.modified()).ok();
     let source = time(&sources.join(format!("{example}.rs"))).max(time(&sources.join("common/mod.rs")));
-    // `cargo test` builds examples; a single test program (`--test examples`) does not.
+    // `cargo test` builds them with their own tests only; `.ci/run` builds the programs before.
     assert!(time(&program) > source, "{} is missing or old: cargo build --workspace --examples", program.display());
     program
 }

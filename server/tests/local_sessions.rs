@@ -33,9 +33,13 @@ fn session(client: &Client, timeout_ms: i32) -> ConnectRequest {
 
 /// A figure of `mntr`.
 async fn figure(server: &ServerHandle, name: &str) -> i64 {
-    let text = word(server.client_addr(), "mntr").await;
-    let line = text.lines().find_map(|line| line.strip_prefix(&format!("zk_{name}\t")));
-    line.unwrap_or_else(|| panic!("no {name} in {text}")).parse().unwrap()
+    let key = format!("zk_{name}\t");
+    // While it has no leader, a server has no figures.
+    eventually("a figure of mntr", async || {
+        let text = word(server.client_addr(), "mntr").await;
+        text.lines().find_map(|line| line.strip_prefix(&key)?.parse().ok())
+    })
+    .await
 }
 
 async fn sessions(server: &ServerHandle) -> (i64, i64) {
@@ -394,6 +398,9 @@ async fn local_sessions_end_with_what_they_wrote_when_their_server_fetches_a_sna
     for n in 0..100 {
         writer.create(&format!("/load/{n}"), &value).await.unwrap().unwrap();
     }
+    let leader = ensemble.leader().await;
+    let alone = |e: &Ensemble| e.mntr(leader, "zk_synced_followers").as_deref() == Some("1");
+    ensemble.until("the leader goes on without it", alone).await;
     // It lies in the socket when the server wakes up, cut off from a leader who went on without it.
     let ghost = tokio::spawn(async move { client.create("/ghost", "").await });
     ensemble.signal(victim, rustix::process::Signal::CONT);

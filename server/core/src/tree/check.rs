@@ -12,7 +12,7 @@ use corral_proto::{SessionId, path};
 use super::entry::Settings;
 use super::execute::{RESULT_BYTES_MAX, RESULTS_MAX};
 use super::record::{CarrierRow, Meta, NodeRec, Owner, SessionRow, Stored, decode_result};
-use super::{Cf, TreeView, acl, key, quota};
+use super::{Cf, TreeView, acl, feed, key, quota};
 
 /// After every key: they begin with a slash, NUL, or a letter.
 const END: &[u8] = &[0xff];
@@ -93,6 +93,7 @@ pub fn check<R: Rows>(
         check.say("the index of containers and TTL znodes", what);
     }
     check.meta(&counted)?;
+    check.feed()?;
     Ok(counted)
 }
 
@@ -263,6 +264,17 @@ impl<R: Rows> Check<'_, R> {
             self.say("data beside the records", format!("{external} znodes have some, and there are {rows} rows"));
         }
         Ok(())
+    }
+
+    /// The change feed is each server's own: what is in it need not fit the tree, but every row must be readable.
+    fn feed(&mut self) -> Result<(), R::Error> {
+        self.rows.get(Cf::Feed, feed::BOUNDS)?;
+        self.each(Cf::Feed, &[], feed::BOUNDS, &mut |check, key, value| {
+            if !feed::is_record(value) {
+                check.say(format!("the change feed, row {key:02x?}"), "it cannot be read");
+            }
+            Ok(())
+        })
     }
 
     fn aux(&mut self, acls: &BTreeSet<u32>) -> Result<Indexes, R::Error> {

@@ -16,7 +16,7 @@ use super::record::{Meta, Reader, VERSION};
 use super::{Cf, Change, TreeView, read};
 
 /// Key of the row with the floor and the size: after every record.
-const BOUNDS: &[u8] = &[0xff; 9];
+pub(super) const BOUNDS: &[u8] = &[0xff; 9];
 
 /// Records that one batch removes at most: what is left goes with the next.
 const TRIM_MAX: usize = 64;
@@ -200,6 +200,11 @@ fn bounds_row(view: &impl TreeView) -> Option<(Zxid, u64)> {
     let mut from = Reader::versioned(&value)?;
     let row = (Zxid(from.u64()?), from.u64()?);
     from.end(row)
+}
+
+/// Whether a row is a record of changes.
+pub(super) fn is_record(value: &[u8]) -> bool {
+    decode(value).is_some()
 }
 
 fn key_of(zxid: Zxid) -> Bytes {
