@@ -152,6 +152,9 @@ impl ApplyLoop {
         self.unflushed.entries += batch.len() as u64;
         self.unflushed.bytes += batch.iter().map(|entry| entry.weight() as u64).sum::<u64>();
         let applied = self.apply.apply(batch);
+        if self.node.is_serving() {
+            self.node.stats.propagated(batch, self.node.clock.now().wall_ms);
+        }
         batch.clear();
         let zxid = applied.zxid;
         // As ZooKeeper counts it: where the session is tracked.
@@ -161,7 +164,7 @@ impl ApplyLoop {
         } else {
             0
         };
-        self.node.stats.applied(applied.persisted, expired, &applied.digests);
+        self.node.stats.applied(&applied, expired);
         // While all is well the core does not need to know at once: at the latest its next tick finds out.
         if applied.sessions.is_empty()
             && self.node.is_serving()

@@ -305,8 +305,7 @@ impl CoreLoop {
                 Output::Log { seq, op } => {
                     // What is appended and executed without a relation is history, not traffic.
                     if let (LogOp::Append(entries), Some(_)) = (&op, self.relation) {
-                        let sizes = entries.iter().map(|entry| entry.payload.len());
-                        self.node.stats.appended(self.leads(), sizes);
+                        self.node.stats.appended(self.leads(), entries, now.wall_ms);
                     }
                     self.turn.log.push(LogCommand::Write { seq, op });
                 }
@@ -323,7 +322,7 @@ impl CoreLoop {
                 }
                 Output::Apply(entries) => {
                     if self.relation.is_some() {
-                        self.node.stats.committed(self.leads(), entries.len());
+                        self.node.stats.committed(self.leads(), &entries, now.wall_ms);
                     }
                     self.turn.apply.push(ApplyCommand::Entries(entries));
                 }

@@ -89,6 +89,7 @@ fn report(
     };
     // Not in the literal below: a lock that is taken there is held to its end, while others are taken.
     let local_sessions = node.shared.local.lock().len() as u64;
+    let (reads, writes) = node.shared.usage.report();
     let mut report = ServerReport {
         version: VERSION.to_owned(),
         mode,
@@ -100,6 +101,8 @@ fn report(
         sessions: meta.sessions,
         local_sessions,
         watch_count: node.shared.watch_count() as u64,
+        reads: reads.into_iter().collect(),
+        writes: writes.into_iter().collect(),
         proposal_sizes: (mode == ServerMode::Leader).then(|| node.stats.proposal_sizes()),
         unix_ms: wall_ms,
         uptime_ms: now.mono_ms,

@@ -11,13 +11,14 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use corral_proto::{ErrorCode, ServerId, SessionId, WatchedEvent, Zxid};
+use corral_proto::{ErrorCode, EventKind, ServerId, SessionId, WatchedEvent, Zxid};
 use parking_lot::{Mutex, RwLock};
 
 use crate::session::feed::Told;
 use crate::session::lane::{Handshake, Lane, Published, Stuck};
 use crate::session::local::LocalSessions;
 use crate::session::outbox::Key;
+use crate::session::usage::{Tally, Usage};
 use crate::session::{CloseReason, SharedEvent};
 use crate::tree::entry::{Carrier, Command, Outcome, SessionEvent, TreeEvent, Txn, Verdict};
 use crate::tree::feed::{Feed, FeedBounds, FeedEntry};
@@ -121,6 +122,8 @@ pub struct Shared<V> {
     watches: Mutex<Watches>,
     /// The connections.
     pub lanes: Lanes,
+    /// What is read and written where.
+    pub usage: Arc<Usage>,
     /// Sessions that this server alone knows. Nothing else is locked under it.
     pub local: Mutex<LocalSessions>,
 }
@@ -217,6 +220,8 @@ pub struct Applied {
     pub digests: Vec<(Zxid, u64)>,
     /// Places of local sessions' writes that were refused.
     pub void_carriers: Vec<Carrier>,
+    /// How many connections watched for each event that any watched for.
+    pub told: Vec<(EventKind, usize)>,
 }
 
 /// The apply room of one server.
@@ -242,8 +247,10 @@ impl<S: TreeStore> Apply<S> {
         let meta = meta_of(&view);
         let feed_bounds = FeedBounds::default();
         let feed = Feed::open(&view, feed_bounds);
-        let published = Arc::new(Published { view, zxid: meta.applied });
+        let usage = Arc::new(Usage::default());
+        let published = Arc::new(Published { view, zxid: meta.applied, usage: usage.clone() });
         let shared = Arc::new(Shared {
+            usage,
             published: RwLock::new(published),
             meta: RwLock::new(meta.clone()),
             watches: Mutex::default(),
@@ -326,6 +333,7 @@ impl<S: TreeStore> Apply<S> {
         let base = shared.published();
         let mut overlay = Overlay::new(&base.view);
         let mut happened: Vec<FeedEntry> = Vec::new();
+        let mut written = Tally::default();
         let mut watches = shared.watches.lock();
         for entry in entries {
             assert!(entry.zxid > self.meta.applied, "entries are executed once and in order");
@@ -338,7 +346,7 @@ impl<S: TreeStore> Apply<S> {
                 if zoo::broken(Switch::WatchArmedLate) {
                     lane.advance(|| base.clone(), Some(&mut watches.table));
                 }
-                lane.flush(&overlay, self.meta.applied, &mut watches.table, &happened);
+                lane.flush(&overlay, self.meta.applied, &mut watches.table, &happened, &shared.usage);
                 woken.insert(lane.id, lane.clone());
             }
             let mut outcome = self.execute(&overlay, entry, txn.as_ref());
@@ -347,7 +355,7 @@ impl<S: TreeStore> Apply<S> {
             assert_eq!(self.meta.applied, entry.zxid, "every entry advances the meta row");
             let late = zoo::broken(Switch::EventAfterReply);
             if !late {
-                self.fire(&outcome, entry.zxid, &overlay, &mut watches, &mut woken);
+                self.fire(&outcome, entry.zxid, &overlay, &mut watches, &mut woken, &mut applied.told);
             }
             if let Some(txn) = &txn {
                 self.answer(txn, &outcome, entry.zxid, &overlay, &mut watches, &mut woken);
@@ -359,16 +367,18 @@ impl<S: TreeStore> Apply<S> {
                 }
             }
             if late {
-                self.fire(&outcome, entry.zxid, &overlay, &mut watches, &mut woken);
+                self.fire(&outcome, entry.zxid, &overlay, &mut watches, &mut woken, &mut applied.told);
             }
             if entry.zxid.counter() % DIGEST_INTERVAL == 0 {
                 applied.digests.push((entry.zxid, self.meta.digest));
             }
             applied.sessions.extend(outcome.sessions);
             if !outcome.events.is_empty() {
+                written.written(&shared.usage, &outcome.events);
                 happened.push(FeedEntry { zxid: entry.zxid, events: std::mem::take(&mut outcome.events) });
             }
         }
+        written.flush_writes(&shared.usage);
         let recorded = self.feed.record(&base.view, &happened, self.meta.stamp_ms);
         let mut changes = overlay.take().into_iter().chain(recorded);
         self.store.write(&mut changes);
@@ -412,7 +422,7 @@ impl<S: TreeStore> Apply<S> {
     fn publish(&self, view: S::View, meta: Meta) {
         let zxid = meta.applied;
         *self.shared.meta.write() = meta;
-        *self.shared.published.write() = Arc::new(Published { view, zxid });
+        *self.shared.published.write() = Arc::new(Published { view, zxid, usage: self.shared.usage.clone() });
         let parked = std::mem::take(&mut *self.shared.lanes.parked.lock());
         for lane in parked {
             lane.wake();
@@ -427,14 +437,17 @@ impl<S: TreeStore> Apply<S> {
         view: &impl TreeView,
         watches: &mut Watches,
         woken: &mut BTreeMap<WatcherId, Arc<Lane>>,
+        told: &mut Vec<(EventKind, usize)>,
     ) {
-        for TreeEvent { kind, path, acl, parent_acl } in &outcome.events {
+        for TreeEvent { kind, path, acl, parent_acl, .. } in &outcome.events {
             let Watches { table, lanes } = &mut *watches;
             // One shared event for each (kind, path): the znode's own, and its parent's.
             let mut shared: [Option<Arc<SharedEvent>>; 2] = [None, None];
+            let mut watchers = [0, 0];
             table.fire(*kind, path, &mut |watcher, told, told_path| {
                 let Some(lane) = lanes.get(&watcher) else { return };
                 let of_parent = told != *kind;
+                watchers[usize::from(of_parent)] += 1;
                 let acl = if of_parent { *parent_acl } else { *acl };
                 if !read::may_read(view, acl, &lane.ids()) {
                     return;
@@ -445,22 +458,24 @@ impl<S: TreeStore> Apply<S> {
                 lane.event(event.clone(), zxid);
                 woken.entry(watcher).or_insert_with(|| lane.clone());
             });
+            let kinds = [*kind, EventKind::NodeChildrenChanged];
+            told.extend(kinds.into_iter().zip(watchers).filter(|(_, watchers)| *watchers > 0));
         }
         let Watches { table, lanes } = &*watches;
         if table.feeds.is_empty() {
             return;
         }
-        let mut told = Told::new(view, zxid, zxid);
-        for (at, TreeEvent { kind, path, acl, parent_acl }) in outcome.events.iter().enumerate() {
+        let mut feeds = Told::new(view, zxid, zxid);
+        for (at, TreeEvent { kind, path, acl, parent_acl, .. }) in outcome.events.iter().enumerate() {
             table.feeds.reach(*kind, path, &mut |owner, interest, told_kind, told_path| {
                 let Some(lane) = lanes.get(&owner.0) else { return };
                 let acl = if told_kind == *kind { *acl } else { *parent_acl };
                 if read::may_read(view, acl, &lane.ids()) {
-                    told.tell(owner, interest, &outcome.events, at, told_kind, told_path);
+                    feeds.tell(owner, interest, &outcome.events, at, told_kind, told_path);
                 }
             });
         }
-        for ((watcher, watch), events) in told.groups {
+        for ((watcher, watch), events) in feeds.groups {
             let Some(lane) = lanes.get(&watcher) else { continue };
             lane.feed(watch, zxid, events);
             woken.entry(watcher).or_insert_with(|| lane.clone());

@@ -420,7 +420,9 @@ fn monitor(report: &ServerReport) -> Fields {
                 Value::Gauge(number) => Json::Number(number),
                 Value::Counter(number) => number.into(),
                 Value::Ratio(number) => Json::Fraction(number),
-                Value::Summary(_) | Value::Percentiles(_) => unreachable!("flatten makes numbers of them"),
+                Value::Summary(_) | Value::Percentiles(_) | Value::Set(_) => {
+                    unreachable!("flatten makes numbers of them")
+                }
             };
             fields.push((name, value));
         });

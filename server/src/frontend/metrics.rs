@@ -9,6 +9,8 @@ use std::fmt::Write;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
 
+use corral_core::session::usage::Sizes;
+
 use super::operators::ServerReport;
 
 /// Values up to here have a bucket of their own.
@@ -153,6 +155,8 @@ pub enum Value {
     Summary(SummaryReport),
     /// The same with its percentiles in every form.
     Percentiles(SummaryReport),
+    /// Sizes by a key: a summary for each, without quantiles.
+    Set(Vec<(String, Sizes)>),
 }
 
 impl Metric {
@@ -225,6 +229,7 @@ pub fn metrics(report: &ServerReport) -> Vec<Metric> {
     }
     all.extend([
         Metric::counter("connection_rejected", traffic.rejected),
+        Metric::counter("connection_drop_count", traffic.broken_off),
         Metric::gauge("non_mtls_local_conn_count", traffic.plain[0]),
         Metric::gauge("non_mtls_remote_conn_count", traffic.plain[1]),
         Metric::counter("sessionless_connections_expired", traffic.sessionless),
@@ -241,6 +246,8 @@ pub fn metrics(report: &ServerReport) -> Vec<Metric> {
     all.extend([
         Metric { name: "readlatency".into(), value: Value::Percentiles(traffic.read_latency) },
         Metric { name: "updatelatency".into(), value: Value::Percentiles(traffic.update_latency) },
+        Metric { name: "read_per_namespace".into(), value: Value::Set(report.reads.clone()) },
+        Metric { name: "write_per_namespace".into(), value: Value::Set(report.writes.clone()) },
     ]);
     all
 }
@@ -256,6 +263,19 @@ pub fn flatten(metric: Metric, into: &mut dyn FnMut(String, Value)) {
     let (summary, percentiles) = match value {
         Value::Summary(summary) => (summary, false),
         Value::Percentiles(summary) => (summary, true),
+        Value::Set(set) => {
+            for (key, sizes) in set {
+                let summary = SummaryReport {
+                    count: sizes.count,
+                    sum: sizes.sum,
+                    min: sizes.min,
+                    max: sizes.max,
+                    ..SummaryReport::default()
+                };
+                flatten(Metric { name: format!("{key}_{name}").into(), value: Value::Summary(summary) }, into);
+            }
+            return;
+        }
         value => return into(name.into_owned(), value),
     };
     let number = |value: u64| Value::Gauge(i64::try_from(value).unwrap_or(i64::MAX));
@@ -281,7 +301,9 @@ pub fn mntr(report: &ServerReport) -> String {
                 Value::Gauge(number) => number.to_string(),
                 Value::Counter(number) => number.to_string(),
                 Value::Ratio(number) => java_double(number),
-                Value::Summary(_) | Value::Percentiles(_) => unreachable!("flatten makes numbers of them"),
+                Value::Summary(_) | Value::Percentiles(_) | Value::Set(_) => {
+                    unreachable!("flatten makes numbers of them")
+                }
             };
             put(&mut out, format_args!("zk_{name}\t{value}\n"));
         });
@@ -312,6 +334,16 @@ pub fn prometheus(report: &ServerReport) -> String {
             Value::Summary(summary) => series(&mut out, &name, &summary, &[("0.5", 0)]),
             Value::Percentiles(summary) => {
                 series(&mut out, &name, &summary, &[("0.5", 0), ("0.95", 1), ("0.99", 2), ("0.999", 3)]);
+            }
+            Value::Set(set) => {
+                put(&mut out, format_args!("# TYPE {name} summary\n"));
+                for (key, sizes) in set {
+                    let (key, Sizes { count, sum, .. }) = (escaped(&key), sizes);
+                    put(
+                        &mut out,
+                        format_args!("{name}_count{{key=\"{key}\"}} {count}\n{name}_sum{{key=\"{key}\"}} {sum}\n"),
+                    );
+                }
             }
         }
     }
@@ -389,6 +421,7 @@ mod tests {
         report.traffic.read_latency = SummaryReport { count: 3, sum: 1, min: 0, max: 1, quantiles: [0, 1, 1, 1] };
         let fsync = Summary::default();
         fsync.record(7);
+        report.writes = vec![("app".into(), Sizes { count: 2, sum: 9, min: 4, max: 5 })];
         report.figures = vec![Metric::counter("proposal_count", 5), Metric::summary("fsynctime", &fsync)];
         report
     }
@@ -406,6 +439,9 @@ mod tests {
             "zk_cnt_fsynctime\t1",
             "zk_avg_readlatency\t0.3333",
             "zk_p999_readlatency\t1",
+            "zk_avg_app_write_per_namespace\t4.5",
+            "zk_cnt_app_write_per_namespace\t2",
+            "zk_sum_app_write_per_namespace\t9",
         ] {
             assert!(text.lines().any(|found| found == line), "{line} is not in\n{text}");
         }
@@ -429,6 +465,9 @@ mod tests {
             "fsynctime_sum 7",
             "readlatency{quantile=\"0.99\"} 1",
             "updatelatency{quantile=\"0.5\"} NaN",
+            "# TYPE write_per_namespace summary",
+            "write_per_namespace_count{key=\"app\"} 2",
+            "write_per_namespace_sum{key=\"app\"} 9",
             "corral_info{version=\"3.9.2-x\",server_state=\"leader\"} 1",
         ] {
             assert!(text.lines().any(|found| found == line), "{line} is not in\n{text}");

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicI64;
 use std::sync::atomic::Ordering::Relaxed;
 
+use corral_core::session::usage::Sizes;
 use corral_proto::{SessionId, Zxid};
 
 use super::metrics::Metric;
@@ -88,6 +89,10 @@ pub struct ServerReport {
     pub watch_count: u64,
     /// Leaders only: bytes of the last, smallest and largest proposal; -1 before the first.
     pub proposal_sizes: Option<[i64; 3]>,
+    /// What was read here, by the first name of the path, and what was written.
+    pub reads: Vec<(String, Sizes)>,
+    /// See `reads`.
+    pub writes: Vec<(String, Sizes)>,
     /// The time, ms since the Unix epoch.
     pub unix_ms: u64,
     /// Time since the start, ms.

@@ -764,8 +764,8 @@ impl World {
     }
 
     fn perform_zab(&mut self, at: ProcessRef, output: Output, before: &Status, status: &Status) -> Check {
-        // A leader may make way in the step in which it answers for the last time.
-        let leads = if status.role == Role::Leading { status } else { before };
+        // A leader may make way, or begin its next epoch, in the step in which it answers for the last time.
+        let leads = if before.role == Role::Leading { before } else { status };
         match output {
             Output::Log { seq, op } => {
                 self.say(|| format!("{:?} log {seq}: {}", at.server, brief_op(&op)));
@@ -781,8 +781,8 @@ impl World {
             Output::Send { peer, link, message } => {
                 self.say(|| format!("{:?} -> {peer:?} [{link}] {}", at.server, brief(&message)));
                 self.checks.on_send(at.server, peer, &message, before, status)?;
-                if let Message::ReadPoint { tag, zxid, .. } = message {
-                    self.checks.on_read_point(at.process, leads, Some(peer), tag, zxid)?;
+                if let Message::ReadPoint { epoch, tag, zxid } = message {
+                    self.checks.on_read_point((at.process, epoch), Some(peer), tag, zxid)?;
                 }
                 if let Message::SyncPlan { epoch, plan: SyncPlan::Snap(meta), .. } = &message {
                     // Who has gone elsewhere meanwhile does not take it.
@@ -810,7 +810,7 @@ impl World {
             }
             Output::ReadPoint { tag, zxid } => {
                 if leads.role == Role::Leading {
-                    self.checks.on_read_point(at.process, leads, None, tag, zxid)?;
+                    self.checks.on_read_point((at.process, leads.epoch), None, tag, zxid)?;
                 }
                 self.on_read_point(at, tag, zxid);
                 Ok(())

@@ -23,6 +23,7 @@ use corral_proto::{ErrorCode, EventKind, Id, SessionId, WatchKind, WatchedEvent,
 use parking_lot::Mutex;
 
 use super::feed::{CatchUp, Feeds, Subscription};
+use super::usage::{Tally, Usage};
 use super::{CloseReason, Consistency, FeedEvent, FeedNotice, Outgoing, Protocol, SetWatches, SharedEvent};
 use crate::tree::TreeView;
 use crate::tree::feed::{self, FeedEntry};
@@ -52,6 +53,8 @@ pub struct Published<V> {
     pub view: V,
     /// Its last executed entry.
     pub zxid: Zxid,
+    /// Where reads of it are counted.
+    pub usage: Arc<Usage>,
 }
 
 /// What a request in the queue waits to do.
@@ -181,6 +184,7 @@ struct State {
     event_bytes_max: usize,
     floor: Zxid,
     closed: bool,
+    read: Tally,
 }
 
 /// Why the front of the queue does not move, or that there is none.
@@ -243,6 +247,7 @@ impl Lane {
             event_bytes_max: EVENT_BYTES_MAX,
             floor: seen,
             closed: false,
+            read: Tally::default(),
         };
         Lane { id, session, protocol, state: Mutex::new(state), wake }
     }
@@ -349,7 +354,8 @@ impl Lane {
         let mut state = self.state.lock();
         let published = published();
         let (view, zxid) = (&published.view, published.zxid);
-        let mut stuck = state.run(self, view, zxid, table.as_deref_mut(), &[], false);
+        let mut stuck = state.run(self, view, zxid, table.as_deref_mut(), &[], false, &published.usage);
+        state.read.flush_reads(&published.usage);
         if stuck == Stuck::OnTable {
             return stuck;
         }
@@ -367,9 +373,10 @@ impl Lane {
     /// Answers everything before the next write from the state just before that write: see [`Lane::has_reads_before`].
     /// Called by the apply room, which holds the table. `recent`: what the batch did up to there, which the feed of the view
     /// does not hold yet.
-    pub fn flush(&self, view: &impl TreeView, zxid: Zxid, table: &mut WatchTable, recent: &[FeedEntry]) {
+    pub fn flush(&self, view: &impl TreeView, zxid: Zxid, table: &mut WatchTable, recent: &[FeedEntry], usage: &Usage) {
         let mut state = self.state.lock();
-        state.run(self, view, zxid, Some(table), recent, true);
+        state.run(self, view, zxid, Some(table), recent, true, usage);
+        state.read.flush_reads(usage);
     }
 
     /// Whether write `n` of this attach is the next write here and requests wait in front of it, so that
@@ -495,6 +502,7 @@ impl State {
         mut table: Option<&mut WatchTable>,
         recent: &[FeedEntry],
         before_write: bool,
+        usage: &Usage,
     ) -> Stuck {
         loop {
             if self.out_bytes > self.outgoing_bytes_max && !before_write {
@@ -523,7 +531,7 @@ impl State {
                 self.bookmark(zxid);
             }
             let closes = matches!(step, Step::Close);
-            let result = self.answer(lane, view, zxid, step, table.as_deref_mut(), recent);
+            let result = self.answer(lane, view, zxid, step, table.as_deref_mut(), recent, usage);
             self.reply(cookie, zxid, result);
             if closes {
                 self.close(CloseReason::ClosedByClient);
@@ -539,6 +547,7 @@ impl State {
         step: Step,
         table: Option<&mut WatchTable>,
         recent: &[FeedEntry],
+        usage: &Usage,
     ) -> Result<Answer, ErrorCode> {
         match (step, table) {
             (Step::Answer(result), _) => result,
@@ -547,9 +556,9 @@ impl State {
                 add_ids(&mut self.ids, ids);
                 Ok(answer)
             }
-            (Step::Read { op, watch: false }, _) => read::read(view, &op, lane.session, &self.ids),
+            (Step::Read { op, watch: false }, _) => self.read(lane, view, &op, usage),
             (Step::Read { op, watch: true }, Some(table)) => {
-                let result = read::read(view, &op, lane.session, &self.ids);
+                let result = self.read(lane, view, &op, usage);
                 // Only exists leaves a watch on a znode that is not there (wire 7.5).
                 let (path, kind, armed) = match &op {
                     ReadOp::Exists { path } => {
@@ -589,6 +598,12 @@ impl State {
             }
             (Step::Write { .. }, _) | (_, None) => unreachable!("run() answers no writes, and asks for the table"),
         }
+    }
+
+    fn read(&mut self, lane: &Lane, view: &impl TreeView, op: &ReadOp, usage: &Usage) -> Result<Answer, ErrorCode> {
+        let answer = read::read(view, op, lane.session, &self.ids)?;
+        self.read.read(usage, op, &answer);
+        Ok(answer)
     }
 
     /// Wire 7.8: what was missed fires now, the rest is armed; events before the reply, without a zxid.

@@ -8,6 +8,7 @@ pub mod lane;
 pub mod local;
 pub mod outbox;
 pub mod tracker;
+pub mod usage;
 
 use std::sync::Arc;
 

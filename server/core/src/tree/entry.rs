@@ -197,6 +197,8 @@ pub struct TreeEvent {
     pub acl: Option<u32>,
     /// The same of the parent, for the implied change of its children.
     pub parent_acl: Option<u32>,
+    /// Length of the data that was written; the feed does not remember it.
+    pub bytes: u32,
 }
 
 /// What happened to sessions, for the rooms that hold connections and deadlines.

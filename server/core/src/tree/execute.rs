@@ -584,6 +584,7 @@ impl<V: TreeView> Exec<'_, V> {
             path: path.clone(),
             acl: watched_acl(&rec),
             parent_acl: watched_acl(&parent.rec),
+            bytes: rec.data.len() as u32,
         });
         Ok(Answer::Created { path, stat })
     }
@@ -756,6 +757,7 @@ impl<V: TreeView> Exec<'_, V> {
             path: path.to_owned(),
             acl: watched_acl(&node.rec),
             parent_acl: None,
+            bytes: node.rec.data.len() as u32,
         });
     }
 
@@ -806,7 +808,8 @@ impl<V: TreeView> Exec<'_, V> {
             self.meta.quotas = self.meta.quotas.saturating_sub(1);
         }
         self.charge(&path, -1, -(node.rec.data.len() as i64));
-        self.events.push(TreeEvent { kind: EventKind::NodeDeleted, path, acl: watched_acl(&node.rec), parent_acl });
+        let acl = watched_acl(&node.rec);
+        self.events.push(TreeEvent { kind: EventKind::NodeDeleted, path, acl, parent_acl, bytes: 0 });
     }
 
     /// Counts a znode in (1) or out (-1) of the meta row.

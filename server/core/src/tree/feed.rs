@@ -231,7 +231,7 @@ fn encode(entries: &[FeedEntry], stamp_ms: i64) -> Bytes {
     for FeedEntry { zxid, events } in entries {
         out.put_u64_le(zxid.0);
         out.put_u32_le(events.len() as u32);
-        for TreeEvent { kind, path, acl, parent_acl } in events {
+        for TreeEvent { kind, path, acl, parent_acl, bytes: _ } in events {
             out.put_u8(kind.code() as u8);
             // 0 is the list that is open to everybody, and has no row.
             out.put_u32_le(acl.unwrap_or(0));
@@ -262,7 +262,7 @@ fn decode(value: &[u8]) -> Option<Vec<FeedEntry>> {
             let (acl, parent_acl) = (list(from.u32()?), list(from.u32()?));
             let len = from.u32()? as usize;
             let path = str::from_utf8(from.bytes(len)?).ok()?.to_owned();
-            events.push(TreeEvent { kind, path, acl, parent_acl });
+            events.push(TreeEvent { kind, path, acl, parent_acl, bytes: 0 });
         }
         entries.push(FeedEntry { zxid, events });
     }
@@ -278,7 +278,7 @@ mod tests {
     use crate::tree::TreeStore;
 
     fn event(kind: EventKind, path: &str) -> TreeEvent {
-        TreeEvent { kind, path: path.to_owned(), acl: Some(3), parent_acl: None }
+        TreeEvent { kind, path: path.to_owned(), acl: Some(3), parent_acl: None, bytes: 0 }
     }
 
     fn entry(zxid: u64, paths: &[&str]) -> FeedEntry {

@@ -469,6 +469,19 @@ impl Zab {
         }
     }
 
+    /// The log is about to end at `end`. What is durable is a prefix of the log as it is now, not of what the disk still
+    /// holds: a vote for this server must not name a branch that it is dropping.
+    fn forget_durable_after(&mut self, end: Position) {
+        if !zoo::broken(Switch::DeadBranchVote) {
+            self.durable = earlier(self.durable, end);
+        }
+        for (_, pending) in &mut self.pending {
+            if let Pending::End(durable) = pending {
+                *durable = earlier(*durable, end);
+            }
+        }
+    }
+
     /// Gives an operation to the log writer.
     fn write_log(&mut self, op: LogOp, out: &mut Outputs) -> u64 {
         self.seq += 1;
@@ -478,21 +491,15 @@ impl Zab {
                 Pending::End(Position { zxid: last.zxid, hash: last.hash })
             }
             LogOp::Truncate { to } => {
-                // `durable` is a prefix of the log as it is now, not of what the disk still holds: a vote for this server
-                // must not name a branch that it is dropping.
-                if !zoo::broken(Switch::DeadBranchVote) {
-                    self.durable = earlier(self.durable, *to);
-                }
-                for (_, pending) in &mut self.pending {
-                    if let Pending::End(end) = pending {
-                        *end = earlier(*end, *to);
-                    }
-                }
+                self.forget_durable_after(*to);
                 Pending::End(*to)
             }
             LogOp::SetPromise(promise) => Pending::Promise(*promise),
             LogOp::SetIdentity(identity) => Pending::Identity(*identity),
-            LogOp::InstallSnapshot(meta) => Pending::Install(*meta),
+            LogOp::InstallSnapshot(meta) => {
+                self.forget_durable_after(meta.position);
+                Pending::Install(*meta)
+            }
         };
         if let Pending::End(position) = pending
             && zoo::broken(Switch::TakenForDone)

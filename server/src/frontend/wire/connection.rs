@@ -202,6 +202,9 @@ where
 {
     let mut source = Source { reader, buffer: received, chunk: READ_BYTES_MIN, max_frame: options.max_frame_bytes };
     let end = converse(&mut source, &mut writer, peer, door, options, stats).await;
+    if matches!(end, End::ByClient | End::Io(_)) {
+        stats.broken_off();
+    }
     if end.has_last_words() {
         source.linger(&mut writer).await;
     }

@@ -278,6 +278,11 @@ pub struct ConnectionStats {
 }
 
 impl ConnectionStats {
+    /// The client ended it, without a word or with an error.
+    pub fn broken_off(&self) {
+        self.all.broken_off.fetch_add(1, Relaxed);
+    }
+
     /// Where it comes from.
     pub fn remote(&self) -> SocketAddr {
         self.remote
@@ -391,6 +396,7 @@ pub struct FrontendStats {
     plain: [AtomicU64; 2],
     sessionless: AtomicU64,
     connects: AtomicU64,
+    broken_off: AtomicU64,
     too_large: AtomicU64,
     bytes_received: AtomicU64,
     response_bytes: AtomicU64,
@@ -416,6 +422,7 @@ impl FrontendStats {
             plain: [AtomicU64::new(0), AtomicU64::new(0)],
             sessionless: AtomicU64::new(0),
             connects: AtomicU64::new(0),
+            broken_off: AtomicU64::new(0),
             too_large: AtomicU64::new(0),
             bytes_received: AtomicU64::new(0),
             response_bytes: AtomicU64::new(0),
@@ -520,6 +527,7 @@ impl FrontendStats {
             plain: [0, 1].map(|remote| self.plain[remote].load(Relaxed)),
             sessionless: self.sessionless.load(Relaxed),
             connects: self.connects.load(Relaxed),
+            broken_off: self.broken_off.load(Relaxed),
             too_large: self.too_large.load(Relaxed),
             bytes_received: self.bytes_received.load(Relaxed),
             response_bytes: self.response_bytes.load(Relaxed),
@@ -565,6 +573,8 @@ pub struct Traffic {
     pub sessionless: u64,
     /// Handshakes that were answered.
     pub connects: u64,
+    /// Connections that clients ended without closing their session.
+    pub broken_off: u64,
     /// Connections ended by a request that was too large.
     pub too_large: u64,
     /// Bytes of requests.
@@ -600,6 +610,7 @@ impl Default for Traffic {
             plain: [0; 2],
             sessionless: 0,
             connects: 0,
+            broken_off: 0,
             too_large: 0,
             bytes_received: 0,
             response_bytes: 0,

@@ -207,16 +207,9 @@ impl Checks {
         self.questions.on_asked(&self.ghost, process, asker, tag, now);
     }
 
-    /// A leader's process names a read point to its own clients or to a peer.
-    pub fn on_read_point(
-        &self,
-        process: u64,
-        status: &Status,
-        asker: Option<ServerId>,
-        tag: u64,
-        point: Zxid,
-    ) -> Check {
-        self.questions.on_named((&self.ghost, &self.rounds), process, status, (asker, tag), point)
+    /// A leader's process names a read point of one of its epochs to its own clients or to a peer.
+    pub fn on_read_point(&self, leadership: (u64, u32), asker: Option<ServerId>, tag: u64, point: Zxid) -> Check {
+        self.questions.on_named((&self.ghost, &self.rounds), leadership, (asker, tag), point)
     }
 
     /// A leader's process ends a session by its clock.

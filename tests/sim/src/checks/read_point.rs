@@ -3,10 +3,9 @@
 
 use std::collections::BTreeMap;
 
-use corral_core::zab::io::Status;
 use corral_proto::{ServerId, Zxid};
 
-use super::session_safety::Rounds;
+use super::session_safety::{Leadership, Rounds};
 use super::{Check, Ghost, ensure};
 use crate::schedule::Micros;
 
@@ -30,8 +29,7 @@ impl Questions {
     pub(super) fn on_named(
         &self,
         (ghost, rounds): (&Ghost, &Rounds),
-        process: u64,
-        status: &Status,
+        (process, epoch): Leadership,
         (asker, tag): (Asker, u64),
         point: Zxid,
     ) -> Check {
@@ -42,19 +40,16 @@ impl Questions {
         ensure!(
             point >= head,
             NAME,
-            "process {process} leads epoch {} and names {point:?} to {asker:?}; {head:?} was committed when it was asked",
-            status.epoch
+            "process {process} leads epoch {epoch} and names {point:?} to {asker:?}; {head:?} was committed when it was asked"
         );
-        let answered =
-            |server: ServerId| rounds.asked((process, status.epoch), server).is_some_and(|left| left >= asked);
+        let answered = |server: ServerId| rounds.asked((process, epoch), server).is_some_and(|left| left >= asked);
         let others = ghost.servers().filter(|(id, s)| s.voter && answered(*id)).count();
         let own = 1;
         ensure!(
             own + others >= ghost.majority(),
             NAME,
-            "process {process} leads epoch {} and names {point:?} to {asker:?}, who asked at {asked} us; {others} others have \
-             answered a ping that left since",
-            status.epoch
+            "process {process} leads epoch {epoch} and names {point:?} to {asker:?}, who asked at {asked} us; {others} others \
+             have answered a ping that left since"
         );
         Ok(())
     }
