@@ -7,10 +7,12 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use clap::Args;
+use rustix::process::{Pid, Signal, kill_process};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep, timeout};
 
+use crate::etcd::Etcd;
 use crate::{Result, context, process};
 
 /// How long servers may take to start, find a leader, or come back.
@@ -18,6 +20,8 @@ const PATIENCE: Duration = Duration::from_secs(120);
 const POLL: Duration = Duration::from_millis(20);
 /// A server that does not answer a four-letter word within it has no role.
 const WORD_TIMEOUT: Duration = Duration::from_secs(1);
+/// etcd stops writing at 2 GiB of history unless told otherwise: a row of sets fills that in minutes.
+const ETCD_QUOTA_BYTES: &str = "8589934592";
 /// Lines of a server's log that are shown when it fails.
 const LOG_LINES_SHOWN: usize = 15;
 
@@ -39,6 +43,9 @@ pub struct Installation {
     /// Heap of each ZooKeeper server; the default is that of its own start script.
     #[arg(long, value_name = "SIZE", default_value = "1000m")]
     zookeeper_heap: String,
+    /// The program `etcd`; Debian's package is `etcd-server`.
+    #[arg(long, value_name = "FILE", default_value = "etcd")]
+    etcd: PathBuf,
 }
 
 /// What runs as server.
@@ -49,6 +56,8 @@ pub enum Product {
     Corral,
     /// The original, on Java.
     Zookeeper,
+    /// Not the same tree and not the same protocol, but the same purpose.
+    Etcd,
     /// Answers everything at once and stores nothing: what client and loopback cost.
     Null,
 }
@@ -59,6 +68,7 @@ impl Product {
         match self {
             Product::Corral => "Corral",
             Product::Zookeeper => "ZooKeeper",
+            Product::Etcd => "etcd",
             Product::Null => "null server",
         }
     }
@@ -74,6 +84,8 @@ pub struct Ensemble {
 
 struct Member {
     client_port: u16,
+    /// etcd has only this one for its peers.
+    peer_port: u16,
     process: Option<Child>,
 }
 
@@ -106,6 +118,10 @@ impl Ensemble {
             }
         }
         let mut ensemble = Ensemble { product, installation: installation.clone(), folder, members: Vec::new() };
+        for index in 0..servers {
+            let member = Member { client_port: ports[index], peer_port: ports[servers + index], process: None };
+            ensemble.members.push(member);
+        }
         for (index, &client_port) in ports[..servers].iter().enumerate() {
             let data = ensemble.data(index);
             fs::create_dir_all(&data)?;
@@ -116,7 +132,6 @@ impl Ensemble {
                 data.display()
             );
             fs::write(ensemble.config(index), text)?;
-            ensemble.members.push(Member { client_port, process: None });
             ensemble.start_server(index)?;
         }
         for index in 0..servers {
@@ -158,6 +173,24 @@ impl Ensemble {
                     .arg(self.config(index));
                 command
             }
+            Product::Etcd => {
+                let url = |port: u16| format!("http://127.0.0.1:{port}");
+                let name = |index: usize| format!("member{}", index + 1);
+                let peers: Vec<String> = (self.members.iter().enumerate())
+                    .map(|(index, member)| format!("{}={}", name(index), url(member.peer_port)))
+                    .collect();
+                let member = &self.members[index];
+                let (client, peer) = (url(member.client_port), url(member.peer_port));
+                let mut command = Command::new(&installation.etcd);
+                command
+                    .args(["--name", &name(index), "--initial-cluster", &peers.join(",")])
+                    .args(["--listen-client-urls", &client, "--advertise-client-urls", &client])
+                    .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
+                    .args(["--quota-backend-bytes", ETCD_QUOTA_BYTES, "--log-level", "warn", "--logger", "zap"])
+                    .arg("--data-dir")
+                    .arg(self.data(index));
+                command
+            }
             Product::Null => {
                 let mut command = Command::new(std::env::current_exe()?);
                 command.args(["null", "--listen", &self.address(index)]);
@@ -165,12 +198,17 @@ impl Ensemble {
             }
         };
         let log = fs::OpenOptions::new().create(true).append(true).open(self.log(index))?;
+        let hint = match self.product {
+            Product::Zookeeper => " (is Java there?)",
+            Product::Etcd => " (Debian's package is etcd-server; --etcd names another program)",
+            Product::Corral | Product::Null => "",
+        };
         let process = command
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log)
             .spawn()
-            .map_err(context(format!("{} cannot be started", command.get_program().display())))?;
+            .map_err(context(format!("{} cannot be started{hint}", command.get_program().display())))?;
         self.members[index].process = Some(process);
         Ok(())
     }
@@ -185,6 +223,27 @@ impl Ensemble {
             process.wait()?;
         }
         Ok(())
+    }
+
+    /// SIGSTOP: the process is there and does nothing.
+    ///
+    /// # Errors
+    /// If it cannot be sent.
+    pub fn stop(&self, index: usize) -> Result<()> {
+        self.signal(index, Signal::STOP)
+    }
+
+    /// SIGCONT, after [`Ensemble::stop`].
+    ///
+    /// # Errors
+    /// If it cannot be sent.
+    pub fn go_on(&self, index: usize) -> Result<()> {
+        self.signal(index, Signal::CONT)
+    }
+
+    fn signal(&self, index: usize, signal: Signal) -> Result<()> {
+        let process = self.members[index].process.as_ref().ok_or("the server does not run")?;
+        Ok(kill_process(Pid::from_child(process), signal)?)
     }
 
     /// `host:port` for clients.
@@ -209,6 +268,10 @@ impl Ensemble {
 
     /// What a server says it is; `None` if it does not serve.
     pub async fn role(&self, index: usize) -> Option<String> {
+        if self.product == Product::Etcd {
+            let asking = async { Etcd::connect(&self.address(index)).await?.role().await };
+            return timeout(WORD_TIMEOUT, asking).await.ok()?.ok()?.map(str::to_owned);
+        }
         let asking = async {
             let mut socket = TcpStream::connect(self.address(index)).await?;
             socket.write_all(b"srvr").await?;

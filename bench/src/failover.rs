@@ -1,11 +1,11 @@
-//! How long writes stop when the leader is killed.
+//! How long writes stop when the leader is killed, or hangs.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use clap::Args;
+use clap::{Args, ValueEnum};
 use corral_client::{Client, CreateMode};
 use corral_proto::jute::{Create, Request};
 use corral_proto::{Acl, ErrorCode};
@@ -13,6 +13,7 @@ use serde::Serialize;
 use tokio::time::{Instant, sleep};
 
 use crate::ensemble::{Ensemble, Installation, Product};
+use crate::etcd::Etcd;
 use crate::run::Protocol;
 use crate::wire::Wire;
 use crate::{Result, workload};
@@ -26,19 +27,32 @@ const GOES_ON: u64 = 20;
 const PATIENCE: Duration = Duration::from_secs(90);
 const POLL: Duration = Duration::from_millis(5);
 
+/// What happens to the leader.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum How {
+    /// kill -9: its connections break at once.
+    Kill,
+    /// It is stopped (SIGSTOP): its connections stay, and nothing comes over them. It goes on after the round.
+    Stop,
+}
+
 /// How it is measured.
 #[derive(Args, Clone, Debug)]
 pub struct FailoverArgs {
-    /// Leaders to kill, one after the other.
+    /// Leaders to kill or to stop, one after the other.
     #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     rounds: u32,
     /// Servers of the ensemble.
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(3..=9))]
     servers: u32,
+    /// What happens to the leader.
+    #[arg(long, value_enum, default_value_t = How::Kill)]
+    how: How,
     /// What runs as server.
     #[arg(long, value_enum, default_value_t = Product::Corral)]
     product: Product,
-    /// Front end of the writing client; ZooKeeper has only its own.
+    /// Front end of the writing client; ZooKeeper and etcd have only their own.
     #[arg(long, value_enum, default_value_t = Protocol::Grpc)]
     protocol: Protocol,
     #[command(flatten)]
@@ -50,6 +64,7 @@ pub struct FailoverArgs {
 pub struct FailoverReport {
     product: Product,
     protocol: Protocol,
+    how: How,
     rounds: u32,
     median_ms: f64,
     max_ms: f64,
@@ -68,14 +83,19 @@ struct Writer {
     connections_lost: AtomicU64,
 }
 
-/// Kills leaders under a client that writes through a surviving server, one write at a time.
+/// Kills or stops leaders under a client that writes through another server, one write at a time.
 ///
 /// # Errors
 /// If the ensemble does not start, or does not recover.
 pub async fn failover(args: &FailoverArgs) -> Result<FailoverReport> {
     let protocol = match args.product {
+        Product::Corral if args.protocol == Protocol::Etcd => {
+            return Err("--protocol etcd: Corral does not speak it".into());
+        }
         Product::Corral => args.protocol,
-        _ => Protocol::Zookeeper,
+        Product::Etcd => Protocol::Etcd,
+        Product::Zookeeper => Protocol::Zookeeper,
+        Product::Null => return Err("--product null: it has no leader".into()),
     };
     let mut ensemble = Ensemble::start(args.product, args.servers as usize, &args.installation).await?;
     let mut gaps = Vec::new();
@@ -92,7 +112,10 @@ pub async fn failover(args: &FailoverArgs) -> Result<FailoverReport> {
         wait_acknowledged(&writer, GOES_ON).await?;
         sleep(STEADY).await;
         let killed = Instant::now();
-        ensemble.kill(leader)?;
+        match args.how {
+            How::Kill => ensemble.kill(leader)?,
+            How::Stop => ensemble.stop(leader)?,
+        }
         ensemble.wait_leader().await?;
         wait_acknowledged(&writer, writer.acknowledged.load(Ordering::Relaxed) + GOES_ON).await?;
         sleep(STEADY.saturating_sub(killed.elapsed())).await;
@@ -102,12 +125,15 @@ pub async fn failover(args: &FailoverArgs) -> Result<FailoverReport> {
         let pauses = || acknowledged.windows(2).map(|pair| (pair[1], pair[1] - pair[0]));
         let gap = pauses().filter(|(end, _)| *end >= killed).map(|(_, pause)| pause).max().unwrap_or_default();
         let before = pauses().filter(|(end, _)| *end < killed).map(|(_, pause)| pause).max().unwrap_or_default();
-        eprintln!("round {round}: server {} killed, writes stopped for {:.1} ms", leader + 1, ms(gap));
+        eprintln!("round {round}: server {} lost, writes stopped for {:.1} ms", leader + 1, ms(gap));
         gaps.push(gap);
         undisturbed = undisturbed.max(before);
         connections_lost += writer.connections_lost.load(Ordering::Relaxed);
 
-        ensemble.start_server(leader)?;
+        match args.how {
+            How::Kill => ensemble.start_server(leader)?,
+            How::Stop => ensemble.go_on(leader)?,
+        }
         ensemble.wait_serving(leader).await?;
     }
     let mut sorted = gaps.clone();
@@ -115,6 +141,7 @@ pub async fn failover(args: &FailoverArgs) -> Result<FailoverReport> {
     Ok(FailoverReport {
         product: args.product,
         protocol,
+        how: args.how,
         rounds: args.rounds,
         median_ms: ms((sorted[(sorted.len() - 1) / 2] + sorted[sorted.len() / 2]) / 2),
         max_ms: ms(*sorted.last().expect("at least one round")),
@@ -144,6 +171,7 @@ async fn write(protocol: Protocol, address: String, writer: Arc<Writer>) -> Resu
     match protocol {
         Protocol::Grpc => write_grpc(&address, &writer).await,
         Protocol::Zookeeper => write_wire(&address, &writer).await,
+        Protocol::Etcd => write_etcd(&address, &writer).await,
     }
 }
 
@@ -215,5 +243,24 @@ async fn write_wire(address: &str, writer: &Writer) -> Result<Vec<Instant>> {
         }
     }
     wire.close().await;
+    Ok(times)
+}
+
+/// A write that fails is made again, as its users do: without a leader etcd refuses, or lets the client wait.
+async fn write_etcd(address: &str, writer: &Writer) -> Result<Vec<Instant>> {
+    let mut etcd = Etcd::connect(address).await?;
+    let data = workload::value(100);
+    let mut times = Vec::new();
+    let mut last = Instant::now();
+    while writer.goes_on() {
+        match etcd.put(Bytes::from_static(PATH.as_bytes()), data.clone()).await {
+            Ok(()) => {
+                writer.acknowledge(&mut times);
+                last = Instant::now();
+            }
+            Err(error) if last.elapsed() > PATIENCE => return Err(error),
+            Err(_) => sleep(POLL).await,
+        }
+    }
     Ok(times)
 }

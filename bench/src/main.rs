@@ -6,11 +6,13 @@
 mod compare;
 mod drive;
 mod ensemble;
+mod etcd;
 mod failover;
 mod histogram;
 mod load;
 mod meet;
 mod null;
+mod plots;
 mod process;
 mod restart;
 mod run;
@@ -54,7 +56,7 @@ enum Command {
     Failover(failover::FailoverArgs),
     /// Kill and restart an own server under load, and measure how long it is away.
     Restart(restart::RestartArgs),
-    /// The set, get and mixed rows for several products by turns, as a table.
+    /// The same rows for several products by turns, as a table and pictures.
     Compare(compare::CompareArgs),
     /// Serve as a server that does nothing.
     Null(null::NullArgs),

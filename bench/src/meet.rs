@@ -87,7 +87,7 @@ pub async fn start(
 }
 
 /// What the setter and the watchers tell each other.
-struct News {
+pub struct News {
     begun: Instant,
     /// When the last set was sent, us after `begun`.
     set_us: AtomicU64,
@@ -96,8 +96,44 @@ struct News {
 }
 
 impl News {
-    fn at(begun: Instant) -> News {
+    /// Nobody was told yet.
+    pub fn at(begun: Instant) -> News {
         News { begun, set_us: AtomicU64::new(0), told: AtomicUsize::new(0), all_told: Notify::new() }
+    }
+
+    /// One more watcher was told, or, the first time, watches.
+    pub fn tell(&self) {
+        self.told.fetch_add(1, Ordering::Relaxed);
+        self.all_told.notify_one();
+    }
+
+    /// Waits until so many were told.
+    ///
+    /// # Errors
+    /// If they are not for too long.
+    pub async fn all_told(&self, watchers: usize) -> io::Result<()> {
+        let told = timeout(TOLD_WITHIN, async {
+            while self.told.load(Ordering::Relaxed) < watchers {
+                self.all_told.notified().await;
+            }
+        });
+        told.await.map_err(|_| {
+            let told = self.told.load(Ordering::Relaxed);
+            io::Error::other(format!("{told} of {watchers} watchers were told within {TOLD_WITHIN:?}"))
+        })
+    }
+
+    /// The next set is about to be sent.
+    pub fn begin(&self) {
+        self.told.store(0, Ordering::Relaxed);
+        let now = Instant::now().saturating_duration_since(self.begun).as_micros();
+        self.set_us.store(u64::try_from(now).unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+
+    /// A watcher is told now.
+    pub fn done(&self) -> Done {
+        let begun = self.begun + Duration::from_micros(self.set_us.load(Ordering::Relaxed));
+        Done { begun, ended: Instant::now(), error: 0 }
     }
 }
 
@@ -109,17 +145,14 @@ async fn watcher(mut wire: Wire, news: Arc<News>, mut stopped: watch::Receiver<b
         Ok(Err(code)) => tally.broken = Some(format!("no watch: {code:?}")),
         Err(error) => tally.broken = Some(error.to_string()),
     }
-    news.told.fetch_add(1, Ordering::Relaxed);
-    news.all_told.notify_one();
+    news.tell();
     while tally.broken.is_none() {
         tokio::select! {
             biased;
             event = wire.event() => match event {
                 Ok(_) => {
-                    let begun = news.begun + Duration::from_micros(news.set_us.load(Ordering::Relaxed));
-                    tally.count(window, &Done { begun, ended: Instant::now(), error: 0 });
-                    news.told.fetch_add(1, Ordering::Relaxed);
-                    news.all_told.notify_one();
+                    tally.count(window, &news.done());
+                    news.tell();
                 }
                 Err(error) => tally.broken = Some(error.to_string()),
             },
@@ -135,22 +168,11 @@ async fn watcher(mut wire: Wire, news: Arc<News>, mut stopped: watch::Receiver<b
 /// Sets the znode again as soon as every watcher was told of the set before.
 async fn set_and_wait(wire: &mut Wire, news: &News, watchers: usize, data: Bytes, window: Window) -> io::Result<()> {
     loop {
-        let told = timeout(TOLD_WITHIN, async {
-            // The first time: as soon as all watch.
-            while news.told.load(Ordering::Relaxed) < watchers {
-                news.all_told.notified().await;
-            }
-        });
-        if told.await.is_err() {
-            let told = news.told.load(Ordering::Relaxed);
-            return Err(io::Error::other(format!("{told} of {watchers} watchers were told within {TOLD_WITHIN:?}")));
-        }
+        news.all_told(watchers).await?;
         if Instant::now() >= window.end {
             return Ok(());
         }
-        news.told.store(0, Ordering::Relaxed);
-        let now = Instant::now().saturating_duration_since(news.begun).as_micros();
-        news.set_us.store(u64::try_from(now).unwrap_or(u64::MAX), Ordering::Relaxed);
+        news.begin();
         let set = Request::SetData { path: workload::key(0), data: Some(data.clone()), version: -1 };
         wire.ask(&set).await?.map_err(refused)?;
     }

@@ -14,7 +14,7 @@ use crate::drive::{Done, Pace, Plan, drive};
 use crate::histogram::Histogram;
 use crate::wire::Wire;
 use crate::workload::{self, Frames, Random, Shape, Workload};
-use crate::{Result, context, meet, process};
+use crate::{Result, context, etcd, meet, process};
 
 /// Between the last connection's handshake and the first request.
 const LEAD: Duration = Duration::from_millis(50);
@@ -30,6 +30,8 @@ pub enum Protocol {
     Zookeeper,
     /// gRPC, with the client crate; its cost is in the figures.
     Grpc,
+    /// etcd's, for a run against etcd.
+    Etcd,
 }
 
 /// How a run is made.
@@ -72,7 +74,7 @@ pub struct RunArgs {
     /// answers come.
     #[arg(long)]
     pub rate: Option<f64>,
-    /// gRPC only: reads ask the leader whether they are current.
+    /// gRPC and etcd only: reads ask the leader whether they are current.
     #[arg(long)]
     pub linearizable: bool,
     /// Processes whose CPU time and memory are reported: the servers.
@@ -102,6 +104,9 @@ pub struct Report {
     pub keys: u32,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub read_percent: Option<u32>,
+    /// Reads asked the leader; there is no such question in ZooKeeper's protocol.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub linearizable: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rate: Option<f64>,
     pub seconds: f64,
@@ -188,11 +193,15 @@ pub async fn run(args: &RunArgs) -> Result<Report> {
     for pid in &args.pid {
         process::cpu(*pid)?;
     }
-    workload::set_up(&args.servers[0], shape).await?;
+    match args.protocol {
+        Protocol::Etcd => etcd::set_up(&args.servers[0], shape).await?,
+        Protocol::Zookeeper | Protocol::Grpc => workload::set_up(&args.servers[0], shape).await?,
+    }
 
     let (window, mut tasks) = match args.protocol {
         Protocol::Zookeeper => start_wire(args, shape, warmup, measured).await?,
         Protocol::Grpc => start_grpc(args, shape, warmup, measured).await?,
+        Protocol::Etcd => etcd::start(args, shape, || window(warmup, measured)).await?,
     };
 
     sleep_until(window.begin).await;
@@ -241,6 +250,7 @@ pub async fn run(args: &RunArgs) -> Result<Report> {
         value_bytes: args.value_bytes,
         keys: args.keys,
         read_percent: (args.workload == Workload::Mixed).then_some(args.read_percent),
+        linearizable: (args.protocol != Protocol::Zookeeper).then_some(args.linearizable),
         rate: args.rate,
         seconds: measured.as_secs_f64(),
         ops,

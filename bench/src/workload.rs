@@ -34,7 +34,7 @@ pub enum Workload {
     CreateDelete,
     /// Create an ephemeral znode, then delete it; each counts.
     Ephemeral,
-    /// Names of all keys.
+    /// Names in a folder of --keys znodes.
     Children,
     /// A multi that sets --multi-ops keys; counts once.
     Multi,
@@ -55,6 +55,21 @@ pub struct Shape {
     pub read_percent: u32,
     pub multi_ops: usize,
     pub outstanding: usize,
+}
+
+impl Shape {
+    /// Where the keys are. A folder that is listed has a name of its own for each size.
+    pub fn folder(&self) -> String {
+        match self.workload {
+            Workload::Children => format!("{ROOT}/d{}", self.keys),
+            _ => ROOT.to_owned(),
+        }
+    }
+
+    /// The path of a key.
+    pub fn key(&self, index: usize) -> String {
+        format!("{}/k{index:06}", self.folder())
+    }
 }
 
 /// The frames of a workload, shared by its connections.
@@ -84,7 +99,7 @@ pub fn value(bytes: usize) -> Bytes {
     (0..bytes).map(|i| (i.wrapping_mul(2_654_435_761) >> 7) as u8).collect()
 }
 
-/// The path of a key.
+/// The path of a key in the folder that is not listed.
 pub fn key(index: usize) -> String {
     format!("{ROOT}/k{index:06}")
 }
@@ -107,7 +122,7 @@ impl Frames {
             Workload::Exists => (all(&|i| Request::Exists { path: key(i), watch: false }), Vec::new()),
             Workload::Mixed => (all(&get), all(&set)),
             Workload::Children => {
-                (vec![template(&Request::GetChildren { path: ROOT.to_owned(), watch: false })], Vec::new())
+                (vec![template(&Request::GetChildren { path: shape.folder(), watch: false })], Vec::new())
             }
             Workload::Multi => {
                 let multi = |i| Request::Multi((0..shape.multi_ops).map(|j| set((i + j) % shape.keys)).collect());
@@ -210,12 +225,13 @@ impl<I: Iterator<Item = Request>> Source for Finite<I> {
 pub async fn set_up(address: &str, shape: Shape) -> Result<()> {
     let data = value(shape.value_bytes);
     let mut wire = Wire::connect(address).await?;
-    let root = std::iter::once(create(ROOT.to_owned(), Bytes::new(), CreateMode::Persistent));
-    let creates = (0..shape.keys).map(|i| create(key(i), data.clone(), CreateMode::Persistent));
-    let sets = (0..shape.keys).map(|i| Request::SetData { path: key(i), data: Some(data.clone()), version: -1 });
+    let folders =
+        [ROOT.to_owned(), shape.folder()].map(|path| create(path, Bytes::new(), CreateMode::Persistent)).into_iter();
+    let creates = (0..shape.keys).map(|i| create(shape.key(i), data.clone(), CreateMode::Persistent));
+    let sets = (0..shape.keys).map(|i| Request::SetData { path: shape.key(i), data: Some(data.clone()), version: -1 });
     let mut refused = None;
     let plan = Plan { outstanding: SETUP_OUTSTANDING, until: None, pace: None };
-    drive(&mut wire, &mut Finite(root.chain(creates).chain(sets)), plan, |done| {
+    drive(&mut wire, &mut Finite(folders.chain(creates).chain(sets)), plan, |done| {
         if done.error != 0 && done.error != ErrorCode::NodeExists as i32 {
             refused = Some(done.error);
         }
