@@ -95,10 +95,10 @@ impl Etcd {
     }
 
     async fn get(&mut self, key: Bytes, serializable: bool) -> Result<()> {
-        let range = pb::RangeRequest { key: key.clone(), serializable, ..Default::default() };
+        let range = pb::RangeRequest { key, serializable, ..Default::default() };
         match self.kv.range(range).await?.into_inner().kvs.len() {
             1 => Ok(()),
-            found => Err(format!("{found} values of {}", key.escape_ascii()).into()),
+            found => Err(format!("{found} values of one key").into()),
         }
     }
 
@@ -117,17 +117,17 @@ impl Etcd {
             key: key.clone(),
             target_union: Some(compare::TargetUnion::CreateRevision(0)),
         };
-        let txn = pb::TxnRequest { compare: vec![is_new], success: vec![put_op(key.clone(), value, lease)] };
+        let txn = pb::TxnRequest { compare: vec![is_new], success: vec![put_op(key, value, lease)] };
         match self.kv.txn(txn).await?.into_inner().succeeded {
             true => Ok(()),
-            false => Err(format!("{} is there already", key.escape_ascii()).into()),
+            false => Err("a key is there already".into()),
         }
     }
 
     async fn delete(&mut self, key: Bytes) -> Result<()> {
-        match self.kv.delete_range(pb::DeleteRangeRequest { key: key.clone() }).await?.into_inner().deleted {
+        match self.kv.delete_range(pb::DeleteRangeRequest { key }).await?.into_inner().deleted {
             1 => Ok(()),
-            deleted => Err(format!("{deleted} keys deleted instead of {}", key.escape_ascii()).into()),
+            deleted => Err(format!("{deleted} keys deleted instead of one").into()),
         }
     }
 
@@ -255,6 +255,10 @@ impl Worker {
     async fn work(mut self, start: Instant, window: Window) -> Result<Tally> {
         let mut tally = Tally::default();
         sleep_until(start).await;
+        if matches!(self.shape.workload, Workload::CreateDelete | Workload::Ephemeral) {
+            // A run before this one may have ended between a create and its delete.
+            let _ = self.etcd.delete(self.own.clone()).await;
+        }
         loop {
             let begun = Instant::now();
             if begun >= window.end {

@@ -10,7 +10,7 @@ use corral_client::{Client, CreateMode};
 use corral_proto::jute::{Create, Request};
 use corral_proto::{Acl, ErrorCode};
 use serde::Serialize;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
 use crate::ensemble::{Ensemble, Installation, Product};
 use crate::etcd::Etcd;
@@ -25,6 +25,9 @@ const STEADY: Duration = Duration::from_millis(700);
 const GOES_ON: u64 = 20;
 /// An ensemble that does not go on for so long will not.
 const PATIENCE: Duration = Duration::from_secs(90);
+/// A member that forwarded a write to a leader that dies keeps its client waiting for 7 s, though there is a new leader
+/// long before: a client that wants to go on asks again.
+const ETCD_RETRY_AFTER: Duration = Duration::from_millis(250);
 const POLL: Duration = Duration::from_millis(5);
 
 /// What happens to the leader.
@@ -253,13 +256,16 @@ async fn write_etcd(address: &str, writer: &Writer) -> Result<Vec<Instant>> {
     let mut times = Vec::new();
     let mut last = Instant::now();
     while writer.goes_on() {
-        match etcd.put(Bytes::from_static(PATH.as_bytes()), data.clone()).await {
-            Ok(()) => {
+        match timeout(ETCD_RETRY_AFTER, etcd.put(Bytes::from_static(PATH.as_bytes()), data.clone())).await {
+            Ok(Ok(())) => {
                 writer.acknowledge(&mut times);
                 last = Instant::now();
             }
-            Err(error) if last.elapsed() > PATIENCE => return Err(error),
-            Err(_) => sleep(POLL).await,
+            Ok(Err(error)) if last.elapsed() > PATIENCE => return Err(error),
+            Err(error) if last.elapsed() > PATIENCE => return Err(error.into()),
+            Ok(Err(_)) => sleep(POLL).await,
+            // A set may be made twice.
+            Err(_) => {}
         }
     }
     Ok(times)

@@ -16,6 +16,7 @@ mod plots;
 mod process;
 mod restart;
 mod run;
+mod scale;
 mod sessions;
 mod wire;
 mod workload;
@@ -56,6 +57,8 @@ enum Command {
     Failover(failover::FailoverArgs),
     /// Kill and restart an own server under load, and measure how long it is away.
     Restart(restart::RestartArgs),
+    /// Many sessions and watches on an own server, and all clients back at once.
+    Scale(scale::ScaleArgs),
     /// The same rows for several products by turns, as a table and pictures.
     Compare(compare::CompareArgs),
     /// Serve as a server that does nothing.
@@ -64,6 +67,7 @@ enum Command {
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
+    process::raise_open_files();
     let mut builder = match cli.threads {
         1 => tokio::runtime::Builder::new_current_thread(),
         _ => tokio::runtime::Builder::new_multi_thread(),
@@ -94,6 +98,7 @@ async fn execute(command: Command) -> Result<String> {
         Command::Sessions(args) => serde_json::to_string(&sessions::sessions(&args).await?)?,
         Command::Failover(args) => serde_json::to_string(&failover::failover(&args).await?)?,
         Command::Restart(args) => serde_json::to_string(&restart::restart(&args).await?)?,
+        Command::Scale(args) => serde_json::to_string(&scale::scale(&args).await?)?,
         Command::Compare(args) => compare::compare(&args).await?,
         Command::Null(args) => {
             null::serve(&args).await?;

@@ -20,6 +20,31 @@ pub fn resident_bytes(pid: u32) -> Result<u64> {
     parse_kib(&status, "VmRSS:").map(|kib| kib * 1024).ok_or_else(|| format!("/proc/{pid}/status has no VmRSS").into())
 }
 
+/// Memory that the kernel holds for itself on this machine, bytes: its tables, and buffers of TCP.
+pub fn kernel_bytes() -> Result<u64> {
+    let meminfo = fs::read_to_string("/proc/meminfo").map_err(context("/proc/meminfo"))?;
+    let tables = parse_kib(&meminfo, "Slab:").ok_or("/proc/meminfo has no Slab")? * 1024;
+    let sockets = fs::read_to_string("/proc/net/sockstat").map_err(context("/proc/net/sockstat"))?;
+    let pages = parse_tcp_pages(&sockets).ok_or("/proc/net/sockstat has an unknown form")?;
+    let maps = fs::read_to_string("/proc/self/smaps").map_err(context("/proc/self/smaps"))?;
+    let page = parse_kib(&maps, "KernelPageSize:").ok_or("/proc/self/smaps has no KernelPageSize")? * 1024;
+    Ok(tables + pages * page)
+}
+
+/// The line is `TCP: inuse 4 orphan 0 tw 0 alloc 4 mem 2`.
+fn parse_tcp_pages(sockstat: &str) -> Option<u64> {
+    sockstat.lines().find_map(|line| line.strip_prefix("TCP:"))?.rsplit_once(" mem ")?.1.trim().parse().ok()
+}
+
+/// Raises the number of files that this process, and those it starts, may have open as far as the system allows.
+pub fn raise_open_files() {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    // Where that is refused the limit stays, and who needs more files says so.
+    let _ = setrlimit(Resource::Nofile, limit);
+}
+
 /// Files that this process may have open.
 pub fn open_files_max() -> Result<u64> {
     let limits = fs::read_to_string("/proc/self/limits").map_err(context("/proc/self/limits"))?;
@@ -78,6 +103,13 @@ mod tests {
     fn resident_memory_is_read_in_kib() {
         assert_eq!(parse_kib("Name:\tx\nVmRSS:\t  1234 kB\n", "VmRSS:"), Some(1234));
         assert_eq!(parse_kib("Name:\tx\n", "VmRSS:"), None);
+    }
+
+    #[test]
+    fn buffers_of_tcp_are_counted_in_pages() {
+        let text = "sockets: used 27\nTCP: inuse 4 orphan 0 tw 0 alloc 4 mem 12\nUDP: inuse 0 mem 3\n";
+        assert_eq!(parse_tcp_pages(text), Some(12));
+        assert!(kernel_bytes().unwrap() > 0);
     }
 
     #[test]

@@ -22,7 +22,7 @@ const OTHER_FILES: u64 = 64;
 /// Between two progress lines.
 const PROGRESS: Duration = Duration::from_secs(2);
 /// After the last handshake, before anything is measured of idle sessions.
-const SETTLE: Duration = Duration::from_secs(2);
+pub const SETTLE: Duration = Duration::from_secs(2);
 
 /// How many, and for how long.
 #[derive(Args, Clone, Debug)]
@@ -58,6 +58,9 @@ pub struct SessionsReport {
     /// Growth of the resident memory of all servers together, for each session.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub server_bytes_per_session: Option<f64>,
+    /// Growth of what the kernel holds for each connection: socket buffers and its own tables, half of it, as both ends are
+    /// here. Whatever else happens on the machine disturbs it.
+    pub kernel_bytes_per_session: f64,
     /// CPUs that all servers together kept busy while the sessions did nothing but ping, every third of their timeout.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub idle_cpus: Option<f64>,
@@ -71,39 +74,73 @@ pub struct SessionsReport {
 /// If a session cannot be begun, or files or processes are not there.
 pub async fn sessions(args: &SessionsArgs) -> Result<SessionsReport> {
     let idle = crate::run::seconds("idle", args.idle)?;
-    let limit = process::open_files_max()?;
-    if args.count + OTHER_FILES > limit {
-        return Err(format!(
-            "{} sessions need as many open files, {limit} are allowed: raise it with `ulimit -n`",
-            args.count
-        )
-        .into());
-    }
+    need_files(args.count)?;
     let mut addresses = Vec::new();
     for server in &args.servers {
         let found = lookup_host(server).await.map_err(context(server))?.find(SocketAddr::is_ipv4);
         addresses.push(found.ok_or_else(|| format!("{server}: no IPv4 address"))?);
     }
-    let memory = || args.pid.iter().map(|pid| process::resident_bytes(*pid)).sum::<Result<u64>>();
-    let cpu = || args.pid.iter().map(|pid| process::cpu(*pid)).sum::<Result<Duration>>();
-    let (memory_before, cpu_before, begun) = (memory()?, cpu()?, Instant::now());
+    // Closed one by one they would take as long again; the servers see the connections end, and the sessions with time.
+    measure(&addresses, args.count, args.concurrency, idle, &args.pid).await.map(|(report, _wires)| report)
+}
+
+/// # Errors
+/// If so many sessions need more open files than this program may have.
+pub fn need_files(sessions: u64) -> Result<()> {
+    let limit = process::open_files_max()?;
+    if sessions + OTHER_FILES > limit {
+        return Err(format!(
+            "{sessions} sessions need as many open files, and {limit} are allowed: raise the hard limit (`ulimit -Hn`)"
+        )
+        .into());
+    }
+    Ok(())
+}
+
+/// The address from which the session with this number comes; `None`: the system's choice, away from loopback.
+pub fn source(number: u64, to: SocketAddr) -> Option<Ipv4Addr> {
+    to.ip().is_loopback().then(|| {
+        let host = u8::try_from(1 + number / PER_ADDRESS).unwrap_or(u8::MAX);
+        Ipv4Addr::new(127, 0, 1, host)
+    })
+}
+
+/// Begins sessions, leaves them alone for a while, and hands them over.
+///
+/// # Errors
+/// If a session cannot be begun, or a process is not there.
+pub async fn measure(
+    addresses: &[SocketAddr],
+    count: u64,
+    concurrency: u32,
+    idle: Duration,
+    pids: &[u32],
+) -> Result<(SessionsReport, Vec<Wire>)> {
+    let memory = || pids.iter().map(|pid| process::resident_bytes(*pid)).sum::<Result<u64>>();
+    let cpu = || pids.iter().map(|pid| process::cpu(*pid)).sum::<Result<Duration>>();
+    let (memory_before, kernel_before) = (memory()?, process::kernel_bytes()?);
+    let (cpu_before, begun) = (cpu()?, Instant::now());
     let next = Arc::new(AtomicU64::new(0));
     let mut tasks: JoinSet<Result<Vec<Wire>>> = JoinSet::new();
-    for _ in 0..args.concurrency {
-        let (next, addresses, count) = (next.clone(), addresses.clone(), args.count);
+    for _ in 0..concurrency {
+        let (next, addresses) = (next.clone(), addresses.to_vec());
         tasks.spawn(async move {
-            let mut wires = Vec::new();
+            let mut wires: Vec<Wire> = Vec::new();
+            let mut pinged = Instant::now();
             loop {
                 let number = next.fetch_add(1, Ordering::Relaxed);
                 if number >= count {
                     return Ok(wires);
                 }
                 let to = addresses[number as usize % addresses.len()];
-                let from = to.ip().is_loopback().then(|| {
-                    let host = u8::try_from(1 + number / PER_ADDRESS).unwrap_or(u8::MAX);
-                    Ipv4Addr::new(127, 0, 1, host)
-                });
-                wires.push(Wire::connect_from(from, to).await.map_err(context(to))?);
+                wires.push(Wire::connect_from(source(number, to), to).await.map_err(context(to))?);
+                // The first must not expire before the last is there.
+                if pinged.elapsed() >= ping_interval(&wires) {
+                    for wire in &mut wires {
+                        wire.ping().await.map_err(context(to))?;
+                    }
+                    pinged = Instant::now();
+                }
             }
         });
     }
@@ -117,7 +154,7 @@ pub async fn sessions(args: &SessionsArgs) -> Result<SessionsReport> {
                 None => break,
             },
             _ = progress.tick() => {
-                eprintln!("{} of {} sessions", next.load(Ordering::Relaxed).min(args.count), args.count);
+                eprintln!("{} of {count} sessions", next.load(Ordering::Relaxed).min(count));
             }
         }
     }
@@ -125,32 +162,37 @@ pub async fn sessions(args: &SessionsArgs) -> Result<SessionsReport> {
     let spent = cpu()?.saturating_sub(cpu_before);
     sleep(SETTLE).await;
     let grown = memory()?.saturating_sub(memory_before);
+    let kernel = process::kernel_bytes()?.saturating_sub(kernel_before);
     let (cpu_before, begun) = (cpu()?, Instant::now());
     let lost = keep(&mut wires, begun + idle).await;
     let idle_cpus = cpu()?.saturating_sub(cpu_before).as_secs_f64() / begun.elapsed().as_secs_f64();
-    let known = !args.pid.is_empty();
+    let known = !pids.is_empty();
     let count = wires.len() as u64 + lost;
-    // Closed one by one they would take as long again; the servers see the connections end, and the sessions with time.
-    drop(wires);
-    Ok(SessionsReport {
+    let report = SessionsReport {
         sessions: count,
-        servers: args.servers.len(),
+        servers: addresses.len(),
         seconds: round(elapsed.as_secs_f64()),
         connects_per_s: round(count as f64 / elapsed.as_secs_f64()),
         server_cpu_us_per_connect: known.then(|| round(spent.as_secs_f64() * 1e6 / count as f64)),
         server_bytes_per_session: known.then(|| round(grown as f64 / count as f64)),
+        kernel_bytes_per_session: round(kernel as f64 / 2.0 / count as f64),
         idle_cpus: known.then(|| (idle_cpus * 10_000.0).round() / 10_000.0),
         lost,
+    };
+    Ok((report, wires))
+}
+
+/// A third of the timeout that the server granted.
+fn ping_interval(wires: &[Wire]) -> Duration {
+    wires.first().map_or(Duration::from_secs(10), |wire| {
+        Duration::from_millis(u64::try_from(wire.session.timeout_ms).unwrap_or(0) / 3)
     })
 }
 
 /// Pings each session at a third of its timeout, spread evenly, until the end. Returns how many were lost, and drops them.
 async fn keep(wires: &mut Vec<Wire>, until: Instant) -> u64 {
     let before = wires.len();
-    let third = wires.first().map_or(Duration::from_secs(10), |wire| {
-        Duration::from_millis(u64::try_from(wire.session.timeout_ms).unwrap_or(0) / 3)
-    });
-    let gap = third / u32::try_from(wires.len().max(1)).unwrap_or(u32::MAX);
+    let gap = ping_interval(wires) / u32::try_from(wires.len().max(1)).unwrap_or(u32::MAX);
     let mut next = 0;
     let begun = Instant::now();
     let mut due = begun;

@@ -49,13 +49,7 @@ impl Wire {
     /// # Errors
     /// As [`Wire::connect`]; also if the session has expired.
     pub async fn reconnect(address: &str, session: &ConnectResponse) -> io::Result<Wire> {
-        let again = ConnectRequest {
-            timeout_ms: SESSION_TIMEOUT_MS,
-            session_id: session.session_id,
-            password: Some(Bytes::copy_from_slice(&session.password)),
-            ..ConnectRequest::default()
-        };
-        Wire::connect_as(address, &again).await
+        Wire::connect_as(address, &again(session)).await
     }
 
     /// A new session, as soon as the server serves.
@@ -77,12 +71,16 @@ impl Wire {
     /// # Errors
     /// As [`Wire::connect`].
     pub async fn connect_from(from: Option<Ipv4Addr>, to: SocketAddr) -> io::Result<Wire> {
-        let socket = TcpSocket::new_v4()?;
-        if let Some(from) = from {
-            socket.bind(SocketAddr::from((from, 0)))?;
-        }
         let request = ConnectRequest { timeout_ms: SESSION_TIMEOUT_MS, ..ConnectRequest::default() };
-        Wire::shake_hands(socket.connect(to).await?, &request).await
+        Wire::shake_hands(connection(from, to).await?, &request).await
+    }
+
+    /// The session again, over a connection from an address of this machine.
+    ///
+    /// # Errors
+    /// As [`Wire::reconnect`]; `NotConnected` if the session has expired.
+    pub async fn reconnect_from(from: Option<Ipv4Addr>, to: SocketAddr, session: &ConnectResponse) -> io::Result<Wire> {
+        Wire::shake_hands(connection(from, to).await?, &again(session)).await
     }
 
     async fn connect_as(address: &str, request: &ConnectRequest) -> io::Result<Wire> {
@@ -192,6 +190,25 @@ impl Wire {
     pub async fn close(mut self) {
         let _ = self.ask(&Request::CloseSession).await;
     }
+}
+
+/// What asks for a session that there is.
+fn again(session: &ConnectResponse) -> ConnectRequest {
+    ConnectRequest {
+        timeout_ms: SESSION_TIMEOUT_MS,
+        session_id: session.session_id,
+        password: Some(Bytes::copy_from_slice(&session.password)),
+        ..ConnectRequest::default()
+    }
+}
+
+async fn connection(from: Option<Ipv4Addr>, to: SocketAddr) -> io::Result<TcpStream> {
+    let socket = TcpSocket::new_v4()?;
+    if let Some(from) = from {
+        socket.bind(SocketAddr::from((from, 0)))?;
+    }
+    // A server that is flooded must not hold a client for the minutes that the system would try.
+    timeout(ANSWER_TIMEOUT, socket.connect(to)).await?
 }
 
 fn invalid(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> io::Error {
