@@ -8,7 +8,7 @@
 # because that choice is part of what Cargo remembers of a build.
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/../.ci/setup"
-install_packages
+install_packages figures
 
 newest_rocksdb() {
     find "$CARGO_TARGET_DIR/debug/build" -path '*/librocksdb-sys-*/out/librocksdb.a' -printf '%T@ %h\n' 2>/dev/null |
