@@ -132,6 +132,11 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("recipes/src", &["client/src"]),
     ("client/zkcli/src", &["client/src", "recipes/src"]),
     ("bench/src", &["client/src"]),
+    // What is counted and timed is work of the pure rooms.
+    ("bench/rooms", &["server/core"]),
+    ("bench/guard", &["bench/rooms"]),
+    ("bench/benches", &["bench/rooms"]),
+    ("bench/build.rs", &[]),
     ("tests/sim/src", &["server/core"]),
     // It looks at servers from outside only.
     ("tests/chaos/src", &["client/src", "recipes/src", "tests/sim/src"]),
@@ -311,6 +316,8 @@ const CRATES: &[(&str, &str)] = &[
     ("recipes/src", "corral_recipes"),
     ("client/zkcli/src", "corral_zkcli"),
     ("bench/src", "corral_bench"),
+    ("bench/rooms", "corral_rooms"),
+    ("bench/guard", "corral_guard"),
     ("tests/sim/src", "corral_sim"),
     ("tests/chaos/src", "corral_chaos"),
     ("proto", "corral_proto"),
