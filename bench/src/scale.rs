@@ -1,5 +1,6 @@
 //! Many clients of one server: idle sessions, all of them back at once, and many watches.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -94,8 +95,8 @@ pub struct Storm {
     seconds: f64,
     /// Sessions that were gone when their client came back.
     expired: u64,
-    /// Attempts that failed, and were made again.
-    failed_attempts: u64,
+    /// Attempts that failed, by error, and were made again.
+    failed_attempts: BTreeMap<String, u64>,
     /// Pings of other sessions meanwhile, ms.
     ping_ms: Ping,
     pings: u64,
@@ -244,25 +245,29 @@ async fn storm(to: SocketAddr, address: &str, wires: Vec<Wire>) -> Result<Storm>
     let sessions: Vec<_> = wires.iter().map(|wire| wire.session.clone()).collect();
     let begun = Instant::now();
     drop(wires);
-    let mut tasks: JoinSet<io::Result<(Option<Wire>, u64)>> = JoinSet::new();
+    let mut tasks: JoinSet<io::Result<(Option<Wire>, BTreeMap<String, u64>)>> = JoinSet::new();
     for (number, session) in sessions.into_iter().enumerate() {
         tasks.spawn(async move {
-            let mut failed = 0;
+            let mut failed: BTreeMap<String, u64> = BTreeMap::new();
             loop {
-                match Wire::reconnect_from(sessions::source(number as u64, to), to, &session).await {
+                match Wire::reconnect_from(sessions::source(sessions::RETURNING, number as u64, to), to, &session).await
+                {
                     Ok(wire) => return Ok((Some(wire), failed)),
                     Err(error) if error.kind() == io::ErrorKind::NotConnected => return Ok((None, failed)),
                     Err(error) if begun.elapsed() > BACK_WITHIN => return Err(error),
-                    Err(_) => failed += 1,
+                    Err(error) => *failed.entry(error.to_string()).or_default() += 1,
                 }
                 sleep(RETRY_PAUSE).await;
             }
         });
     }
-    let (mut back, mut expired, mut failed_attempts) = (Vec::new(), 0, 0);
+    let (mut back, mut expired) = (Vec::new(), 0);
+    let mut failed_attempts: BTreeMap<String, u64> = BTreeMap::new();
     while let Some(task) = tasks.join_next().await {
         let (wire, failed) = task.map_err(context("a client's task"))?.map_err(context("a client is not back"))?;
-        failed_attempts += failed;
+        for (error, count) in failed {
+            *failed_attempts.entry(error).or_default() += count;
+        }
         match wire {
             Some(wire) => back.push(wire),
             None => expired += 1,

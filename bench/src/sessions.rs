@@ -17,6 +17,10 @@ use crate::{Result, context, process};
 
 /// Connections from one address of loopback: the system has some 28,000 ports for them.
 const PER_ADDRESS: u64 = 20_000;
+/// Third byte of the addresses of sessions that begin, and of clients that come back: the ports of those that break their
+/// connections are not free for a minute.
+pub const FIRST: u8 = 1;
+pub const RETURNING: u8 = 2;
 /// Files that this program has open besides.
 const OTHER_FILES: u64 = 64;
 /// Between two progress lines.
@@ -98,10 +102,10 @@ pub fn need_files(sessions: u64) -> Result<()> {
 }
 
 /// The address from which the session with this number comes; `None`: the system's choice, away from loopback.
-pub fn source(number: u64, to: SocketAddr) -> Option<Ipv4Addr> {
+pub fn source(network: u8, number: u64, to: SocketAddr) -> Option<Ipv4Addr> {
     to.ip().is_loopback().then(|| {
         let host = u8::try_from(1 + number / PER_ADDRESS).unwrap_or(u8::MAX);
-        Ipv4Addr::new(127, 0, 1, host)
+        Ipv4Addr::new(127, 0, network, host)
     })
 }
 
@@ -133,7 +137,7 @@ pub async fn measure(
                     return Ok(wires);
                 }
                 let to = addresses[number as usize % addresses.len()];
-                wires.push(Wire::connect_from(source(number, to), to).await.map_err(context(to))?);
+                wires.push(Wire::connect_from(source(FIRST, number, to), to).await.map_err(context(to))?);
                 // The first must not expire before the last is there.
                 if pinged.elapsed() >= ping_interval(&wires) {
                     for wire in &mut wires {
