@@ -10,6 +10,5 @@ fn main() {
 #[divan::bench(args = ROOMS.iter().map(|room| room.name))]
 fn room(bencher: Bencher, name: &str) {
     let room = ROOMS.iter().find(|room| room.name == name).expect("a name of the list");
-    let mut operation = (room.prepare)();
-    bencher.bench_local(move || operation());
+    bencher.bench_local((room.prepare)());
 }

@@ -226,6 +226,9 @@ fn watched_path(index: u64) -> String {
     format!("{head}{index:0width$}", width = PATH_BYTES - head.len())
 }
 
+/// The session's new connection, unless it had expired, and the attempts before.
+type Return = (Option<Wire>, BTreeMap<String, u64>);
+
 /// Breaks these connections and has all clients come back at the same moment.
 async fn storm(to: SocketAddr, address: &str, wires: Vec<Wire>) -> Result<Storm> {
     let clients = wires.len() as u64;
@@ -245,7 +248,7 @@ async fn storm(to: SocketAddr, address: &str, wires: Vec<Wire>) -> Result<Storm>
     let sessions: Vec<_> = wires.iter().map(|wire| wire.session.clone()).collect();
     let begun = Instant::now();
     drop(wires);
-    let mut tasks: JoinSet<io::Result<(Option<Wire>, BTreeMap<String, u64>)>> = JoinSet::new();
+    let mut tasks: JoinSet<io::Result<Return>> = JoinSet::new();
     for (number, session) in sessions.into_iter().enumerate() {
         tasks.spawn(async move {
             let mut failed: BTreeMap<String, u64> = BTreeMap::new();
