@@ -60,7 +60,8 @@ const ROOMS: &[(&str, &[&str])] = &[
         &["server/core/src/storage", "server/core/src/tree", "server/core/src/zab", "server/src/storage"],
     ),
     // Counters in the form in which the front ends show them.
-    ("server/src/figures.rs", &["server/src/frontend"]),
+    // Counts what the rooms say of their work.
+    ("server/src/figures.rs", &["server/core/src/apply.rs", "server/core/src/zab", "server/src/frontend"]),
     // Loops carry what the pure rooms decide.
     (
         "server/src/log_loop.rs",

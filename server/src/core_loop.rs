@@ -1,4 +1,8 @@
-//! The loop of thread `core`: takes what happened, asks the member, hands on what it decided.
+//! The core: takes what happened, asks the member, hands on what it decided.
+//!
+//! It is one machine and no thread: whoever brings it an event takes a turn with it then and there, if nobody else is at it
+//! ([`NodeShared::bring`]). A lone write would spend more time on waking a thread for each of the events it causes than on
+//! the events. Thread `core` takes turns for the clock, and when there is more than one event after another to be done.
 //!
 //! Everything with a rule in it is in [`Member`]; this file carries. What it adds is order and economy: messages and
 //! completions come before client requests, so that load never delays a heartbeat; the clock is read once a turn; all
@@ -91,6 +95,9 @@ pub(crate) struct CoreLoop {
     diverged: bool,
     /// Since when there is an election, monotonic ms.
     looking_since_ms: Option<u64>,
+    /// What is being dealt with.
+    events: Vec<CoreEvent>,
+    next_tick_ms: u64,
 }
 
 /// What a turn collects, so that each receiver is woken once.
@@ -168,64 +175,81 @@ impl CoreLoop {
             membership: None,
             diverged: false,
             looking_since_ms: None,
+            events: Vec::new(),
+            next_tick_ms: 0,
         }
     }
 
-    /// Runs until [`CoreEvent::Stop`].
+    /// What thread `core` does: takes turns until [`CoreEvent::Stop`], others between.
     pub(crate) fn run(mut self) {
-        let mut events = Vec::new();
-        let mut next_tick_ms = self.node.clock.now().mono_ms;
-        self.lost_ms = Some(next_tick_ms);
+        let node = self.node.clone();
+        self.next_tick_ms = node.clock.now().mono_ms;
+        self.lost_ms = Some(self.next_tick_ms);
+        let mut next_tick_ms = self.next_tick_ms;
+        *node.room.lock() = Some(Box::new(self));
         loop {
-            let wait_ms = next_tick_ms.saturating_sub(self.node.clock.now().mono_ms);
-            self.node.core.take(&mut events, Some(Duration::from_millis(wait_ms)));
-            let now = self.node.clock.now();
-            let mut stop = false;
-            let mut writes: Vec<(Key, Bytes)> = Vec::new();
-            let mut withdrawn = Vec::new();
-            let mut read_points = Vec::new();
-            // Touches first: what a pong of this turn claims to contain must be in it (P32).
-            let touched = std::mem::take(&mut *self.node.touched.lock());
-            if !touched.is_empty() {
-                self.step(now, MemberInput::Touched(touched));
-            }
-            for event in events.drain(..) {
-                match event {
-                    CoreEvent::Submit(mut more) if writes.is_empty() => writes.append(&mut more),
-                    CoreEvent::Submit(more) => writes.extend(more),
-                    CoreEvent::Withdraw(key) => withdrawn.push(key),
-                    CoreEvent::ReadIndex { tag } => read_points.push(tag),
-                    CoreEvent::Stop => stop = true,
-                    CoreEvent::SessionDeadlines(answer) => {
-                        // Who asked may be gone.
-                        let _ = answer.send(self.member.session_deadlines());
-                    }
-                    event => self.on_event(now, event),
-                }
-            }
-            if !writes.is_empty() {
-                self.step(now, MemberInput::Submit(writes));
-            }
-            // Behind the writes: what is withdrawn may have come in this turn.
-            for key in withdrawn {
-                self.step(now, MemberInput::Withdraw(key));
-            }
-            for tag in read_points {
-                self.step(now, MemberInput::Zab(Input::ReadIndex { tag }));
-            }
-            let tick = now.mono_ms >= next_tick_ms;
-            if tick {
-                next_tick_ms = now.mono_ms + TICK_MS;
-                self.step(now, MemberInput::Zab(Input::Tick));
-            }
-            self.finish_turn(now);
-            if tick {
-                self.on_tick(now);
-            }
-            if stop || self.turn.fatal {
+            let wait_ms = next_tick_ms.saturating_sub(node.clock.now().mono_ms);
+            node.core.wait(Duration::from_millis(wait_ms));
+            let mut room = node.room.lock();
+            let Some(core) = &mut *room else { return };
+            if !core.turn() {
+                *room = None;
                 return;
             }
+            next_tick_ms = core.next_tick_ms;
         }
+    }
+
+    /// Deals with everything there is. Events are taken here and not before, so that they are dealt with in their order
+    /// whoever does it. `false`: it was the last turn.
+    pub(crate) fn turn(&mut self) -> bool {
+        let mut events = std::mem::take(&mut self.events);
+        self.node.core.take_now(&mut events);
+        let now = self.node.clock.now();
+        let mut stop = false;
+        let mut writes: Vec<(Key, Bytes)> = Vec::new();
+        let mut withdrawn = Vec::new();
+        let mut read_points = Vec::new();
+        // Touches first: what a pong of this turn claims to contain must be in it (P32).
+        let touched = std::mem::take(&mut *self.node.touched.lock());
+        if !touched.is_empty() {
+            self.step(now, MemberInput::Touched(touched));
+        }
+        for event in events.drain(..) {
+            match event {
+                CoreEvent::Submit(mut more) if writes.is_empty() => writes.append(&mut more),
+                CoreEvent::Submit(more) => writes.extend(more),
+                CoreEvent::Withdraw(key) => withdrawn.push(key),
+                CoreEvent::ReadIndex { tag } => read_points.push(tag),
+                CoreEvent::Stop => stop = true,
+                CoreEvent::SessionDeadlines(answer) => {
+                    // Who asked may be gone.
+                    let _ = answer.send(self.member.session_deadlines());
+                }
+                event => self.on_event(now, event),
+            }
+        }
+        self.events = events;
+        if !writes.is_empty() {
+            self.step(now, MemberInput::Submit(writes));
+        }
+        // Behind the writes: what is withdrawn may have come in this turn.
+        for key in withdrawn {
+            self.step(now, MemberInput::Withdraw(key));
+        }
+        for tag in read_points {
+            self.step(now, MemberInput::Zab(Input::ReadIndex { tag }));
+        }
+        let tick = now.mono_ms >= self.next_tick_ms;
+        if tick {
+            self.next_tick_ms = now.mono_ms + TICK_MS;
+            self.step(now, MemberInput::Zab(Input::Tick));
+        }
+        self.finish_turn(now);
+        if tick {
+            self.on_tick(now);
+        }
+        !stop && !self.turn.fatal
     }
 
     fn on_event(&mut self, now: Now, event: CoreEvent) {
@@ -601,7 +625,7 @@ pub(crate) async fn receive_from_peers(node: Arc<NodeShared>, links: PeerLinks, 
             LinkEvent::Refused { stale: None, .. } => continue,
             LinkEvent::Refused { reason, stale: Some(seen_start), .. } => PeerEvent::Stale { reason, seen_start },
         };
-        node.core.push(CoreEvent::Peer(event));
+        node.bring(CoreEvent::Peer(event));
     }
 }
 

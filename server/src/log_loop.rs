@@ -164,7 +164,7 @@ impl LogLoop {
         let began = self.node.clock.now().mono_ms;
         let seq = self.or_stop(|log| log.write(ops));
         let took = Duration::from_millis(self.node.clock.now().mono_ms.saturating_sub(began));
-        self.node.core.push(CoreEvent::LogDone { seq });
+        self.node.bring(CoreEvent::LogDone { seq });
         self.node.stats.log_synced(took, ops.len(), took > self.slow);
         if took > self.slow {
             warn!(operations = ops.len(), ?took, "writing the log was slow");

@@ -66,6 +66,31 @@ impl<T> Mailbox<T> {
         }
     }
 
+    /// Wakes the receiver: for what was left.
+    pub fn wake_receiver(&self) {
+        self.wake(self.0.items.lock());
+    }
+
+    /// Whether there is nothing.
+    pub fn is_empty(&self) -> bool {
+        self.0.items.lock().items.is_empty()
+    }
+
+    /// Takes everything there is, which may be nothing.
+    pub fn take_now(&self, into: &mut Vec<T>) {
+        into.append(&mut self.0.items.lock().items);
+    }
+
+    /// Waits until there is something and the receiver was woken, but at most `timeout`. Takes nothing.
+    pub fn wait(&self, timeout: Duration) {
+        let mut state = self.0.items.lock();
+        if state.items.is_empty() {
+            state.sleeping = true;
+            self.0.arrived.wait_for(&mut state, timeout);
+            state.sleeping = false;
+        }
+    }
+
     /// Takes everything there is; waits at most `timeout` if there is nothing (`None`: as long as it takes).
     pub fn take(&self, into: &mut Vec<T>, timeout: Option<Duration>) {
         let mut state = self.0.items.lock();

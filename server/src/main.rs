@@ -19,6 +19,10 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing::{error, info, warn};
 use tracing_subscriber::EnvFilter;
 
+/// Most of what a server allocates is small, short-lived and freed by another thread than the one that asked for it.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Where a server without any configuration keeps its data.
 const DATA_DIR_DEFAULT: &str = "corral-data";
 /// A server that has not stopped so long after it was asked to is left to its fate: what it acknowledged is on disk.

@@ -174,12 +174,21 @@ enum Serving {
     Stopping,
 }
 
+/// Turns that somebody who brings an event takes with the core, one after another, before thread `core` does.
+const TURNS_MAX: usize = 4;
+
+/// The name of the core, and of the thread that takes turns with it.
+const ROOM: &str = "core";
+
 /// What front ends and threads of one server share.
 pub(crate) struct NodeShared {
     pub(crate) options: NodeOptions,
     pub(crate) clock: Clock,
     pub(crate) stats: Stats,
+    /// What the core has to deal with.
     pub(crate) core: Mailbox<CoreEvent>,
+    /// The core, while it runs. Nothing else is locked by whoever locks it.
+    pub(crate) room: Mutex<Option<Box<CoreLoop>>>,
     pub(crate) shared: Arc<Shared<View>>,
     /// Last published entry.
     pub(crate) applied: watch::Sender<Zxid>,
@@ -214,6 +223,7 @@ impl NodeShared {
             clock,
             stats: Stats::default(),
             core: Mailbox::default(),
+            room: Mutex::default(),
             applied: watch::Sender::new(applied),
             touched: Mutex::default(),
             unresolved: AtomicUsize::new(0),
@@ -231,6 +241,27 @@ impl NodeShared {
             shared,
             options,
         }
+    }
+
+    /// Brings the core an event, and takes a turn with it, if nobody else does: who does looks again when it is done. The
+    /// caller holds no lock, and has time for [`TURNS_MAX`] turns.
+    pub(crate) fn bring(&self, event: CoreEvent) {
+        self.core.leave(event);
+        let _guard = PanicGuard(ROOM);
+        for _ in 0..TURNS_MAX {
+            let Some(mut room) = self.room.try_lock() else { return };
+            let Some(core) = &mut *room else { return };
+            if !core.turn() {
+                // Thread `core` finds it gone at its next tick.
+                *room = None;
+                return;
+            }
+            drop(room);
+            if self.core.is_empty() {
+                return;
+            }
+        }
+        self.core.wake_receiver();
     }
 
     /// Whether clients can be served: at once if there is a leader, else after the liveness bound at the latest.
@@ -396,20 +427,23 @@ pub(crate) fn system_random<const N: usize>() -> std::io::Result<[u8; N]> {
     Ok(bytes)
 }
 
-/// Starts a thread of the server. A panic in it ends the process: a half-dead leader is worse than a dead one.
-fn spawn(name: &'static str, body: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, StartError> {
-    struct Guard(&'static str);
-    impl Drop for Guard {
-        fn drop(&mut self) {
-            if std::thread::panicking() {
-                // The hook of the program has ended it; this is for programs without one.
-                error!(thread = self.0, "a thread panicked; this server stops at once");
-                std::process::abort();
-            }
+/// Ends the process when what it guards panics: a half-dead leader is worse than a dead one.
+struct PanicGuard(&'static str);
+
+impl Drop for PanicGuard {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            // The hook of the program has ended it; this is for programs without one.
+            error!(room = self.0, "a panic; this server stops at once");
+            std::process::abort();
         }
     }
+}
+
+/// Starts a thread of the server. A panic in it ends the process.
+fn spawn(name: &'static str, body: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, StartError> {
     let spawned = std::thread::Builder::new().name(name.to_owned()).spawn(move || {
-        let _guard = Guard(name);
+        let _guard = PanicGuard(name);
         body();
     });
     spawned.map_err(StartError::Thread)
@@ -612,7 +646,7 @@ impl Node {
             spawn("log-prepare", move || log_loop::run_preparer(&preparer, &prepare))?,
             spawn("apply", move || apply_loop.run())?,
         ];
-        let core_thread = spawn("core", move || core.run())?;
+        let core_thread = spawn(ROOM, move || core.run())?;
 
         let listeners = ClientListeners { plain: listener, secure: secure.map(|(listener, _)| listener), tls };
         let operators = open_front_ends(&node, &config, listeners, &stop, &tasks);

@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use corral_core::tree::op::{Answer, ReadOp};
-use corral_core::tree::read;
+use corral_core::tree::{quota, read};
 use corral_core::zab::io::{Phase, Role, Status};
 use corral_proto::{Id, ServerId, SessionId, Zxid};
 use tokio::sync::oneshot;
@@ -103,6 +103,7 @@ fn report(
         watch_count: node.shared.watch_count() as u64,
         reads: reads.into_iter().collect(),
         writes: writes.into_iter().collect(),
+        quotas: quota::figures(&node.shared.published().view).into_iter().collect(),
         proposal_sizes: (mode == ServerMode::Leader).then(|| node.stats.proposal_sizes()),
         unix_ms: wall_ms,
         uptime_ms: now.mono_ms,

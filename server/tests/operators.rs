@@ -123,6 +123,13 @@ async fn traffic_of_both_protocols_is_counted() {
     assert!(grown("cnt_readlatency") >= 10, "{text}");
     assert!(grown("bytes_received_count") > 30 * 10 && grown("response_bytes") > 30 * 10, "{text}");
     assert_eq!((grown("proposal_count"), grown("commit_count")), (20, 20), "{text}");
+    assert_eq!((grown("cnt_quorum_ack_latency"), grown("cnt_propagation_latency")), (20, 20), "{text}");
+    // A path of three bytes with one of data, and the same with a Stat.
+    for i in 0..10 {
+        assert_eq!(after[format!("sum_g{i}_write_per_namespace").as_str()], "4", "{text}");
+        assert_eq!(after[format!("cnt_g{i}_read_per_namespace").as_str()], "1", "{text}");
+        assert_eq!(after[format!("sum_g{i}_read_per_namespace").as_str()], "72", "{text}");
+    }
     assert_eq!((after["num_alive_connections"], after["outstanding_requests"]), ("3", "0"), "{text}");
 
     let cons = word(server.client_addr(), "cons").await;
@@ -137,6 +144,15 @@ async fn traffic_of_both_protocols_is_counted() {
     assert!(of(wire.session.session_id).contains("lop=CREA,") || of(wire.session.session_id).contains("lop=PING,"));
     let srvr = word(server.client_addr(), "srvr").await;
     assert!(srvr.contains("\nConnections: 3\nOutstanding: 0\n"), "{srvr}");
+
+    // A connection that ends with its session is not broken off; one that just ends is.
+    assert_eq!(after["connection_drop_count"], "0", "{text}");
+    drop(Client::connect(server.client_addr()).await);
+    eventually("a client went without a word", async || {
+        let text = word(server.client_addr(), "mntr").await;
+        (mntr(&text)["connection_drop_count"] == "1").then_some(())
+    })
+    .await;
 
     assert_eq!(word(server.client_addr(), "srst").await, "Server stats reset.\n");
     let reset = word(server.client_addr(), "srvr").await;

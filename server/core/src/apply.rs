@@ -23,6 +23,7 @@ use crate::session::{CloseReason, SharedEvent};
 use crate::tree::entry::{Carrier, Command, Outcome, SessionEvent, TreeEvent, Txn, Verdict};
 use crate::tree::feed::{Feed, FeedBounds, FeedEntry};
 use crate::tree::overlay::Overlay;
+use crate::tree::recent::{Recent, WithRecent};
 use crate::tree::record::Meta;
 use crate::tree::{TreeStore, TreeView, execute, read};
 use crate::watch::{WatchTable, WatcherId};
@@ -234,6 +235,8 @@ pub struct Apply<S: TreeStore> {
     shared: Arc<Shared<S::View>>,
     /// `--skip-entry`: executed as SYSTEMERROR, on every server alike (P34).
     skip: Vec<Zxid>,
+    /// Records that are likely to be needed again.
+    recent: Recent,
     /// Batches executed.
     batches: u64,
     /// What a crash would leave in the store, as of the last look: only the log's trimming waits for it.
@@ -258,7 +261,7 @@ impl<S: TreeStore> Apply<S> {
             local: Mutex::default(),
         });
         let persisted = store.persisted_meta().map_or(Zxid::ZERO, |meta| meta.applied);
-        Apply { server, store, meta, feed, feed_bounds, shared, skip, batches: 0, persisted }
+        Apply { server, store, meta, feed, feed_bounds, shared, skip, recent: Recent::default(), batches: 0, persisted }
     }
 
     /// Bounds the change feed; what is past them goes with the next batches.
@@ -312,6 +315,7 @@ impl<S: TreeStore> Apply<S> {
         assert!(meta.applied >= self.meta.applied, "a snapshot never takes the state back");
         self.feed = Feed::open(&view, self.feed_bounds);
         self.store = store;
+        self.recent.clear();
         self.persisted = self.persisted.max(self.persisted());
         if !zoo::broken(Switch::OldMetaAfterInstall) {
             self.meta = meta.clone();
@@ -331,7 +335,8 @@ impl<S: TreeStore> Apply<S> {
             self.publish(self.store.view(), self.meta.clone());
         }
         let base = shared.published();
-        let mut overlay = Overlay::new(&base.view);
+        let mut recent = std::mem::take(&mut self.recent);
+        let mut overlay = Overlay::new(WithRecent { base: &base.view, recent: &recent });
         let mut happened: Vec<FeedEntry> = Vec::new();
         let mut written = Tally::default();
         let mut watches = shared.watches.lock();
@@ -380,8 +385,10 @@ impl<S: TreeStore> Apply<S> {
         }
         written.flush_writes(&shared.usage);
         let recorded = self.feed.record(&base.view, &happened, self.meta.stamp_ms);
-        let mut changes = overlay.take().into_iter().chain(recorded);
-        self.store.write(&mut changes);
+        let changes = overlay.take();
+        recent.note(&changes);
+        self.recent = recent;
+        self.store.write(&mut changes.into_iter().chain(recorded));
         for lane in woken.values() {
             lane.end_feed_batch(self.meta.applied, &mut watches.table);
         }

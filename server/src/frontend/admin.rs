@@ -420,7 +420,7 @@ fn monitor(report: &ServerReport) -> Fields {
                 Value::Gauge(number) => Json::Number(number),
                 Value::Counter(number) => number.into(),
                 Value::Ratio(number) => Json::Fraction(number),
-                Value::Summary(_) | Value::Percentiles(_) | Value::Set(_) => {
+                Value::Summary(_) | Value::Percentiles(_) | Value::Set(_) | Value::Gauges(_) => {
                     unreachable!("flatten makes numbers of them")
                 }
             };

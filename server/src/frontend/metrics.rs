@@ -10,6 +10,7 @@ use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
 
 use corral_core::session::usage::Sizes;
+use corral_core::tree::quota::QuotaFigures;
 
 use super::operators::ServerReport;
 
@@ -157,6 +158,8 @@ pub enum Value {
     Percentiles(SummaryReport),
     /// Sizes by a key: a summary for each, without quantiles.
     Set(Vec<(String, Sizes)>),
+    /// Gauges by a key.
+    Gauges(Vec<(String, i64)>),
 }
 
 impl Metric {
@@ -217,6 +220,17 @@ pub fn metrics(report: &ServerReport) -> Vec<Metric> {
         Metric::gauge("min_client_response_size", traffic.response_sizes[1]),
         Metric::gauge("max_client_response_size", traffic.response_sizes[2]),
     ]);
+    type Of = fn(&QuotaFigures) -> i64;
+    let quotas: [(&str, Of); 4] = [
+        ("quota_count_limit_per_namespace", |of| of.count_limit),
+        ("quota_bytes_limit_per_namespace", |of| of.bytes_limit),
+        ("quota_count_usage_per_namespace", |of| of.count_usage),
+        ("quota_bytes_usage_per_namespace", |of| of.bytes_usage),
+    ];
+    all.extend(quotas.map(|(name, of)| {
+        let gauges = report.quotas.iter().map(|(key, figures)| (key.clone(), of(figures)));
+        Metric { name: name.into(), value: Value::Gauges(gauges.collect()) }
+    }));
     if let Some(quorum) = &report.quorum {
         all.push(Metric::gauge("quorum_size", quorum.voters));
     }
@@ -263,6 +277,12 @@ pub fn flatten(metric: Metric, into: &mut dyn FnMut(String, Value)) {
     let (summary, percentiles) = match value {
         Value::Summary(summary) => (summary, false),
         Value::Percentiles(summary) => (summary, true),
+        Value::Gauges(gauges) => {
+            for (key, number) in gauges {
+                into(format!("{key}_{name}"), Value::Gauge(number));
+            }
+            return;
+        }
         Value::Set(set) => {
             for (key, sizes) in set {
                 let summary = SummaryReport {
@@ -301,7 +321,7 @@ pub fn mntr(report: &ServerReport) -> String {
                 Value::Gauge(number) => number.to_string(),
                 Value::Counter(number) => number.to_string(),
                 Value::Ratio(number) => java_double(number),
-                Value::Summary(_) | Value::Percentiles(_) | Value::Set(_) => {
+                Value::Summary(_) | Value::Percentiles(_) | Value::Set(_) | Value::Gauges(_) => {
                     unreachable!("flatten makes numbers of them")
                 }
             };
@@ -334,6 +354,12 @@ pub fn prometheus(report: &ServerReport) -> String {
             Value::Summary(summary) => series(&mut out, &name, &summary, &[("0.5", 0)]),
             Value::Percentiles(summary) => {
                 series(&mut out, &name, &summary, &[("0.5", 0), ("0.95", 1), ("0.99", 2), ("0.999", 3)]);
+            }
+            Value::Gauges(gauges) => {
+                put(&mut out, format_args!("# TYPE {name} gauge\n"));
+                for (key, number) in gauges {
+                    put(&mut out, format_args!("{name}{{key=\"{}\"}} {number}\n", escaped(&key)));
+                }
             }
             Value::Set(set) => {
                 put(&mut out, format_args!("# TYPE {name} summary\n"));
@@ -422,6 +448,8 @@ mod tests {
         let fsync = Summary::default();
         fsync.record(7);
         report.writes = vec![("app".into(), Sizes { count: 2, sum: 9, min: 4, max: 5 })];
+        let quota = QuotaFigures { count_limit: 7, bytes_limit: -1, count_usage: 2, bytes_usage: 3 };
+        report.quotas = vec![("app".into(), quota)];
         report.figures = vec![Metric::counter("proposal_count", 5), Metric::summary("fsynctime", &fsync)];
         report
     }
@@ -442,6 +470,8 @@ mod tests {
             "zk_avg_app_write_per_namespace\t4.5",
             "zk_cnt_app_write_per_namespace\t2",
             "zk_sum_app_write_per_namespace\t9",
+            "zk_app_quota_count_limit_per_namespace\t7",
+            "zk_app_quota_bytes_usage_per_namespace\t3",
         ] {
             assert!(text.lines().any(|found| found == line), "{line} is not in\n{text}");
         }
@@ -468,6 +498,8 @@ mod tests {
             "# TYPE write_per_namespace summary",
             "write_per_namespace_count{key=\"app\"} 2",
             "write_per_namespace_sum{key=\"app\"} 9",
+            "# TYPE quota_bytes_limit_per_namespace gauge",
+            "quota_bytes_limit_per_namespace{key=\"app\"} -1",
             "corral_info{version=\"3.9.2-x\",server_state=\"leader\"} 1",
         ] {
             assert!(text.lines().any(|found| found == line), "{line} is not in\n{text}");

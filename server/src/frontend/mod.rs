@@ -393,7 +393,7 @@ impl Frontend {
             Command::Attach { timeout_ms, server, nonce, keeps_results }
         };
         let txn = Txn { session, attach: Zxid::ZERO, n: 0, answered_through: 0, ids, command };
-        node.core.push(CoreEvent::Submit(vec![(Key::Handshake { session, nonce }, txn.encode())]));
+        node.bring(CoreEvent::Submit(vec![(Key::Handshake { session, nonce }, txn.encode())]));
         // The entry may take as long as an election; after the session timeout nobody waits for it any more.
         let patience = Duration::from_millis(timeout_ms.max(1) as u64);
         let outcome = timeout(patience, async {
@@ -509,10 +509,10 @@ impl Connection {
     /// Passes on what was collected.
     fn hand_in(&self, writes: &mut Vec<(Key, bytes::Bytes)>, read_point: &mut Option<u64>) {
         if let Some(tag) = read_point.take() {
-            self.node.core.push(CoreEvent::ReadIndex { tag });
+            self.node.bring(CoreEvent::ReadIndex { tag });
         }
         if !writes.is_empty() {
-            self.node.core.push(CoreEvent::Submit(std::mem::take(writes)));
+            self.node.bring(CoreEvent::Submit(std::mem::take(writes)));
         }
         self.signals.outgoing.notify_one();
     }
@@ -549,7 +549,7 @@ impl Connection {
         let command = Command::CreateSession { timeout_ms, server: node.options.server, nonce, keeps_results: false };
         let ids = self.ids.lock().as_ref().clone();
         let txn = Txn { session, attach: Zxid::ZERO, n: 0, answered_through: 0, ids, command };
-        node.core.push(CoreEvent::Submit(vec![(Key::Handshake { session, nonce }, txn.encode())]));
+        node.bring(CoreEvent::Submit(vec![(Key::Handshake { session, nonce }, txn.encode())]));
         while lane.handshake().is_none() && !lane.is_closed() {
             self.signals.settled.notified().await;
         }

@@ -11,6 +11,7 @@ use std::sync::atomic::AtomicI64;
 use std::sync::atomic::Ordering::Relaxed;
 
 use corral_core::session::usage::Sizes;
+use corral_core::tree::quota::QuotaFigures;
 use corral_proto::{SessionId, Zxid};
 
 use super::metrics::Metric;
@@ -93,6 +94,8 @@ pub struct ServerReport {
     pub reads: Vec<(String, Sizes)>,
     /// See `reads`.
     pub writes: Vec<(String, Sizes)>,
+    /// What quotas say, by the first name of the path.
+    pub quotas: Vec<(String, QuotaFigures)>,
     /// The time, ms since the Unix epoch.
     pub unix_ms: u64,
     /// Time since the start, ms.

@@ -196,7 +196,7 @@ mod tests {
         let sizes = |count, sum, min, max| Sizes { count, sum, min, max };
         assert_eq!(writes["top1"], sizes(4, 5 + 12 + 112 + 5, 5, 112));
         assert_eq!(writes["ttop2"], sizes(1, 56, 56, 56));
-        assert_eq!(reads["top1"], sizes(3, (5 + 68) + (19 + 68) + (5 + 18 + 68), 73, 91));
+        assert_eq!(reads["top1"], sizes(3, (5 + 68) + (18 + 68) + (5 + 18 + 68), 73, 91));
         assert_eq!(reads["ttop2"], sizes(2, (6 + 50 + 68) + (6 + 1 + 68), 75, 124));
         assert_eq!((reads.len(), writes.len()), (2, 2), "the root is in no namespace");
     }

@@ -23,6 +23,7 @@ pub mod op;
 pub mod overlay;
 pub mod quota;
 pub mod read;
+pub mod recent;
 pub mod record;
 pub mod subtree;
 

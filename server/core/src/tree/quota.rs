@@ -13,12 +13,14 @@
 //! what its leader has applied so far, so pipelined requests, and operations of one multi, pass there one after another
 //! until the first of them is applied.) Soft limits refuse nothing.
 
+use std::collections::BTreeMap;
+
 use bytes::Bytes;
 use corral_proto::ErrorCode;
 
 use super::execute::Exec;
 use super::read::{self, COUNT_MAX};
-use super::record::{NodeRec, Stored};
+use super::record::{Meta, NodeRec, Stored};
 use super::{Cf, TreeView, key};
 
 /// Where quotas are kept.
@@ -101,6 +103,54 @@ impl Track {
         }
         Bytes::from(text)
     }
+}
+
+/// Limits and usage of all quotas below one child of the root, summed up as ZooKeeper's `QuotaMetricsUtils` does: a hard limit
+/// goes before a soft one, and "no limit" is -1.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct QuotaFigures {
+    /// Znodes that are allowed.
+    pub count_limit: i64,
+    /// Bytes of data that are allowed.
+    pub bytes_limit: i64,
+    /// Znodes there are.
+    pub count_usage: i64,
+    /// Bytes of data there are.
+    pub bytes_usage: i64,
+}
+
+/// Znodes of quotas that are looked at for one report.
+const FIGURES_ZNODES_MAX: usize = 10_000;
+
+/// What quotas say, by the first name of the path that each is of.
+pub fn figures(view: &impl TreeView) -> BTreeMap<String, QuotaFigures> {
+    let mut all = BTreeMap::new();
+    if !Meta::read(view).is_some_and(|meta| meta.quotas > 0) {
+        return all;
+    }
+    let mut left = FIGURES_ZNODES_MAX;
+    let (from, to) = key::deeper(QUOTAS);
+    view.scan(Cf::Node, &from, &to, &mut |key, value| {
+        left -= 1;
+        let hard_first = |hard: i64, soft: i64| if hard > -1 { hard } else { soft };
+        if let Some(path) = key::path_of(key)
+            && let (limited, Some(of)) = (limited_by(&path), limited_by(&path).or_else(|| counted_by(&path)))
+            && let Some(name) = of.split('/').nth(1)
+            && let Some(rec) = NodeRec::decode(&Bytes::copy_from_slice(value))
+        {
+            let track = Track::of(&rec.data);
+            let figures: &mut QuotaFigures = all.entry(name.to_owned()).or_default();
+            if limited.is_some() {
+                figures.count_limit += hard_first(track.count_hard, track.count);
+                figures.bytes_limit += hard_first(track.bytes_hard, track.bytes);
+            } else {
+                figures.count_usage += track.count;
+                figures.bytes_usage += track.bytes;
+            }
+        }
+        left > 0
+    });
+    all
 }
 
 impl<V: TreeView> Exec<'_, V> {
@@ -209,10 +259,58 @@ impl<V: TreeView> Exec<'_, V> {
 
 #[cfg(test)]
 mod tests {
+    use corral_proto::Zxid;
+
     use super::*;
+    use crate::storage::memory::MemoryStore;
+    use crate::tree::TreeStore;
+    use crate::tree::overlay::Overlay;
+    use crate::tree::record::Owner;
 
     fn track(text: &'static str) -> Track {
         Track::of(&Stored::Inline(Bytes::from_static(text.as_bytes())))
+    }
+
+    #[test]
+    fn figures_sum_up_the_quotas_below_a_name_and_a_hard_limit_goes_before_a_soft_one() {
+        let mut overlay = Overlay::new(MemoryStore::default().view());
+        assert_eq!(figures(&overlay), BTreeMap::new());
+        let meta = Meta { quotas: 3, ..Meta::default() };
+        overlay.put(Cf::Aux, Bytes::from_static(key::META), Some(meta.encode()));
+        let mut put = |path: &str, text: &'static str| {
+            let data = Stored::Inline(Bytes::from_static(text.as_bytes()));
+            let rec = NodeRec {
+                czxid: Zxid(1),
+                mzxid: Zxid(1),
+                pzxid: Zxid(1),
+                ctime: 0,
+                mtime: 0,
+                creates: 0,
+                owner: Owner::Persistent,
+                version: 0,
+                aversion: 0,
+                acl: 0,
+                num_children: 0,
+                data,
+            };
+            overlay.put(Cf::Node, key::node(path).unwrap(), Some(rec.encode()));
+        };
+        put("/zookeeper/quota", "");
+        put("/zookeeper/quota/a", "");
+        put("/zookeeper/quota/a/zookeeper_limits", "count=5,bytes=-1=;byteHardLimit=70");
+        put("/zookeeper/quota/a/zookeeper_stats", "count=2,bytes=30");
+        put("/zookeeper/quota/a/b/zookeeper_limits", "count=3,bytes=10=;countHardLimit=4");
+        put("/zookeeper/quota/a/b/zookeeper_stats", "count=1,bytes=2");
+        put("/zookeeper/quota/c/zookeeper_stats", "count=9,bytes=9");
+        put("/zookeeper/quotas/a/zookeeper_stats", "count=100,bytes=100");
+        let of = |count_limit, bytes_limit, count_usage, bytes_usage| QuotaFigures {
+            count_limit,
+            bytes_limit,
+            count_usage,
+            bytes_usage,
+        };
+        let expected = [("a".to_owned(), of(9, 80, 3, 32)), ("c".to_owned(), of(0, 0, 9, 9))];
+        assert_eq!(figures(&overlay), BTreeMap::from(expected));
     }
 
     #[test]
