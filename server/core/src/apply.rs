@@ -15,7 +15,7 @@ use corral_proto::{ErrorCode, EventKind, ServerId, SessionId, WatchedEvent, Zxid
 use parking_lot::{Mutex, RwLock};
 
 use crate::session::feed::Told;
-use crate::session::lane::{Handshake, Lane, Published, Stuck};
+use crate::session::lane::{Handshake, Lane, Published, Shown, Stuck};
 use crate::session::local::LocalSessions;
 use crate::session::outbox::Key;
 use crate::session::usage::{Tally, Usage};
@@ -351,7 +351,9 @@ impl<S: TreeStore> Apply<S> {
                 if zoo::broken(Switch::WatchArmedLate) {
                     lane.advance(|| base.clone(), Some(&mut watches.table));
                 }
-                lane.flush(&overlay, self.meta.applied, &mut watches.table, &happened, &shared.usage);
+                let zxid = self.meta.applied;
+                let shown = Shown { view: &overlay, zxid, recent: &happened, usage: &shared.usage };
+                lane.flush(&shown, &mut watches.table);
                 woken.insert(lane.id, lane.clone());
             }
             let mut outcome = self.execute(&overlay, entry, txn.as_ref());

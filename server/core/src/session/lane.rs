@@ -57,6 +57,18 @@ pub struct Published<V> {
     pub usage: Arc<Usage>,
 }
 
+/// The state that requests are answered from.
+pub struct Shown<'a, V> {
+    /// The state.
+    pub view: &'a V,
+    /// Its last executed entry.
+    pub zxid: Zxid,
+    /// What was done that is in the state, and not in its feed yet.
+    pub recent: &'a [FeedEntry],
+    /// Where reads of it are counted.
+    pub usage: &'a Usage,
+}
+
 /// What a request in the queue waits to do.
 #[derive(Debug)]
 pub enum Step {
@@ -354,7 +366,8 @@ impl Lane {
         let mut state = self.state.lock();
         let published = published();
         let (view, zxid) = (&published.view, published.zxid);
-        let mut stuck = state.run(self, view, zxid, table.as_deref_mut(), &[], false, &published.usage);
+        let shown = Shown { view, zxid, recent: &[], usage: &published.usage };
+        let mut stuck = state.run(self, &shown, table.as_deref_mut(), false);
         state.read.flush_reads(&published.usage);
         if stuck == Stuck::OnTable {
             return stuck;
@@ -371,12 +384,11 @@ impl Lane {
     }
 
     /// Answers everything before the next write from the state just before that write: see [`Lane::has_reads_before`].
-    /// Called by the apply room, which holds the table. `recent`: what the batch did up to there, which the feed of the view
-    /// does not hold yet.
-    pub fn flush(&self, view: &impl TreeView, zxid: Zxid, table: &mut WatchTable, recent: &[FeedEntry], usage: &Usage) {
+    /// Called by the apply room, which holds the table.
+    pub fn flush(&self, shown: &Shown<'_, impl TreeView>, table: &mut WatchTable) {
         let mut state = self.state.lock();
-        state.run(self, view, zxid, Some(table), recent, true, usage);
-        state.read.flush_reads(usage);
+        state.run(self, shown, Some(table), true);
+        state.read.flush_reads(shown.usage);
     }
 
     /// Whether write `n` of this attach is the next write here and requests wait in front of it, so that
@@ -497,13 +509,11 @@ impl State {
     fn run(
         &mut self,
         lane: &Lane,
-        view: &impl TreeView,
-        zxid: Zxid,
+        shown: &Shown<'_, impl TreeView>,
         mut table: Option<&mut WatchTable>,
-        recent: &[FeedEntry],
         before_write: bool,
-        usage: &Usage,
     ) -> Stuck {
+        let zxid = shown.zxid;
         loop {
             if self.out_bytes > self.outgoing_bytes_max && !before_write {
                 return Stuck::OnReader;
@@ -531,7 +541,7 @@ impl State {
                 self.bookmark(zxid);
             }
             let closes = matches!(step, Step::Close);
-            let result = self.answer(lane, view, zxid, step, table.as_deref_mut(), recent, usage);
+            let result = self.answer(lane, shown, step, table.as_deref_mut());
             self.reply(cookie, zxid, result);
             if closes {
                 self.close(CloseReason::ClosedByClient);
@@ -542,13 +552,11 @@ impl State {
     fn answer(
         &mut self,
         lane: &Lane,
-        view: &impl TreeView,
-        zxid: Zxid,
+        shown: &Shown<'_, impl TreeView>,
         step: Step,
         table: Option<&mut WatchTable>,
-        recent: &[FeedEntry],
-        usage: &Usage,
     ) -> Result<Answer, ErrorCode> {
+        let Shown { view, zxid, recent, usage } = *shown;
         match (step, table) {
             (Step::Answer(result), _) => result,
             (Step::Close, _) => Ok(Answer::Done),

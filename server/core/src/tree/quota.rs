@@ -125,7 +125,7 @@ const FIGURES_ZNODES_MAX: usize = 10_000;
 /// What quotas say, by the first name of the path that each is of.
 pub fn figures(view: &impl TreeView) -> BTreeMap<String, QuotaFigures> {
     let mut all = BTreeMap::new();
-    if !Meta::read(view).is_some_and(|meta| meta.quotas > 0) {
+    if Meta::read(view).is_none_or(|meta| meta.quotas == 0) {
         return all;
     }
     let mut left = FIGURES_ZNODES_MAX;
