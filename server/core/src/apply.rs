@@ -219,6 +219,8 @@ pub struct Applied {
     pub sessions: Vec<SessionEvent>,
     /// Digests recorded in the batch.
     pub digests: Vec<(Zxid, u64)>,
+    /// The running digest at `zxid`, if entries were executed.
+    pub digest: Option<u64>,
     /// Places of local sessions' writes that were refused.
     pub void_carriers: Vec<Carrier>,
     /// How many connections watched for each event that any watched for.
@@ -402,6 +404,7 @@ impl<S: TreeStore> Apply<S> {
             lane.end_batch();
         }
         applied.zxid = self.meta.applied;
+        applied.digest = Some(self.meta.digest);
         self.batches += 1;
         if self.batches.is_multiple_of(PERSISTED_LOOK_BATCHES) {
             self.persisted = self.persisted.max(self.persisted());

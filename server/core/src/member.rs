@@ -203,7 +203,8 @@ impl Member {
                 for (zxid, digest) in applied.digests {
                     self.zab_step(now, Input::Digest { zxid, digest }, out);
                 }
-                self.zab_step(now, Input::Applied { zxid: applied.zxid, persisted: applied.persisted }, out);
+                let (zxid, persisted, digest) = (applied.zxid, applied.persisted, applied.digest);
+                self.zab_step(now, Input::Applied { zxid, persisted, digest }, out);
                 self.offer(now, out);
             }
             MemberInput::SessionTable { sessions, settings } => self.on_session_table(now, sessions, settings, out),

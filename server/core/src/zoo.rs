@@ -176,6 +176,12 @@ switches! {
         "A learner is sent a snapshot older than where its log parts from the leader's.";
     65 MemberTooEarly, "rule P9",
         "A server that lost its folder votes as soon as it has promised a leader something.";
+    66 DoubtForgotten, "Corral, by reasoning: ADR 12",
+        "A new leader knows nothing of trees that were seen to differ before, and gives his to who needs one.";
+    67 SnapshotUncompared, "rule P35",
+        "A leader gives a snapshot before he has compared his tree with others'.";
+    68 DifferenceIgnored, "rule P35",
+        "A server whose tree differs from a majority's goes on.";
 }
 
 /// Whether a rule is broken in this run.

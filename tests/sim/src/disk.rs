@@ -4,20 +4,30 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use bytes::Bytes;
 use corral_core::storage::folder::{Current, Found, IdentityRecord, LOG_DIR, PeerBook, STORE_DAMAGED};
 use corral_core::storage::frame::{BLOCK, FrameHead, SegmentHeader};
 use corral_core::storage::log_device::{DeviceResult, Fate, Fault as DeviceFault, LogDevice, MemoryDevice};
 use corral_core::storage::memory::{MemoryStore, MemoryView};
 use corral_core::storage::recover::{OpenError, RecoverOptions, StoreOpener, recover};
 use corral_core::storage::txn_log::{LogOptions, TxnLog};
-use corral_core::tree::TreeStore;
-use corral_core::tree::record::Meta;
+use corral_core::tree::record::{Meta, NodeRec};
+use corral_core::tree::{Cf, Change, TreeStore, TreeView, key};
 use corral_core::zab::io::{Identity, Membership, Position, Recovered, SnapshotMeta};
 use corral_proto::ServerId;
 
 use crate::checks::ServerGhost;
 use crate::options::SimOptions;
 use crate::rng::Rng;
+
+/// A row that marks a store whose tree is not what execution made it, and the copies that are made of it. Nothing else looks
+/// at it, and no digest of a tree covers it.
+const CHANGED: &[u8] = b"~changed by the simulator";
+
+/// Whether a tree is not what execution made it.
+pub fn is_changed(tree: &MemoryView) -> bool {
+    tree.get(Cf::Aux, CHANGED).is_some()
+}
 
 /// A fault of one operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -375,6 +385,34 @@ impl Disk {
             at += corral_core::storage::frame::blocks(head.len());
         }
         start
+    }
+
+    /// Whether the tree in the store of a stopped server is not what execution made it.
+    pub fn is_changed(&self) -> bool {
+        let store = self.current().and_then(|current| self.stores.get(&current.folder()));
+        store.is_some_and(|store| is_changed(&store.view()))
+    }
+
+    /// Changes a znode in the store of a stopped server, as an execution that went wrong would: the running digest goes with
+    /// it. Clients do not look at that znode. False if there is no store.
+    pub fn change_tree(&mut self, by_ms: i64) -> bool {
+        let Some(store) = self.current().and_then(|current| self.stores.get_mut(&current.folder())) else {
+            return false;
+        };
+        let (view, at) = (store.view(), key::node("/zookeeper").expect("a valid path"));
+        let (Some(old), Some(mut meta)) = (view.get(Cf::Node, &at), Meta::read(&view)) else { return false };
+        let Some(mut rec) = NodeRec::decode(&old) else { return false };
+        rec.mtime += by_ms;
+        let new = rec.encode();
+        meta.digest = meta.digest.wrapping_sub(NodeRec::digest(&at, &old)).wrapping_add(NodeRec::digest(&at, &new));
+        let changes = [
+            Change { cf: Cf::Node, key: at, value: Some(new) },
+            Change { cf: Cf::Aux, key: Bytes::from_static(key::META), value: Some(meta.encode()) },
+            Change { cf: Cf::Aux, key: Bytes::from_static(CHANGED), value: Some(Bytes::new()) },
+        ];
+        store.write(&mut changes.into_iter());
+        store.flush();
+        true
     }
 
     /// Remembers the start of a peer.

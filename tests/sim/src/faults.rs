@@ -10,11 +10,11 @@ use corral_core::member::MemberInput;
 use corral_core::zab::io::{Admin, Input, Membership, Phase, Role};
 use corral_proto::{ServerId, Zxid};
 
-use crate::checks::{Check, Violation};
+use crate::checks::{Check, Violation, trees};
 use crate::disk::{Hurt, Plan, Worth, compare};
 use crate::rng::Rng;
 use crate::schedule::{MS, Micros};
-use crate::server::{CrashAt, Step};
+use crate::server::{CrashAt, Server, Step};
 use crate::world::{Event, Stage, World};
 
 /// A kind of fault.
@@ -60,6 +60,8 @@ pub enum Fault {
     LostFile,
     /// The store turns out to be damaged, at start or while the server runs.
     StoreRot,
+    /// A tree becomes another than execution made it, without a sound.
+    ChangedTree,
     /// A data folder is lost.
     LostFolder,
     /// An old copy of a data folder is put back.
@@ -99,7 +101,7 @@ const fn habit(kind: Fault, name: &'static str, weight: u64, every: (u64, u64), 
 }
 
 /// All kinds of faults.
-pub const CATALOGUE: [Habit; 29] = [
+pub const CATALOGUE: [Habit; 30] = [
     habit(Fault::Crash, "crash", 25, (1, 10), "process died between two events"),
     habit(Fault::StepCrash, "step-crash", 20, (1, 10), "process died around a step"),
     habit(Fault::OutputCrash, "output-crash", 20, (1, 10), "process died between two outputs"),
@@ -120,6 +122,7 @@ pub const CATALOGUE: [Habit; 29] = [
     habit(Fault::Rot, "rot", 24, (1, 6), "bits rotted"),
     habit(Fault::LostFile, "lost-file", 6, (3, 12), "file lost"),
     habit(Fault::StoreRot, "store-rot", 6, (3, 12), "store damaged"),
+    habit(Fault::ChangedTree, "changed-tree", 24, (2, 6), "tree changed"),
     habit(Fault::LostFolder, "lost-folder", 12, (3, 14), "folder lost"),
     habit(Fault::OldFolder, "old-folder", 14, (1, 5), "old folder put back"),
     habit(Fault::Replace, "replace", 10, (3, 12), "server replaced"),
@@ -381,6 +384,7 @@ impl World {
             Fault::Rot => return self.damage(rng, struck, Hurt::Bits),
             Fault::LostFile => return self.damage(rng, struck, Hurt::File),
             Fault::StoreRot => return self.damage(rng, struck, Hurt::Store),
+            Fault::ChangedTree => return self.change_tree(rng, struck),
             Fault::LostFolder => return self.lose_folder(rng, struck),
             Fault::Replace => {
                 let ids = self.server_ids();
@@ -609,7 +613,12 @@ impl World {
             .server_ids()
             .into_iter()
             .filter(|s| self.options.is_voter(*s))
-            .filter(|s| *s == id || self.servers[s].spoiled || self.membership(*s) != Some(Membership::Member))
+            .filter(|s| {
+                let server = &self.servers[s];
+                // Who has the wrong tree will be told to begin anew.
+                let loses = *s == id || server.spoiled || server.is_changed();
+                loses || self.membership(*s) != Some(Membership::Member)
+            })
             .count();
         let (voters, spare) = (self.options.voters as usize, self.options.voters as usize - self.options.majority());
         // Somebody must be left who knows that there was something: else nobody can refuse.
@@ -626,6 +635,53 @@ impl World {
             self.trace.reached("copy kept: the budget is spent");
         }
         may
+    }
+
+    pub(crate) fn is_changed(&self, id: ServerId) -> bool {
+        self.servers[&id].is_changed()
+    }
+
+    /// Changes a tree while its server is stopped for a moment. The others must be a majority.
+    fn change_tree(&mut self, rng: &mut Rng, struck: &'static str) -> Check {
+        let ids = self.server_ids();
+        let id = *rng.pick(&ids);
+        let by_ms = 1 + rng.below(1_000) as i64;
+        let takes_part = self.membership(id) == Some(Membership::Member) && !self.servers[&id].spoiled;
+        if self.options.faults.overdraw || !takes_part || self.is_changed(id) || !self.may_lose(id) {
+            return Ok(());
+        }
+        self.server_mut(id).back_soon = true;
+        self.crash(id, "for a moment")?;
+        if !self.server_mut(id).disk.change_tree(by_ms) {
+            return Ok(());
+        }
+        self.tell(|| format!("the tree of {id:?} is another now"));
+        self.trace.reached(struck);
+        if rng.chance(700) {
+            self.part_witnesses(id, rng);
+        }
+        Ok(())
+    }
+
+    /// Who has the wrong tree is with a part of the others long enough for them to see it; then with the rest, who have missed
+    /// all that, and may need a snapshot.
+    fn part_witnesses(&mut self, id: ServerId, rng: &mut Rng) {
+        let ids = self.server_ids();
+        let mut others: Vec<ServerId> = ids.iter().copied().filter(|s| *s != id && self.options.is_voter(*s)).collect();
+        rng.shuffle(&mut others);
+        let (witnesses, away) = others.split_at(others.len() / 2);
+        let around = |group: &[ServerId]| -> Vec<(ServerId, ServerId)> {
+            let outside = |s: &&ServerId| !group.contains(s);
+            let pairs = group.iter().flat_map(|one| ids.iter().filter(outside).map(|other| (*one, *other)));
+            pairs.flat_map(|(one, other)| [(one, other), (other, one)]).collect()
+        };
+        let patience = self.options.sync_timeout_ms * MS;
+        let away_for = rng.between(3 * patience, 6 * patience);
+        let overlap = rng.below(2 * patience);
+        let (first, then) = (around(away), around(witnesses));
+        let lasts = rng.between(3 * patience, 8 * patience);
+        self.block(first, away_for);
+        self.schedule.after(away_for - overlap, Event::Block(then, lasts));
     }
 
     fn lose_folder(&mut self, rng: &mut Rng, struck: &'static str) -> Check {
@@ -830,6 +886,7 @@ impl World {
                 && !self.servers[s].retired
                 && self.options.is_voter(*s)
                 && !self.servers[s].spoiled
+                && !self.is_changed(*s)
                 && self.membership(*s) == Some(Membership::Member)
         };
         self.server_ids().iter().filter(|s| able(s)).count() >= self.options.majority()
@@ -848,6 +905,8 @@ impl World {
         if self.stage != Stage::Safety && self.copies() < self.options.majority() {
             return self.refused(head);
         }
+        self.operator_decides(head)?;
+        let mut invariant = "I28 liveness";
         let reason = match self.stage {
             Stage::Progress { since } => match self.lacks_progress(since, head) {
                 None => {
@@ -861,10 +920,16 @@ impl World {
                 reason => reason,
             },
             Stage::Rest => match self.lacks_rest(head).or_else(|| self.lacks_last_words()) {
-                None => {
-                    self.stage = Stage::Over;
-                    return Ok(());
-                }
+                None => match self.lacks_equal_trees() {
+                    None => {
+                        self.stage = Stage::Over;
+                        return Ok(());
+                    }
+                    reason => {
+                        invariant = trees::NAME;
+                        reason
+                    }
+                },
                 reason => reason,
             },
             Stage::Safety | Stage::Over => None,
@@ -891,13 +956,49 @@ impl World {
                     ),
                 })
                 .collect();
-            return Err(Violation {
-                invariant: "I28 liveness",
-                text: format!("{}; {}", reason.unwrap_or_default(), state.join("; ")),
-            });
+            return Err(Violation { invariant, text: format!("{}; {}", reason.unwrap_or_default(), state.join("; ")) });
         }
         self.schedule.after(self.options.sync_timeout_ms * MS / 2, Event::Probe);
         Ok(())
+    }
+
+    /// As long as trees differ, and those who are up to date are no majority of equal ones, nobody gets a snapshot; also not
+    /// who would decide it. Then it takes somebody who empties the folders of those who are wrong, and starts those anew who
+    /// know of it (ADR 12).
+    fn operator_decides(&mut self, head: Zxid) -> Check {
+        let patience = 10 * self.options.sync_timeout_ms * MS;
+        if self.stage == Stage::Safety || self.schedule.now() < self.calm_at + patience {
+            return Ok(());
+        }
+        let leader = self.leader().and_then(|id| self.servers[&id].process.as_ref());
+        let doubts = leader.is_some_and(|p| p.status.doubt > Zxid::ZERO);
+        let waits = |s: &Server| s.process.as_ref().is_some_and(|p| p.status.applied < head);
+        if !doubts || !self.servers.values().any(|s| !s.is_changed() && waits(s)) {
+            return Ok(());
+        }
+        self.trace.reached("trees differ: an operator decided");
+        let wrong = |s: &&Server| !s.retired && s.is_changed();
+        let wrong: Vec<ServerId> = self.servers.values().filter(wrong).map(|s| s.id).collect();
+        for id in wrong {
+            self.crash(id, "an operator empties its folder")?;
+            self.wipe(id)?;
+        }
+        let knows = |s: &&Server| s.process.as_ref().is_some_and(|p| p.status.doubt > Zxid::ZERO);
+        let know: Vec<ServerId> = self.servers.values().filter(knows).map(|s| s.id).collect();
+        for id in know {
+            self.crash(id, "an operator starts it anew")?;
+        }
+        Ok(())
+    }
+
+    /// What is not as P35 wants it when everything else is at rest.
+    fn lacks_equal_trees(&self) -> Option<String> {
+        let mut running = self.servers.values().filter_map(|s| Some((s, s.process.as_ref()?)));
+        running.find_map(|(server, process)| match (process.tree_is_changed(), process.status.doubt) {
+            (true, _) => Some(format!("{:?} goes on with a tree that differs from the others'", server.id)),
+            (false, Zxid::ZERO) => None,
+            (false, doubt) => Some(format!("{:?} still takes the trees for different, as at {doubt:?}", server.id)),
+        })
     }
 
     /// Voters that know that they know everything they ever promised and acknowledged.

@@ -78,6 +78,8 @@ const GOALS: &[(&str, u64)] = &[
     ("load: watches on everything", ORDINARY),
     ("connection closed: slow reader", RARE),
     ("a server stays dead", ORDINARY),
+    ("trees differ: known without a majority", ORDINARY),
+    ("trees differ: the wrong server stopped", ORDINARY),
     ("partition: ring", ORDINARY),
     ("died around: snapshot received", RARE),
     ("refused to go on without a majority that remembers", RARE),

@@ -45,10 +45,8 @@ enum Command {
         trace: bool,
         #[command(flatten)]
         less: Less,
-        /// Plant this bug of the zoo first: its number (Z3) or its name.
-        #[cfg(feature = "zoo")]
-        #[arg(long, value_parser = planted)]
-        zoo: Option<corral_sim::zoo::Switch>,
+        #[command(flatten)]
+        zoo: Zoo,
     },
     /// Runs many seeds on all cores.
     Swarm {
@@ -87,7 +85,36 @@ enum Command {
         /// Runs at most.
         #[arg(long, default_value_t = 500)]
         attempts: u64,
+        #[command(flatten)]
+        zoo: Zoo,
     },
+}
+
+/// A bug that is planted first.
+#[derive(Args)]
+struct Zoo {
+    /// Plant this bug of the zoo first: its number (Z3) or its name.
+    #[cfg(feature = "zoo")]
+    #[arg(long, value_parser = planted)]
+    zoo: Option<corral_sim::zoo::Switch>,
+}
+
+impl Zoo {
+    /// Does something with the bug planted.
+    fn with<T>(&self, what: impl FnOnce() -> T) -> T {
+        #[cfg(feature = "zoo")]
+        return corral_sim::zoo::with(self.zoo, what);
+        #[cfg(not(feature = "zoo"))]
+        what()
+    }
+
+    /// As flags, with a space before.
+    fn flags(&self) -> String {
+        #[cfg(feature = "zoo")]
+        return self.zoo.map_or_else(String::new, |zoo| format!(" --zoo {}", zoo.number()));
+        #[cfg(not(feature = "zoo"))]
+        String::new()
+    }
 }
 
 /// What is left out of a run; `shrink` prints these.
@@ -126,18 +153,15 @@ fn main() -> ExitCode {
     // Panics in a run are reported with their seed; the default hook would print them in between.
     std::panic::set_hook(Box::new(|_| {}));
     let done = match Arguments::parse().command {
-        #[cfg(feature = "zoo")]
         Command::Run { seed, trace, less, zoo } => {
-            less.reduction().map(|reduction| corral_sim::zoo::with(zoo, || run(seed, trace, &reduction)))
+            less.reduction().map(|reduction| zoo.with(|| run(seed, trace, &reduction)))
         }
-        #[cfg(not(feature = "zoo"))]
-        Command::Run { seed, trace, less } => less.reduction().map(|reduction| run(seed, trace, &reduction)),
         Command::Swarm { seeds, from, threads, failures, journal, json } => {
             let plan = Plan { from: from.unwrap_or(1), seeds, threads: threads_or_cores(threads), failures };
             run_swarm(plan, journal.as_deref(), json).map_err(|error| error.to_string())
         }
         Command::Journal { file, json } => summarise(&file, json).map_err(|error| error.to_string()),
-        Command::Shrink { seed, attempts } => Ok(run_shrink(seed, attempts)),
+        Command::Shrink { seed, attempts, zoo } => Ok(zoo.with(|| run_shrink(seed, attempts, &zoo.flags()))),
     };
     done.unwrap_or_else(|error| {
         eprintln!("corral-sim: {error}");
@@ -287,7 +311,7 @@ fn print_summary(summary: &Summary, took: Option<Duration>, json: bool) -> bool 
     summary.failures.is_empty() && missing.is_empty()
 }
 
-fn run_shrink(seed: u64, attempts: u64) -> ExitCode {
+fn run_shrink(seed: u64, attempts: u64, flags: &str) -> ExitCode {
     let draws = std::io::stderr().is_terminal();
     let found = shrink::shrink(seed, attempts, &mut |attempt, report: &Report| {
         if draws {
@@ -302,7 +326,10 @@ fn run_shrink(seed: u64, attempts: u64) -> ExitCode {
         return ExitCode::SUCCESS;
     };
     println!("{}", smallest.report.explain());
-    println!("the smallest of {} runs:\n  corral-sim run --seed {seed}{}", smallest.attempts, smallest.reduction);
+    println!(
+        "the smallest of {} runs:\n  corral-sim run --seed {seed}{flags}{}",
+        smallest.attempts, smallest.reduction
+    );
     ExitCode::FAILURE
 }
 

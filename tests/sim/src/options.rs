@@ -283,6 +283,10 @@ impl SimOptions {
         }
         options.fit_pipeline();
         options.draw_faults(rng);
+        if options.faults.every_ms.contains_key(&Fault::ChangedTree) {
+            // One has to be away, and come back, and others after it.
+            options.safety_ms += 12 * sync_timeout_ms;
+        }
         options.followers = *rng.pick(&[0, 1, 1, 2]);
         options.feed = (*rng.pick(&[0, 300, 3_000, 1 << 30, 1 << 30]), *rng.pick(&[500, 3_600_000, 3_600_000]));
         options

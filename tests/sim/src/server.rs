@@ -13,7 +13,7 @@ use corral_core::storage::txn_log::TxnLog;
 use corral_core::zab::io::{Entry, Identity, Input, LogOp, Now, Promise, Relation, Role, SnapshotMeta, Status};
 use corral_proto::{ServerId, Zxid};
 
-use crate::disk::{Backup, Disk};
+use crate::disk::{self, Backup, Disk};
 use crate::network::{Side, StreamId};
 use crate::rng::Rng;
 use crate::schedule::Micros;
@@ -51,6 +51,11 @@ pub struct Server {
 }
 
 impl Server {
+    /// Whether its tree is not what execution made it.
+    pub fn is_changed(&self) -> bool {
+        self.process.as_ref().map_or_else(|| self.disk.is_changed(), Process::tree_is_changed)
+    }
+
     /// The promise that its process made to itself, if it leads an epoch or gathers promises for one.
     pub fn own_promise(&self) -> Option<Promise> {
         let process = self.process.as_ref()?;
@@ -265,6 +270,11 @@ pub struct Process {
 }
 
 impl Process {
+    /// Whether its tree is not what execution made it.
+    pub fn tree_is_changed(&self) -> bool {
+        disk::is_changed(&self.apply.shared().published().view)
+    }
+
     /// Whether an input is a message of a stream that is gone, as far as the core knows.
     pub fn is_late(&self, input: &MemberInput) -> bool {
         match input {

@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex};
 use corral_core::apply::Apply;
 use corral_core::member::{Member, MemberInput, MemberOptions, MemberOutput, REAP_BATCH_MAX};
 use corral_core::session::{ClientRequest, CloseReason};
+use corral_core::storage::recover::mark_damaged;
 use corral_core::tree::entry::{Command, Settings, Txn};
 use corral_core::tree::feed::FeedBounds;
 use corral_core::tree::read;
@@ -22,7 +23,7 @@ use corral_proto::{ServerId, Zxid};
 
 use crate::checks::{Check, Checks, Violation, election, no_ghost_message};
 use crate::client::Client;
-use crate::disk::{Disk, Plan, StartError};
+use crate::disk::{self, Disk, Plan, StartError};
 use crate::faults::{Fault, FaultId};
 use crate::frontend::{ToClient, ToServer};
 use crate::guests::{self, Happened};
@@ -278,7 +279,9 @@ impl World {
         }
         // All at rest: equal rows, to the last one.
         for server in self.servers.values_mut() {
-            if let Some(process) = &mut server.process {
+            if let Some(process) = &mut server.process
+                && !process.tree_is_changed()
+            {
                 let full = process.apply.store().digest();
                 self.history.on_digest(process.apply.meta(), Some(full))?;
             }
@@ -315,7 +318,9 @@ impl World {
             self.checks.on_recovered(id, &started.recovered, false)?;
             let mut apply = Apply::new(id, started.store, Vec::new());
             let full = apply.store().digest();
-            self.history.on_digest(apply.meta(), Some(full))?;
+            if !disk::is_changed(&apply.store().snapshot()) {
+                self.history.on_digest(apply.meta(), Some(full))?;
+            }
         }
         Ok(())
     }
@@ -585,6 +590,7 @@ impl World {
             return Ok(());
         }
         self.note_touches(at, &input);
+        self.note_digests(at, &input);
         let process = self.process_mut(at).expect("looked at above");
         process.note_streams(&input);
         let before = process.status.clone();
@@ -619,9 +625,18 @@ impl World {
             }
         }
         self.checks.on_status(at.server, &before, &status)?;
+        let leader = before.leader.and_then(|leader| self.process_of(leader)).map(|leader| leader.process);
+        let mono = self.servers[&at.server].clock.mono(self.schedule.now());
+        if self.checks.on_doubt(at.process, leader, mono, &before, &status) {
+            self.trace.reached("trees differ: known without a majority");
+            self.tell(|| format!("{:?} knows that trees differ at {:?}", at.server, status.doubt));
+        }
         self.note_role(at.server, &before, &status);
         self.note_commit(at.server, &before, &status);
         for output in out {
+            if self.process_mut(at).is_none() {
+                return Ok(());
+            }
             if self.output_crash_strikes(at) {
                 return self.crash(at.server, "between two outputs");
             }
@@ -710,6 +725,41 @@ impl World {
         }
     }
 
+    /// For P35: what processes know of each other's trees.
+    fn note_digests(&mut self, at: ProcessRef, input: &MemberInput) {
+        let process = self.process_mut(at).expect("the caller found it");
+        let leads = (process.status.role == Role::Leading).then_some(process.status.epoch);
+        match input {
+            MemberInput::Applied(applied) => {
+                let newest = applied.digest.map(|digest| (applied.zxid, digest));
+                for digest in applied.digests.iter().copied().chain(newest) {
+                    self.checks.on_own_digest(at.server, at.process, leads, digest);
+                }
+            }
+            MemberInput::Zab(Input::SnapshotOpened { .. }) => self.checks.on_tree_replaced(at.process),
+            MemberInput::Zab(Input::PeerMessage { peer, link, message }) => {
+                // As the core knows: it may not have heard yet that the stream is gone.
+                let current = process.known_links.get(peer) == Some(link);
+                let epoch = match message {
+                    Message::Pong { epoch, .. } | Message::AckEpoch { epoch, .. } => *epoch,
+                    _ => return,
+                };
+                let learner = process.member.status().learners.iter().any(|(id, ..)| id == peer);
+                if !current || leads != Some(epoch) || !learner {
+                    return;
+                }
+                match message {
+                    Message::Pong { digest, .. } => {
+                        self.checks.on_told_digest(at.server, (at.process, epoch), *peer, *digest);
+                    }
+                    Message::AckEpoch { doubt, .. } => self.checks.on_doubt_told((at.process, epoch), *doubt),
+                    _ => {}
+                }
+            }
+            _ => {}
+        }
+    }
+
     fn note_expiries(&mut self, at: ProcessRef, op: &LogOp) -> Check {
         let now = self.servers[&at.server].clock.mono(self.schedule.now());
         let process = self.servers[&at.server].process.as_ref().expect("the caller found it");
@@ -785,6 +835,9 @@ impl World {
                     self.checks.on_read_point((at.process, epoch), Some(peer), tag, zxid)?;
                 }
                 if let Message::SyncPlan { epoch, plan: SyncPlan::Snap(meta), .. } = &message {
+                    let mono = self.servers[&at.server].clock.mono(self.schedule.now());
+                    let patience = self.options.sync_timeout_ms * MS;
+                    self.checks.on_tree_offered((at.process, *epoch), mono, patience)?;
                     // Who has gone elsewhere meanwhile does not take it.
                     let status = self.servers[&peer].process.as_ref().map(|p| &p.status);
                     if status.is_some_and(|s| s.leader == Some(at.server) && s.epoch == *epoch) {
@@ -837,6 +890,7 @@ impl World {
                 self.schedule.after(delay, Event::TrimLog(at, upto));
                 Ok(())
             }
+            Output::Fatal(text) if self.is_changed(at.server) => self.tree_condemned(at, &text),
             Output::Fatal(text) => Err(Violation {
                 invariant: "no server gives up",
                 text: format!("{:?} stops itself: {text}", at.server),
@@ -852,6 +906,20 @@ impl World {
                 })
             }
         }
+    }
+
+    /// A server knows that its tree is wrong: it ends, and its next start sets log and store aside (P35).
+    fn tree_condemned(&mut self, at: ProcessRef, text: &str) -> Check {
+        self.tell(|| format!("{:?} stops itself: {text}", at.server));
+        self.trace.reached("trees differ: the wrong server stopped");
+        let server = self.server_mut(at.server);
+        server.disk.withdraw();
+        if let Err(error) = mark_damaged(server.disk.device()) {
+            let text = format!("{:?}: {error}", at.server);
+            return Err(Violation { invariant: "the log does not fail by itself", text });
+        }
+        server.spoiled = true;
+        self.crash(at.server, "its tree differs")
     }
 
     fn note_message(&mut self, message: &Message, status: &Status) {
@@ -1150,7 +1218,9 @@ impl World {
             "{:?} is said to be durable, {persisted:?} is",
             applied.persisted
         );
-        self.history.on_digest(&meta, full)?;
+        if !self.is_changed(at.server) {
+            self.history.on_digest(&meta, full)?;
+        }
         self.trace.mix(meta.digest);
         self.checks.on_executed(at.server, position, persisted)?;
         self.say(|| format!("{:?} executed up to {:?}, persisted {persisted:?}", at.server, position.zxid));
@@ -1203,12 +1273,16 @@ impl World {
     fn fetched(&mut self, at: ProcessRef, request: u64, leader: ServerId, snapshot: SnapshotMeta) -> Check {
         let reachable = !self.network.is_blocked(leader, at.server) && !self.network.is_blocked(at.server, leader);
         let lucky = !self.rng.chance(50);
-        let view = self.servers[&leader]
+        let mut view = self.servers[&leader]
             .process
             .as_ref()
             .and_then(|p| p.snapshots.get(&snapshot.id))
             .filter(|(meta, _)| *meta == snapshot && reachable && lucky)
             .map(|(_, view)| view.clone());
+        if view.take_if(|view| disk::is_changed(view)).is_some() {
+            // What nobody has seen nobody can hold back (ADR 12). It would be the end of a majority of right trees.
+            self.trace.reached("trees differ: the wrong one was offered, by who could not know");
+        }
         let server = self.servers.get_mut(&at.server).expect("servers are fixed");
         let ok = view.is_some_and(|view| server.disk.receive(view));
         if !ok && (server.disk.is_off() || server.disk.struck().is_some()) {
@@ -1544,8 +1618,11 @@ impl World {
             read_points: BTreeMap::new(),
             last_tag: at.process << 32,
         });
-        let full = self.process_mut(at).expect("just made").apply.store().digest();
-        self.history.on_digest(&meta, Some(full))?;
+        self.checks.on_own_digest(id, at.process, None, (meta.applied, meta.digest));
+        if !self.is_changed(id) {
+            let full = self.process_mut(at).expect("just made").apply.store().digest();
+            self.history.on_digest(&meta, Some(full))?;
+        }
         self.schedule.after(self.rng.below(TICK), Event::Tick(at));
         let flush = self.rng.between(1, 2 * self.options.sync_timeout_ms) * MS;
         self.schedule.after(flush, Event::Flush(at));

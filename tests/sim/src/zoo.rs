@@ -177,6 +177,7 @@ pub fn found_by(switch: Switch) -> &'static [&'static str] {
         LocalClock => &["I17 state determinism", "I22 writes are linearizable", "I13 apply discipline"],
         EphemeralsStay => &["I20 ephemerals", "I20, I21 tree shape", "execution does what the rules say"],
         InstallWithoutIntent => &["recovery is exact", "I18 snapshot"],
+        DoubtForgotten | SnapshotUncompared | DifferenceIgnored => &[crate::checks::trees::NAME],
         StaleStreams => &["I12 no ghost message"],
         OldMetaAfterInstall | SnapshotTooOld => &["I18 snapshot"],
     }

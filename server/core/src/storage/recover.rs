@@ -284,6 +284,7 @@ fn attempt(
         tail: log.reader().read_tail(applied.zxid, options.tail_cache_bytes)?,
         applied,
         persisted: applied.zxid,
+        digest: meta.digest,
     };
     Ok(Recovery { log, recovered, current, notes: Vec::new() })
 }

@@ -7,7 +7,7 @@
 
 use corral_proto::ServerId;
 
-use super::io::{Identity, Membership, Outputs};
+use super::io::{Identity, Membership, Output, Outputs};
 use super::message::{IdentityReport, Message};
 use super::{State, Zab};
 use crate::zoo::{self, Switch};
@@ -63,6 +63,10 @@ impl Zab {
             // Two beginnings: an operator has to say which folder goes.
             _ => return,
         };
+        // Nothing tells this from the loss of all that the voters held: so it is said.
+        out.push(Output::Note(format!(
+            "the data folders of all voters are new: they begin cluster {cluster:#x} with an empty tree"
+        )));
         let identity = self.identity_as(cluster, Membership::Member);
         self.set_identity(identity, out);
     }

@@ -174,6 +174,8 @@ pub struct Recovered {
     pub applied: Position,
     /// What the store would contain after a crash.
     pub persisted: Zxid,
+    /// The running digest of the store's tree at `applied`.
+    pub digest: u64,
 }
 
 /// A snapshot of a store that can be sent.
@@ -270,6 +272,8 @@ pub enum Input {
         zxid: Zxid,
         /// Contained in the store after a crash.
         persisted: Zxid,
+        /// The running digest at `zxid`, if entries were executed (P35).
+        digest: Option<u64>,
     },
     /// Answer to [`Output::MakeSnapshot`] on a leader; `None`: not possible now.
     SnapshotReady {
@@ -391,6 +395,9 @@ pub struct Status {
     pub elections: u64,
     /// Entries at which this process, as leader, saw trees of servers differ (P35).
     pub mismatches: u64,
+    /// The latest entry at which this server knows trees to have differed with no majority of equal ones (P35); zxid 0 for
+    /// none.
+    pub doubt: Zxid,
     /// On a leader: the trees differ at this entry, and no majority agrees on one. An alarm for people.
     pub divergence: Option<Zxid>,
 }

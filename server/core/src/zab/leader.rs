@@ -164,8 +164,8 @@ pub(crate) struct Leading {
     snapshot: Option<Snapshot>,
     /// Digests told by servers, by entry.
     digests: BTreeMap<Zxid, BTreeMap<ServerId, u64>>,
-    /// At an entry of this epoch the trees of a majority were equal, and this server's is one of them.
-    compared: bool,
+    /// The latest entry at which the trees of a majority were equal, and this server's was one of them.
+    equal: Zxid,
     /// What was read from disk for a learner's cursor and is not sent yet; empty: the place is gone from the log.
     from_disk: BTreeMap<ServerId, Vec<Entry>>,
 }
@@ -181,6 +181,11 @@ impl Leading {
 
     pub(super) fn is_activated(&self) -> bool {
         self.activated || self.established && zoo::broken(Switch::ReadBeforeOpening)
+    }
+
+    /// Whether the trees of a majority were equal in this epoch.
+    fn has_compared(&self) -> bool {
+        self.equal >= Zxid::new(self.epoch, 0)
     }
 
     pub(super) fn ask(&mut self, reader: Reader, tag: u64) {
@@ -200,7 +205,11 @@ impl Leading {
     pub(super) fn forget(&mut self, peer: ServerId) {
         self.learners.remove(&peer);
         self.from_disk.remove(&peer);
-        // What it told in a former life says nothing about the tree that it has learned since.
+        self.forget_digests(peer);
+    }
+
+    /// What a server told of a former tree says nothing about the one that it has learned since.
+    fn forget_digests(&mut self, peer: ServerId) {
         for told in self.digests.values_mut() {
             told.remove(&peer);
         }
@@ -262,7 +271,8 @@ impl Zab {
     pub(super) fn lead(&mut self, at_least: u32, out: &mut Outputs) {
         let now = self.now.mono_ms;
         // What was known before is told to people, too, if it lasts.
-        self.divergence = Divergence::at(self.doubt(), now);
+        let known = if zoo::broken(Switch::DoubtForgotten) { Zxid::ZERO } else { self.doubt() };
+        self.divergence = Divergence::at(known, now);
         let mut learners = BTreeMap::new();
         for (id, peer) in &mut self.peers {
             if let Some((promise, _)) = peer.follower_info.take() {
@@ -291,7 +301,7 @@ impl Zab {
             rounds: VecDeque::new(),
             snapshot: None,
             digests: BTreeMap::new(),
-            compared: false,
+            equal: Zxid::ZERO,
             from_disk: BTreeMap::new(),
         }));
         let known: Vec<ServerId> = self.peers.keys().copied().collect();
@@ -424,6 +434,9 @@ impl Zab {
             Progress::Installing(meta) if zxid == meta.position.zxid => {
                 learner.acked = zxid;
                 learner.progress = Progress::streaming(before_opening.unwrap_or(meta.position));
+                if let State::Leading(leading) = &mut self.state {
+                    leading.forget_digests(peer);
+                }
             }
             Progress::Streaming { next, in_flight, in_flight_bytes, .. } => {
                 // An ack of what was never sent on this stream is a protocol error (P21): it counts for nothing.
@@ -455,21 +468,36 @@ impl Zab {
         if !touched.is_empty() {
             out.push(Output::Touches { server: peer, sessions: touched });
         }
-        if digest.0 > Zxid::ZERO
+        let (zxid, digest) = digest;
+        // What this server has left behind without recording it can be compared no more.
+        let known = self.digest_at(zxid).is_some() || zxid > self.applied;
+        if zxid > Zxid::ZERO
+            && known
             && let State::Leading(leading) = &mut self.state
         {
-            leading.digests.entry(digest.0).or_default().insert(peer, digest.1);
+            leading.digests.entry(zxid).or_default().insert(peer, digest);
             while leading.digests.len() > super::DIGESTS_KEPT {
                 leading.digests.pop_first();
             }
-            self.compare_digests(digest.0, out);
+            self.compare_digests(zxid, out);
+        }
+    }
+
+    /// The newest digest of this server is another one: whoever stands there, too, is compared, and what was told of places
+    /// that lie behind goes, unless their digests are recorded.
+    pub(super) fn compare_newest(&mut self, out: &mut Outputs) {
+        let Some((newest, _)) = self.newest else { return };
+        let State::Leading(leading) = &mut self.state else { return };
+        leading.digests.retain(|zxid, _| *zxid >= newest || self.digests.contains_key(zxid));
+        if leading.digests.contains_key(&newest) {
+            self.compare_digests(newest, out);
         }
     }
 
     /// P35: whoever differs from a majority stops; without a majority nobody does. Only servers that vote make a majority:
     /// else those who are told to stop and those who do not vote yet could be too many together, and nobody could lead.
     pub(super) fn compare_digests(&mut self, zxid: Zxid, out: &mut Outputs) {
-        let Some(own) = self.digests.get(&zxid).copied() else { return };
+        let Some(own) = self.digest_at(zxid) else { return };
         let id = self.options.id;
         let votes = |s: ServerId| {
             if s == id { self.is_voting_member() } else { votes(&self.options, &self.identity, &self.peers, s) }
@@ -485,12 +513,18 @@ impl Zab {
             Some(right) => told.iter().filter(|(_, d)| **d != right).map(|(s, _)| *s).collect(),
             None => Vec::new(),
         };
-        if differ && zxid > self.mismatch {
-            self.mismatch = zxid;
-            self.mismatches += 1;
+        let latest = leading.equal;
+        if differ {
+            // For those who tell theirs later, and for people.
+            self.keep_digest(zxid, own);
+            if zxid > self.mismatch {
+                self.mismatch = zxid;
+                self.mismatches += 1;
+            }
         }
         let Some(agreed) = agreed else {
-            if differ {
+            // Who has not come as far as a majority of equal trees, and had another before, will be compared there.
+            if differ && zxid > latest {
                 self.doubt_trees(zxid, out);
             }
             return;
@@ -502,7 +536,10 @@ impl Zab {
         }
         let State::Leading(leading) = &mut self.state else { return };
         let epoch = leading.epoch;
-        leading.compared |= leading.established && zxid >= Zxid::new(epoch, 0);
+        leading.equal = leading.equal.max(zxid);
+        if zoo::broken(Switch::DifferenceIgnored) {
+            return;
+        }
         for peer in wrong {
             self.send(peer, Message::DigestMismatch { epoch, zxid }, out);
         }
@@ -537,11 +574,11 @@ impl Zab {
         let doubt = doubt.min(Zxid::new(epoch, 0));
         let knows = match &self.state {
             State::Leading(leading) => {
-                leading.epoch == epoch && leading.learners.contains_key(&peer) && !leading.compared
+                leading.epoch == epoch && leading.learners.contains_key(&peer) && !leading.has_compared()
             }
             _ => false,
         };
-        if knows && doubt > self.doubt() {
+        if knows && doubt > self.doubt() && !zoo::broken(Switch::DoubtForgotten) {
             self.doubt_trees(doubt, out);
         }
     }
@@ -968,6 +1005,7 @@ impl Zab {
         let now = self.now.mono_ms;
         let State::Leading(leading) = &mut self.state else { return };
         let epoch = leading.epoch;
+        let compared = leading.has_compared();
         let Some(learner) = leading.learners.get_mut(&peer) else { return };
         if leading.snapshot.is_some_and(|s| matches!(s, Snapshot::Failed { again_ms } if now >= again_ms)) {
             leading.snapshot = None;
@@ -976,7 +1014,8 @@ impl Zab {
         // P35: it might be a copy of the wrong tree, and make that one the majority's. A leader who has only begun knows
         // nothing of it, and waits for the others to say what they have; but not for ever: they may need the copy to say so.
         let patience = leading.established_ms + self.options.sync_timeout_ms;
-        if self.divergence.is_some() || !leading.compared && now < patience {
+        let too_soon = !compared && now < patience && !zoo::broken(Switch::SnapshotUncompared);
+        if self.divergence.is_some() || too_soon {
             return;
         }
         let at_least = if zoo::broken(Switch::SnapshotTooOld) { Zxid::ZERO } else { (*wanted).max(base) };

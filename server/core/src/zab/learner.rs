@@ -305,7 +305,11 @@ impl Zab {
         // The leader's doubt contains what this server told it with AckEpoch, so it ends only when the leader has compared.
         self.divergence = Divergence::at(doubt, self.now.mono_ms);
         let touched = std::mem::take(&mut self.touched).into_iter().collect();
-        let digest = self.digests.last_key_value().map_or((Zxid::ZERO, 0), |(z, d)| (*z, *d));
+        // Under load the leader has left behind what is newest here; at rest, what was recorded last may be from before this
+        // server came. So pings ask for the one and the other in turn.
+        let recorded = self.digests.last_key_value().map(|(zxid, digest)| (*zxid, *digest));
+        let told = if seq.is_multiple_of(2) { recorded.or(self.newest) } else { self.newest.or(recorded) };
+        let digest = told.unwrap_or((Zxid::ZERO, 0));
         self.send(peer, Message::Pong { epoch, seq, applied: self.applied, touched, digest }, out);
     }
 
@@ -331,7 +335,11 @@ impl Zab {
             self.look("the leader's snapshot could not be fetched", out);
             return;
         }
-        // From here on the install goes through, whatever becomes of this leader.
+        // From here on the install goes through, whatever becomes of this leader. Until it is done, what the log that goes and
+        // the snapshot have in common is durable: what is executed here.
+        if let Some(executed) = self.log.position_of(self.handed) {
+            self.forget_durable_after(executed);
+        }
         self.log.rebase(snapshot.position);
         self.stamp_ms = self.stamp_ms.max(snapshot.stamp_ms);
         self.installing = Some(snapshot);

@@ -117,8 +117,10 @@ pub struct Zab {
     /// Read points asked for by this server's clients and not yet answered.
     reads: BTreeSet<u64>,
     touched: BTreeSet<SessionId>,
-    /// Digests of the own tree, newest few.
+    /// Digests of the own tree where all servers record theirs, newest few.
     digests: BTreeMap<Zxid, u64>,
+    /// The digest of the own tree as it is: the last executed entry and the digest there.
+    newest: Option<(Zxid, u64)>,
     /// Entries at which this server, as leader, saw trees differ; the latest of them.
     mismatches: u64,
     mismatch: Zxid,
@@ -142,7 +144,7 @@ impl Zab {
         if zoo::broken(Switch::ObserversCount) {
             options.quorum = quorum::QuorumSet::majority(options.members.iter().map(|(id, _)| *id));
         }
-        let Recovered { identity, promise, base, end, stamp_ms, epochs, tail, applied, persisted } = recovered;
+        let Recovered { identity, promise, base, end, stamp_ms, epochs, tail, applied, persisted, digest } = recovered;
         let state = match identity.membership {
             Membership::Empty => State::Bootstrapping,
             // The first tick begins the first round: streams come up meanwhile.
@@ -172,6 +174,7 @@ impl Zab {
             reads: BTreeSet::new(),
             touched: BTreeSet::new(),
             digests: BTreeMap::new(),
+            newest: (applied.zxid > Zxid::ZERO).then_some((applied.zxid, digest)),
             mismatches: 0,
             mismatch: Zxid::ZERO,
             divergence: None,
@@ -220,18 +223,19 @@ impl Zab {
                 }
             }
             Input::Digest { zxid, digest } => {
-                self.digests.insert(zxid, digest);
-                while self.digests.len() > DIGESTS_KEPT {
-                    self.digests.pop_first();
-                }
+                self.keep_digest(zxid, digest);
                 if matches!(self.state, State::Leading(_)) {
                     self.compare_digests(zxid, out);
                 }
             }
-            Input::Applied { zxid, persisted } => {
+            Input::Applied { zxid, persisted, digest } => {
                 // What was executed before an install says nothing about the store after it.
                 if zxid <= self.handed {
                     self.applied = self.applied.max(zxid);
+                    if let Some(digest) = digest {
+                        self.newest = Some((zxid, digest));
+                        self.compare_newest(out);
+                    }
                 }
                 self.persisted = self.persisted.max(persisted);
                 self.log.evict(self.applied, self.options.tail_cache_bytes);
@@ -249,6 +253,20 @@ impl Zab {
         }
         self.progress(out);
         debug_assert_eq!(self.over_bound(), None, "I27: every queue keeps its bound");
+    }
+
+    /// Remembers a digest of the own tree, for those who tell theirs later.
+    fn keep_digest(&mut self, zxid: Zxid, digest: u64) {
+        self.digests.insert(zxid, digest);
+        while self.digests.len() > DIGESTS_KEPT {
+            self.digests.pop_first();
+        }
+    }
+
+    /// The digest of the own tree at an entry, if it is known.
+    fn digest_at(&self, zxid: Zxid) -> Option<u64> {
+        let newest = self.newest.filter(|(at, _)| *at == zxid).map(|(_, digest)| digest);
+        newest.or_else(|| self.digests.get(&zxid).copied())
     }
 
     /// A queue that is longer than it may be (I27), in words. What clients wait for is bounded before it comes here.
@@ -424,6 +442,7 @@ impl Zab {
     fn on_snapshot_opened(&mut self, position: Position) {
         // What the tree of before was is not said of the one that is read from now on (P35).
         self.digests.clear();
+        self.newest = None;
         if self.installing.is_some_and(|meta| meta.position == position) {
             self.installing = None;
             self.handed = position.zxid;
@@ -496,10 +515,7 @@ impl Zab {
             }
             LogOp::SetPromise(promise) => Pending::Promise(*promise),
             LogOp::SetIdentity(identity) => Pending::Identity(*identity),
-            LogOp::InstallSnapshot(meta) => {
-                self.forget_durable_after(meta.position);
-                Pending::Install(*meta)
-            }
+            LogOp::InstallSnapshot(meta) => Pending::Install(*meta),
         };
         if let Pending::End(position) = pending
             && zoo::broken(Switch::TakenForDone)
@@ -630,6 +646,7 @@ impl Zab {
             waiting_for: String::new(),
             elections: self.elections,
             mismatches: self.mismatches,
+            doubt: self.doubt(),
             divergence: self.divergence(),
         }
     }

@@ -17,6 +17,7 @@ mod recovery;
 mod session_safety;
 mod snapshot;
 mod total_order;
+pub(crate) mod trees;
 mod truncation_safety;
 mod unique_establishment;
 mod watermark;
@@ -58,12 +59,18 @@ pub struct Checks {
     pub ghost: Ghost,
     rounds: session_safety::Rounds,
     questions: read_point::Questions,
+    trees: trees::Trees,
 }
 
 impl Checks {
     /// Nothing has happened. Servers 1 to `voters` vote, `observers` more only learn.
     pub fn new(voters: u64, observers: u64) -> Checks {
-        Checks { ghost: Ghost::new(voters, observers), rounds: Default::default(), questions: Default::default() }
+        Checks {
+            ghost: Ghost::new(voters, observers),
+            rounds: Default::default(),
+            questions: Default::default(),
+            trees: Default::default(),
+        }
     }
 
     /// A process began with what it found on disk, which was damaged before if `spoiled`.
@@ -223,6 +230,43 @@ impl Checks {
         timeout: Micros,
     ) -> Check {
         self.rounds.on_expiry(&self.ghost, process, status, session, holder, heard, timeout)
+    }
+
+    /// A process has a tree with this digest at an entry; `epoch`: of its leadership, if it leads.
+    pub fn on_own_digest(&mut self, server: ServerId, process: u64, epoch: Option<u32>, digest: (Zxid, u64)) {
+        self.trees.on_own(&self.ghost, (server, process), epoch, digest.0, digest.1);
+    }
+
+    /// The tree of a process was replaced.
+    pub fn on_tree_replaced(&mut self, process: u64) {
+        self.trees.on_opened(process);
+    }
+
+    /// A leader's process is told the digest of a peer's tree.
+    pub fn on_told_digest(&mut self, leader: ServerId, leadership: (u64, u32), peer: ServerId, digest: (Zxid, u64)) {
+        self.trees.on_told(&self.ghost, leader, leadership, peer, digest);
+    }
+
+    /// A leader's process is told what a learner knows of trees that differ.
+    pub fn on_doubt_told(&mut self, leadership: (u64, u32), doubt: Zxid) {
+        self.trees.on_doubt_told(leadership, doubt);
+    }
+
+    /// A step is over: what its process knows of trees that differ. `leader`: the process of its leader. Whether it is news.
+    pub fn on_doubt(
+        &mut self,
+        process: u64,
+        leader: Option<u64>,
+        now: Micros,
+        before: &Status,
+        status: &Status,
+    ) -> bool {
+        self.trees.on_status(process, leader, now, before, status)
+    }
+
+    /// A leader's process offers a snapshot.
+    pub fn on_tree_offered(&self, leadership: (u64, u32), now: Micros, patience: Micros) -> Check {
+        self.trees.on_offered(leadership, now, patience)
     }
 
     /// A step is over.

@@ -467,6 +467,7 @@ impl Cluster {
             tail: log.entries[from..].to_vec(),
             applied: store.position,
             persisted: store.position.zxid,
+            digest: store.digest,
         };
         node.process = Some(Process {
             zab: Zab::new(options, recovered),
@@ -880,14 +881,16 @@ impl Cluster {
                     self.ghost.on_executed(id, store);
                 }
                 let flush = self.plan.flush_per_mille;
-                if self.rng.chance(flush) {
-                    self.flush(id);
-                } else {
-                    let persisted = self.nodes[&id].disk.store.position.zxid;
-                    self.input(id, Input::Applied { zxid: store.position.zxid, persisted });
-                }
                 for (zxid, digest) in digests {
                     self.input(id, Input::Digest { zxid, digest });
+                }
+                if self.rng.chance(flush) && self.is_up(id) {
+                    self.flush(id);
+                }
+                if self.is_up(id) {
+                    let persisted = self.nodes[&id].disk.store.position.zxid;
+                    let (zxid, digest) = (store.position.zxid, Some(store.digest));
+                    self.input(id, Input::Applied { zxid, persisted, digest });
                 }
             }
             ApplyWork::Open(meta) => {
@@ -927,7 +930,7 @@ impl Cluster {
         }
         node.disk.store = process.store;
         let zxid = process.store.position.zxid;
-        self.input(id, Input::Applied { zxid, persisted: zxid });
+        self.input(id, Input::Applied { zxid, persisted: zxid, digest: None });
     }
 
     fn read_log(&mut self, id: Id) {
@@ -1340,7 +1343,7 @@ pub fn show_input(input: &Input) -> String {
         Input::ConfirmRound { tag, include } => format!("confirm round tag={tag} with {include:?}"),
         Input::Touched { sessions } => format!("touched {}", sessions.len()),
         Input::Digest { zxid, .. } => format!("digest at {zxid:?}"),
-        Input::Applied { zxid, persisted } => format!("applied {zxid:?} persisted {persisted:?}"),
+        Input::Applied { zxid, persisted, .. } => format!("applied {zxid:?} persisted {persisted:?}"),
         Input::SnapshotReady { snapshot: None, .. } => "no snapshot".to_owned(),
         Input::SnapshotReady { snapshot: Some(meta), .. } => {
             format!("snapshot {} at {:?}", meta.id, meta.position.zxid)

@@ -388,6 +388,7 @@ scripts! {
     diff_from_disk
     digests_differ_and_a_majority_is_right
     digests_differ_and_no_majority_agrees
+    digests_of_a_former_tree_are_forgotten
     digests_of_servers_that_do_not_vote_make_no_majority
     doubt_about_trees_is_told_to_followers
     doubt_about_trees_is_told_to_the_next_leader
