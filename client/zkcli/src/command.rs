@@ -32,7 +32,7 @@ pub const VERBS: &[Verb] = &[
     },
     Verb {
         name: "config",
-        options: &[STAT, WATCH],
+        options: &[STAT, WATCH, Opt::flag('c', "its version and a connect string for clients")],
         about: "print /zookeeper/config: who the servers are",
         example: "zkcli config",
         exits: &[NO_NODE],
@@ -219,8 +219,10 @@ const fn exit_connection() -> u8 {
 /// How `get` shows bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Form {
-    /// As UTF-8.
+    /// As UTF-8; in a pipe the exact bytes.
     Text,
+    /// As UTF-8, with a line end in a pipe, too.
+    Lines,
     /// As base64.
     Base64,
     /// As a hex dump.
@@ -313,6 +315,7 @@ pub enum Command {
     Config {
         stat: bool,
         watch: bool,
+        connect: bool,
     },
     /// `reconfig`
     Reconfig,
@@ -368,7 +371,12 @@ pub fn parse(words: &[String], cwd: Option<&str>) -> Result<Parsed, ParseError> 
         "exit" => "quit",
         name => name,
     };
-    let verb = verbs::find(name).ok_or_else(|| ParseError::UnknownCommand(typed.clone()))?;
+    let unknown = || ParseError::UnknownCommand { name: typed.clone(), in_shell: cwd.is_some() };
+    let verb = verbs::find(name).ok_or_else(unknown)?;
+    if rest.iter().take_while(|word| *word != "--").any(|word| word == "--help") {
+        let verb = Some(verb.name.to_owned());
+        return Ok(Parsed { command: Command::Help { verb }, verb: verbs::find("help").ok_or_else(unknown)?, notice });
+    }
     // ZooKeeper's shell takes one dash before these.
     let rest: Vec<String> = match name {
         "reconfig" => rest.iter().map(|word| two_dashes(word)).collect(),
@@ -386,7 +394,7 @@ pub fn parse(words: &[String], cwd: Option<&str>) -> Result<Parsed, ParseError> 
         "watch" | "addWatch" | "removewatches" | "printwatches" => Command::Watch(watching::parse(name, args)?),
         "ctx" => Command::Context(context::parse(args)?),
         _ if shell::VERBS.iter().any(|verb| verb.name == name) => Command::Shell(shell::parse(name, args)?),
-        _ => parse_own(name, typed, args, &mut notice)?,
+        _ => parse_own(name, typed, args, &mut notice)?.ok_or_else(unknown)?,
     };
     Ok(Parsed { command, verb, notice })
 }
@@ -398,7 +406,13 @@ fn two_dashes(word: &str) -> String {
     }
 }
 
-fn parse_own(name: &str, typed: &str, mut args: Args<'_>, notice: &mut Option<String>) -> Result<Command, ParseError> {
+/// `None`: it is none of these.
+fn parse_own(
+    name: &str,
+    typed: &str,
+    mut args: Args<'_>,
+    notice: &mut Option<String>,
+) -> Result<Option<Command>, ParseError> {
     let command = match name {
         "ls" => {
             let path = args.path_in_shell()?;
@@ -433,7 +447,7 @@ fn parse_own(name: &str, typed: &str, mut args: Args<'_>, notice: &mut Option<St
             let data = args.input(&text, args.flag("b"))?;
             Command::Set { path, data, stat: args.flag("s"), version }
         }
-        "create" => return parse_create(args),
+        "create" => return parse_create(args).map(Some),
         "delete" => {
             let path = args.path()?;
             let mut version = args.version()?;
@@ -481,7 +495,7 @@ fn parse_own(name: &str, typed: &str, mut args: Args<'_>, notice: &mut Option<St
         }
         "getAllChildrenNumber" => Command::CountDescendants { path: args.path()? },
         "whoami" => Command::WhoAmI,
-        "config" => Command::Config { stat: args.flag("s"), watch: args.flag("w") },
+        "config" => Command::Config { stat: args.flag("s"), watch: args.flag("w"), connect: args.flag("c") },
         "reconfig" => Command::Reconfig,
         "status" => Command::Status,
         "version" => Command::Version,
@@ -490,10 +504,10 @@ fn parse_own(name: &str, typed: &str, mut args: Args<'_>, notice: &mut Option<St
             let shell = args.required("bash, zsh or fish")?;
             Command::Completions(shell.parse().map_err(|_| args.wrong(&format!("no completions for {shell}")))?)
         }
-        _ => return Err(ParseError::UnknownCommand(typed.to_owned())),
+        _ => return Ok(None),
     };
     args.end()?;
-    Ok(command)
+    Ok(Some(command))
 }
 
 fn parse_create(mut args: Args<'_>) -> Result<Command, ParseError> {
@@ -671,11 +685,44 @@ mod tests {
         assert!(matches!(command("ls2 /a"), Command::Ls { stat: true, .. }));
         assert!(matches!(command("rmr /a"), Command::DeleteAll { .. }));
         assert_eq!(problem("ls /a watch more"), "too many arguments: more");
+        assert_eq!(problem("ls /a localhost"), "too many arguments: localhost");
     }
 
     #[test]
     fn unknown_verbs_get_zookeepers_text() {
         let error = one("frobnicate /a").expect_err("unknown");
-        assert_eq!(error.to_string(), "Command not found: Command not found frobnicate");
+        assert_eq!(error.to_string(), "Command not found: frobnicate: `zkcli help` lists the commands");
+        let in_shell = parse(&["frobnicate".to_owned()], Some("/")).expect_err("unknown");
+        assert_eq!(in_shell.to_string(), "Command not found: frobnicate: `help` lists the commands");
+        let other_case = one("getacl /a").expect_err("unknown");
+        assert_eq!(other_case.to_string(), "Command not found: getacl: getAcl is written so");
+    }
+
+    #[test]
+    fn options_of_the_program_are_refused_behind_every_verb() {
+        for verb in verbs::all() {
+            for option in ["-s 127.0.0.1:2181", "--timeout 5", "--server=h:1", "-server h:1", "-o json"] {
+                let line = format!("{} /a {option}", verb.name);
+                let problem = problem(&line);
+                let word = option.split(' ').next().expect("an option");
+                assert!(problem.starts_with(&format!("Unrecognized option: {word}")), "{line}: {problem}");
+                assert!(problem.contains("come before the verb: zkcli "), "{line}: {problem}");
+            }
+            let help = one(&format!("{} /a --help", verb.name)).expect("a way to help");
+            assert_eq!(help.command, Command::Help { verb: Some(verb.name.to_owned()) });
+        }
+        assert_eq!(
+            problem("ls / -s 127.0.0.1:2181"),
+            "Unrecognized option: -s 127.0.0.1:2181: options of zkcli itself come before the verb: \
+             zkcli -s 127.0.0.1:2181 ls ..."
+        );
+        // What is data can be said to be data.
+        assert!(matches!(
+            command("create /a -s -- h:1"),
+            Command::Create { mode: CreateMode::PersistentSequential, .. }
+        ));
+        assert!(matches!(command("create -s /a h:1"), Command::Create { mode: CreateMode::PersistentSequential, .. }));
+        let in_shell = parse(&["ls", "/", "-o", "json"].map(str::to_owned), Some("/")).expect_err("no option of ls");
+        assert!(in_shell.to_string().contains("given when the shell is started"), "{in_shell}");
     }
 }

@@ -233,42 +233,45 @@ pub async fn run(runner: &Runner, task: Task) -> Result<(), Failure> {
     }
 }
 
+/// Takes it at once or not at all, in time, or whenever it is our turn: as was asked for.
+async fn turn<T, E>(
+    held: &Held,
+    at_once: impl AsyncFnOnce() -> Result<Option<T>, E>,
+    in_time: impl AsyncFnOnce(Duration) -> Result<T, E>,
+    at_last: impl AsyncFnOnce() -> Result<T, E>,
+) -> Result<Option<T>, E> {
+    match (held.limit, held.no_wait) {
+        (_, true) => at_once().await,
+        (Some(limit), false) => in_time(limit).await.map(Some),
+        (None, false) => at_last().await.map(Some),
+    }
+}
+
 async fn acquire(client: &Client, held: &Held) -> Result<Option<Acquired>, corral_recipes::Error> {
     let policy = if held.strict { WhenSuspended::Stop } else { WhenSuspended::UntilDeadline };
     let identity = held.identity.clone().unwrap_or_else(own_identity);
     let path = held.path.clone();
     Ok(match held.what {
         What::Lock(layout) => {
-            let mutex = Mutex::new(client, path).identity(identity).layout(layout).when_suspended(policy);
-            match (held.limit, held.no_wait) {
-                (_, true) => mutex.try_acquire().await?.map(Acquired::Lock),
-                (Some(limit), _) => Some(Acquired::Lock(mutex.acquire_timeout(limit).await?)),
-                (None, _) => Some(Acquired::Lock(mutex.acquire().await?)),
-            }
+            let lock = Mutex::new(client, path).identity(identity).layout(layout).when_suspended(policy);
+            let (in_time, at_last) = (async |limit| lock.acquire_timeout(limit).await, async || lock.acquire().await);
+            turn(held, async || lock.try_acquire().await, in_time, at_last).await?.map(Acquired::Lock)
         }
         What::Read => {
             let lock = RwLock::new(client, path).identity(identity).when_suspended(policy);
-            match (held.limit, held.no_wait) {
-                (_, true) => lock.try_read().await?.map(Acquired::Read),
-                (Some(limit), _) => Some(Acquired::Read(lock.read_timeout(limit).await?)),
-                (None, _) => Some(Acquired::Read(lock.read().await?)),
-            }
+            let (in_time, at_last) = (async |limit| lock.read_timeout(limit).await, async || lock.read().await);
+            turn(held, async || lock.try_read().await, in_time, at_last).await?.map(Acquired::Read)
         }
         What::Write => {
             let lock = RwLock::new(client, path).identity(identity).when_suspended(policy);
-            match (held.limit, held.no_wait) {
-                (_, true) => lock.try_write().await?.map(Acquired::Write),
-                (Some(limit), _) => Some(Acquired::Write(lock.write_timeout(limit).await?)),
-                (None, _) => Some(Acquired::Write(lock.write().await?)),
-            }
+            let (in_time, at_last) = (async |limit| lock.write_timeout(limit).await, async || lock.write().await);
+            turn(held, async || lock.try_write().await, in_time, at_last).await?.map(Acquired::Write)
         }
         What::Permits { count, limit: permits } => {
             let semaphore = Semaphore::new(client, path, permits).identity(identity).when_suspended(policy);
-            match (held.limit, held.no_wait) {
-                (_, true) => semaphore.try_acquire(count).await?.map(Acquired::Permits),
-                (Some(limit), _) => Some(Acquired::Permits(semaphore.acquire_timeout(count, limit).await?)),
-                (None, _) => Some(Acquired::Permits(semaphore.acquire(count).await?)),
-            }
+            let in_time = async |limit| semaphore.acquire_timeout(count, limit).await;
+            let at_last = async || semaphore.acquire(count).await;
+            turn(held, async || semaphore.try_acquire(count).await, in_time, at_last).await?.map(Acquired::Permits)
         }
         What::Lead => {
             let election = Election::new(client, path).when_suspended(policy);

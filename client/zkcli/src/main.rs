@@ -54,7 +54,15 @@ fn main() -> ExitCode {
     if words.nth(1).is_some_and(|word| word == child::INNER) {
         return ExitCode::from(child::run_inner(words));
     }
-    let options = Options::parse_from(normalise(std::env::args()));
+    let options = match Options::try_parse_from(normalise(std::env::args())) {
+        Ok(options) => options,
+        // Help and version that were asked for.
+        Err(told) if !told.use_stderr() => told.exit(),
+        Err(error) => {
+            eprintln!("{}", options::problem(&error));
+            return ExitCode::from(failure::exit::USAGE);
+        }
+    };
     if std::env::var_os("ZKCLI_LOG").is_some() {
         tracing_subscriber::fmt()
             .with_env_filter(tracing_subscriber::EnvFilter::from_env("ZKCLI_LOG"))

@@ -11,6 +11,7 @@ use crate::child::{Child, Outcome};
 use crate::coordination::own_identity;
 use crate::failure::Failure;
 use crate::failure::exit::{FAILED, LOST, TIMEOUT};
+use crate::options::Format;
 use crate::print::{Output, Rendered};
 use crate::run::Runner;
 use crate::verbs::{Opt, Verb};
@@ -48,7 +49,8 @@ pub const VERBS: &[Verb] = &[
         about: "put items, and take them once",
         more: "take waits for an item, poll does not (exit code 1: there is none), peek leaves it. Items that must not be\n\
                lost are put with -w; work gives one to the program on its standard input, and it is done when the\n\
-               program exits with 0, else given back. If the claim is lost the program is killed.",
+               program exits with 0, else given back. If the claim is lost the program is killed. An item ends with a\n\
+               line end of ours; zkcli -o raw queue take prints the exact bytes.",
         example: "echo 'order 7' | zkcli queue put -w /queues/orders -",
         exits: &[FAILED, TIMEOUT, LOST],
         ..Verb::PLAIN
@@ -303,21 +305,18 @@ async fn queue(runner: &Runner, client: &Client, path: String, what: QueueTask) 
     }
 }
 
-/// An item: its bytes and a line's end for people, as `get` has it.
+/// An item: its bytes and a line's end, in a pipe, too, where one item may follow the other; raw, the bytes alone.
 fn show_item(runner: &Runner, path: &str, item: Option<Bytes>) -> Result<(), Failure> {
     let (data, encoding) = crate::print::data_json(item.as_deref());
     let bytes = item.unwrap_or_default();
-    let text = String::from_utf8_lossy(&bytes).into_owned() + "\n";
-    // The value is one document; the bytes are what plain output and raw output are made of.
     match runner.options.output {
-        crate::options::Format::Plain | crate::options::Format::Raw if runner.writes_to_pipe() => {
-            runner.write(&Rendered { out: bytes.to_vec(), err: String::new() })
+        Format::Raw => runner.write(&Rendered { out: bytes.to_vec(), err: String::new() }),
+        Format::Plain => runner.write(&Rendered { out: [&bytes[..], b"\n"].concat(), err: String::new() }),
+        Format::Base64 => runner.show(&Output::Text(crate::print::base64(&bytes))),
+        Format::Hex => runner.show(&Output::Text(crate::print::hex(&bytes))),
+        Format::Json | Format::Yaml | Format::Table => {
+            let value = json!({ "path": path, "data": data, "encoding": encoding });
+            runner.show(&Output::Line { text: String::new(), value })
         }
-        crate::options::Format::Base64 => {
-            let output = Output::Text(crate::print::base64(&bytes));
-            runner.show(&output)
-        }
-        crate::options::Format::Hex => runner.show(&Output::Text(crate::print::hex(&bytes))),
-        _ => runner.show(&Output::Line { text, value: json!({ "path": path, "data": data, "encoding": encoding }) }),
     }
 }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use clap::CommandFactory;
-use corral_client::{Client, CreateOptions, ErrorCode, Transaction};
+use corral_client::{Client, CreateOptions, ErrorCode, Node, Transaction};
 
 use crate::command::{Command, Form};
 use crate::complete;
@@ -16,9 +16,12 @@ use crate::scan::Scan;
 use crate::verbs;
 use crate::walk::{Step, Walk};
 use crate::watching::WatchSort;
+use crate::words::unknown_command;
 
 /// Bytes of paths in one transaction of `deleteall`, at most: a frame holds a megabyte.
 const DELETE_BATCH_BYTES: usize = 256 * 1024;
+/// Where the ensemble keeps who its servers are.
+const CONFIG: &str = "/zookeeper/config";
 /// How often a node is listed and emptied again when others create children while we delete.
 const DELETE_ROUNDS: u32 = 8;
 
@@ -41,9 +44,15 @@ pub async fn run(runner: &mut Runner, command: Command) -> Result<(), Failure> {
             runner.show(&Output::Children { path, children, stat: stat.then_some(found) })
         }
         Command::Get { path, stat, watch, form } => get(runner, runner.session()?, path, stat, watch, form).await,
-        Command::Config { stat, watch } => {
+        Command::Config { stat: show_stat, watch, connect } => {
             let (whole, _) = runner.whole_tree().await?;
-            get(runner, whole, "/zookeeper/config".to_owned(), stat, watch, Form::Text).await
+            let node = read(runner, &whole, CONFIG, watch).await?;
+            let (path, stat, data) = (CONFIG.to_owned(), node.stat, node.data.map(|bytes| bytes.to_vec()));
+            if connect {
+                let config = String::from_utf8_lossy(data.as_deref().unwrap_or_default()).into_owned();
+                return runner.show(&Output::ConnectString { config, stat, show_stat });
+            }
+            runner.show(&Output::Data { path, data, stat, show_stat, form: Form::Lines })
         }
         Command::Set { path, data, stat, version } => {
             let data = runner.input(data)?;
@@ -156,7 +165,7 @@ pub async fn run(runner: &mut Runner, command: Command) -> Result<(), Failure> {
         Command::Help { verb: None } => runner.show(&Output::Text(verbs::overview())),
         Command::Help { verb: Some(name) } => match verbs::find(&name) {
             Some(verb) => runner.show(&Output::Text(verb.help())),
-            None => Err(Failure::UnknownCommand(format!("Command not found: Command not found {name}"))),
+            None => Err(Failure::UnknownCommand(unknown_command(&name, runner.is_shell()))),
         },
         Command::Completions(shell) => {
             runner.write(&Rendered { out: complete::file(shell, Options::command()), err: String::new() })
@@ -168,8 +177,10 @@ pub async fn run(runner: &mut Runner, command: Command) -> Result<(), Failure> {
 /// How many znodes a subtree has, and how many bytes they hold.
 async fn measure(runner: &Runner, path: &str) -> Result<(u64, u64), Failure> {
     let mut scan = Scan::new(&runner.session()?, path);
+    let mut progress = Progress::new(runner, "counted", None);
     let mut bytes = 0;
     while let Some(node) = scan.next(runner).await? {
+        progress.at(scan.seen());
         bytes += u64::try_from(node.stat.data_length).unwrap_or(0);
     }
     Ok((scan.seen(), bytes))
@@ -286,15 +297,19 @@ async fn get(
     watch: bool,
     form: Form,
 ) -> Result<(), Failure> {
-    let node = if watch {
-        let (node, event) = runner.ask(client.get_and_watch(&path)).await?;
-        runner.watches.keep_oneshot(&path, WatchSort::Data, event)?;
-        node
-    } else {
-        runner.ask(client.get(&path)).await?
-    };
+    let node = read(runner, &client, &path, watch).await?;
     let data = node.data.map(|bytes| bytes.to_vec());
     runner.show(&Output::Data { path, data, stat: node.stat, show_stat: stat, form })
+}
+
+/// Reads a znode, and watches it if that is wanted.
+async fn read(runner: &mut Runner, client: &Client, path: &str, watch: bool) -> Result<Node, Failure> {
+    if !watch {
+        return runner.ask(client.get(path)).await;
+    }
+    let (node, event) = runner.ask(client.get_and_watch(path)).await?;
+    runner.watches.keep_oneshot(path, WatchSort::Data, event)?;
+    Ok(node)
 }
 
 /// `-v`, with ZooKeeper's -1 for any.

@@ -1,6 +1,7 @@
 //! The program's own options, the environment variables behind them, and what they and a context come to.
 
-use clap::{Parser, ValueEnum};
+use clap::error::{ContextKind, ErrorKind};
+use clap::{CommandFactory, Parser, ValueEnum};
 
 use crate::context::Context;
 
@@ -81,7 +82,7 @@ pub struct Options {
     pub tls_server_name: Option<String>,
 
     /// A verb and its arguments: see `zkcli help`
-    #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "COMMAND")]
+    #[arg(trailing_var_arg = true, value_name = "COMMAND")]
     pub command: Vec<String>,
 }
 
@@ -182,6 +183,45 @@ const VALUED: [&str; 17] = [
     "-client-configuration",
 ];
 
+/// ZooKeeper's spellings of some of them.
+const ZOOKEEPERS: [&str; 3] = ["-server", "-timeout", "-waitforconnection"];
+
+/// Whether a word is one of this program's own options, and nothing more.
+pub fn is_own(word: &str) -> bool {
+    let name = word.split_once('=').map_or(word, |(name, _)| name);
+    ZOOKEEPERS.contains(&name)
+        || Options::command().get_arguments().any(|option| match name.strip_prefix("--") {
+            Some(long) => option.get_long() == Some(long),
+            None => {
+                option.get_short().is_some_and(|letter| name.strip_prefix('-') == Some(letter.encode_utf8(&mut [0; 4])))
+            }
+        })
+}
+
+/// Whether an option with its value says where the servers are: `-s host:port`.
+pub fn is_servers(option: &str, value: &str) -> bool {
+    let has_port =
+        |host: &str| host.rsplit_once(':').is_some_and(|(name, port)| !name.is_empty() && port.parse::<u16>().is_ok());
+    option == "-s" && cut_chroot(value).0.split(',').all(has_port)
+}
+
+/// Why the program's own options cannot be read, for standard error; without a line end.
+pub fn problem(error: &clap::Error) -> String {
+    const HELP: &str = "`zkcli --help` tells the options, `zkcli help` the commands";
+    match (error.kind(), error.get(ContextKind::InvalidArg)) {
+        (ErrorKind::UnknownArgument, Some(option)) => {
+            let meant = error.get(ContextKind::SuggestedArg).map(|meant| format!(" (is {meant} meant?)"));
+            format!("Unrecognized option: {option}{}\n{HELP}", meant.unwrap_or_default())
+        }
+        // Its first paragraph says what is wrong; HELP takes the place of the rest.
+        _ => {
+            let text = error.to_string();
+            let wrong = text.split("\n\n").next().unwrap_or_default();
+            format!("{}\n{HELP}", wrong.strip_prefix("error: ").unwrap_or(wrong).trim_end())
+        }
+    }
+}
+
 /// Turns ZooKeeper's long options with one dash, as far as they stand before the command, into ours.
 pub fn normalise(args: impl IntoIterator<Item = String>) -> Vec<String> {
     let mut args = args.into_iter();
@@ -257,6 +297,40 @@ mod tests {
         let options = parse("-o json -s h:1 create -s -e -t 5 /a -server");
         assert_eq!((options.server.as_deref(), options.output), (Some("h:1"), Format::Json));
         assert_eq!(options.command, ["create", "-s", "-e", "-t", "5", "/a", "-server"]);
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_named_with_a_way_to_help() {
+        let problem = |line: &str| {
+            let args = std::iter::once("zkcli").chain(line.split_whitespace()).map(str::to_owned);
+            super::problem(&Options::try_parse_from(normalise(args)).expect_err(line))
+        };
+        const HELP: &str = "`zkcli --help` tells the options, `zkcli help` the commands";
+        assert_eq!(problem("--bogus ls /"), format!("Unrecognized option: --bogus\n{HELP}"));
+        assert_eq!(problem("--serverr h:1"), format!("Unrecognized option: --serverr (is --server meant?)\n{HELP}"));
+        assert_eq!(problem("-x"), format!("Unrecognized option: -x\n{HELP}"));
+        let wrong = problem("-o xml ls /");
+        assert!(wrong.starts_with("invalid value 'xml'") && wrong.ends_with(HELP), "{wrong}");
+        assert!(wrong.contains("possible values: plain, json"), "{wrong}");
+    }
+
+    #[test]
+    fn own_options_are_known_in_every_spelling() {
+        for own in ["-s", "--server", "--server=h:1", "-server", "-o", "--yes", "-q", "--tls-ca", "-timeout"] {
+            assert!(is_own(own), "{own}");
+        }
+        for other in ["-R", "-sR", "-x", "--recursive", "-text", "--", "-", "s", "server"] {
+            assert!(!is_own(other), "{other}");
+        }
+        assert!(
+            is_servers("-s", "127.0.0.1:2181") && is_servers("-s", "a:1,b:2/app") && is_servers("-s", "[::1]:2181")
+        );
+        assert!(
+            !is_servers("-s", "/a")
+                && !is_servers("-s", "data")
+                && !is_servers("-s", "a:b")
+                && !is_servers("-w", "a:1")
+        );
     }
 
     #[test]

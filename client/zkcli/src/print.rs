@@ -31,6 +31,8 @@ pub enum Output {
     Tree { paths: Vec<String> },
     /// `get`
     Data { path: String, data: Option<Vec<u8>>, stat: Stat, show_stat: bool, form: Form },
+    /// `config -c`: of the text of `/zookeeper/config`.
+    ConnectString { config: String, stat: Stat, show_stat: bool },
     /// `stat`, `set -s`, `setAcl -s`; plain text only if `show`.
     Stat { path: String, stat: Stat, show: bool },
     /// `create`
@@ -97,7 +99,7 @@ pub fn plain(output: &Output, raw: bool) -> Rendered {
         Output::Data { data, stat, show_stat, form, .. } => {
             let mut text = match (data, form) {
                 (None, _) => "null\n".to_owned(),
-                (Some(bytes), Form::Text) => format!("{}\n", String::from_utf8_lossy(bytes)),
+                (Some(bytes), Form::Text | Form::Lines) => format!("{}\n", String::from_utf8_lossy(bytes)),
                 (Some(bytes), Form::Base64) => format!("{}\n", STANDARD.encode(bytes)),
                 (Some(bytes), Form::Hex) => hex_dump(bytes),
             };
@@ -105,6 +107,11 @@ pub fn plain(output: &Output, raw: bool) -> Rendered {
                 text += &stat_block(stat);
             }
             Rendered::out(text)
+        }
+        Output::ConnectString { config, stat, show_stat } => {
+            let (version, servers) = connect_string(config);
+            let block = if *show_stat { stat_block(stat) } else { String::new() };
+            Rendered::out(format!("{version} {servers}\n{block}"))
         }
         Output::Stat { stat, show: true, .. } => Rendered::out(stat_block(stat)),
         Output::Created { path, .. } => Rendered { out: Vec::new(), err: format!("Created {path}\n") },
@@ -190,6 +197,23 @@ pub fn data_json(data: Option<&[u8]>) -> (Value, Value) {
     }
 }
 
+/// The version of a configuration, and the addresses in it that are for clients; of an address that is only a port, any host.
+fn connect_string(config: &str) -> (&str, String) {
+    let mut version = "";
+    let mut servers = Vec::new();
+    for (name, value) in config.lines().filter_map(|line| line.split_once('=')) {
+        match (name.trim(), value.split_once(';')) {
+            ("version", _) => version = value.trim(),
+            (name, Some((_, client))) if name.starts_with("server.") => {
+                let client = client.trim();
+                servers.push(if client.contains(':') { client.to_owned() } else { format!("0.0.0.0:{client}") });
+            }
+            _ => {}
+        }
+    }
+    (version, servers.join(","))
+}
+
 /// An ACL as a document shows it.
 pub fn acl_json(acl: &[Acl]) -> Value {
     let entry = |a: &Acl| json!({ "scheme": a.id.scheme, "id": a.id.id, "perms": perm_letters(a.perms) });
@@ -222,6 +246,10 @@ pub fn documents(output: &Output) -> Vec<Value> {
                 (data, _) => data_json(data.as_deref()),
             };
             json!({ "path": path, "data": text, "encoding": encoding, "stat": stat_json(stat) })
+        }
+        Output::ConnectString { config, stat, .. } => {
+            let (version, servers) = connect_string(config);
+            json!({ "version": version, "servers": servers, "stat": stat_json(stat) })
         }
         Output::Stat { path, stat, .. } => json!({ "path": path, "stat": stat_json(stat) }),
         Output::Created { path, stat } => {
@@ -491,6 +519,19 @@ mod tests {
     fn a_pipe_gets_the_exact_bytes() {
         assert_eq!(plain(&data(Some(&[0, 10, 255]), false, Form::Text), true).out, [0, 10, 255]);
         assert_eq!(plain(&data(None, false, Form::Text), true).out, b"");
+    }
+
+    #[test]
+    fn a_configuration_ends_with_its_line_in_a_pipe_too_and_becomes_a_connect_string() {
+        let config =
+            "server.1=a:1:2:participant;a:2181\nserver.2=b:1:2:observer;2182\nserver.3=c:1:2\nversion=100000001";
+        let whole = data(Some(config.as_bytes()), false, Form::Lines);
+        assert_eq!(plain(&whole, true).out, format!("{config}\n").as_bytes());
+        assert_eq!(render(&whole, Format::Raw, true).out, config.as_bytes());
+        let short = |show_stat| Output::ConnectString { config: config.to_owned(), stat: stat(), show_stat };
+        assert_eq!(text(&short(false)), "100000001 a:2181,0.0.0.0:2182\n");
+        assert!(text(&short(true)).starts_with("100000001 a:2181,0.0.0.0:2182\ncZxid = 0x500000003\n"));
+        assert!(json(&short(false)).contains(r#""servers":"a:2181,0.0.0.0:2182""#));
     }
 
     #[test]

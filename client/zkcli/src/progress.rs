@@ -33,6 +33,13 @@ impl Progress {
         Progress { what, total, began: Progress::now(), bar: None, is_on }
     }
 
+    /// As [`Progress::new`], for what prints as it goes: only if that goes elsewhere.
+    pub fn beside_output(runner: &Runner, what: &'static str) -> Progress {
+        let mut progress = Progress::new(runner, what, None);
+        progress.is_on &= !std::io::stdout().is_terminal();
+        progress
+    }
+
     /// So many znodes are done.
     pub fn at(&mut self, count: u64) {
         if !self.is_on {

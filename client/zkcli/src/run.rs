@@ -95,11 +95,6 @@ impl Runner {
         self.options.quiet
     }
 
-    /// Whether data goes to a pipe or file as it is.
-    pub fn writes_to_pipe(&self) -> bool {
-        self.to_pipe
-    }
-
     /// ZooKeeper's word for the state of the session.
     pub fn state(&self) -> &'static str {
         match self.client.as_ref().map(Client::state) {

@@ -318,7 +318,7 @@ impl Session {
 /// The failure of a line that is no command.
 pub fn parse_failure(error: ParseError) -> Failure {
     match error {
-        ParseError::UnknownCommand(_) => Failure::UnknownCommand(error.to_string()),
+        ParseError::UnknownCommand { .. } => Failure::UnknownCommand(error.to_string()),
         ParseError::Usage { .. } | ParseError::Words(_) => Failure::Usage(error.to_string()),
     }
 }

@@ -142,7 +142,10 @@ async fn export(
         None => Sink::Stdout,
         Some(file) => Sink::file(file)?,
     };
-    let mut progress = Progress::new(runner, "exported", None);
+    let mut progress = match file {
+        Some(_) => Progress::new(runner, "exported", None),
+        None => Progress::beside_output(runner, "exported"),
+    };
     let mut has_begun = false;
     while let Some(node) = source.next(runner, !no_acl).await? {
         if !std::mem::replace(&mut has_begun, true) {

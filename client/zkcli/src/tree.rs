@@ -242,19 +242,24 @@ pub async fn run(runner: &Runner, task: Task) -> Result<(), Failure> {
         Task::Find { path, conditions } => {
             let now = now_ms();
             let mut scan = Scan::new(&runner.session()?, &path);
+            let mut progress = Progress::beside_output(runner, "searched");
             while let Some(node) = scan.next(runner).await? {
+                progress.at(scan.seen());
                 if conditions.fit(&path, &node, now) {
                     let value = json!({ "path": node.path, "stat": stat_json(&node.stat) });
                     runner.show(&Output::Line { text: format!("{}\n", node.path), value })?;
                 }
             }
+            progress.end();
             tell_left_out(runner, &scan);
             Ok(())
         }
         Task::Grep { path, regex, only_paths } => {
             let mut scan = Scan::new(&runner.session()?, &path);
             let mut found = false;
+            let mut progress = Progress::beside_output(runner, "searched");
             while let Some(node) = scan.next(runner).await? {
+                progress.at(scan.seen());
                 let data = node.data.as_deref().unwrap_or_default();
                 if !regex.is_match(data) {
                     continue;
@@ -276,6 +281,7 @@ pub async fn run(runner: &Runner, task: Task) -> Result<(), Failure> {
                     }
                 }
             }
+            progress.end();
             tell_left_out(runner, &scan);
             if found { Ok(()) } else { Err(Failure::Exit(FAILED)) }
         }

@@ -10,14 +10,20 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use corral_proto::{Acl, Id, path, perms};
 
-use crate::verbs::{Opt, Verb};
+use crate::options;
+use crate::verbs::{self, Opt, Verb};
 
 /// Why words are not a command.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ParseError {
-    /// ZooKeeper's text, which scripts look for.
-    #[error("Command not found: Command not found {0}")]
-    UnknownCommand(String),
+    /// There is no such verb.
+    #[error("{}", unknown_command(name, *in_shell))]
+    UnknownCommand {
+        /// What was typed.
+        name: String,
+        /// Whether it was typed in a shell of ours.
+        in_shell: bool,
+    },
     /// The verb exists, the rest of the line does not fit it.
     #[error("{problem}\nusage: {usage}")]
     Usage {
@@ -31,6 +37,15 @@ pub enum ParseError {
     Words(String),
 }
 
+/// ZooKeeper's words for a verb that there is not, and where to find those that there are.
+pub fn unknown_command(name: &str, in_shell: bool) -> String {
+    let help = if in_shell { "help" } else { "zkcli help" };
+    match verbs::all().into_iter().find(|verb| verb.name.eq_ignore_ascii_case(name)) {
+        Some(verb) => format!("Command not found: {name}: {} is written so", verb.name),
+        None => format!("Command not found: {name}: `{help}` lists the commands"),
+    }
+}
+
 /// Where data comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Input {
@@ -42,6 +57,9 @@ pub enum Input {
         base64: bool,
     },
 }
+
+/// What stands for "yes" in the old place of a flag.
+const OLD_FLAG: [&str; 3] = ["watch", "true", "1"];
 
 /// Cuts a line into words. A quote (`"` or `'`) counts at the beginning of a word only, so that JSON may be typed as
 /// it is; in double quotes `\"` and `\\` stand for `"` and `\`.
@@ -93,11 +111,12 @@ impl<'a> Args<'a> {
     /// apart.
     ///
     /// # Errors
-    /// An option that the verb does not have; a value that is missing.
+    /// An option that the verb does not have, or that is the program's own and stands behind the verb; a value that is
+    /// missing.
     pub fn read(verb: &'static Verb, rest: &[String], cwd: Option<&'a str>) -> Result<Args<'a>, ParseError> {
         let mut args = Args { verb, cwd, given: Vec::new(), positional: VecDeque::new(), program: Vec::new() };
         let runs_program = verb.args.contains("-- ");
-        let mut words = rest.iter();
+        let mut words = rest.iter().peekable();
         while let Some(word) = words.next() {
             if word == "--" {
                 if runs_program {
@@ -135,6 +154,10 @@ impl<'a> Args<'a> {
                     return Err(args.unrecognized(word));
                 };
                 if option.value.is_none() {
+                    // The letter of a flag here may be that of a value there; whose it is, what follows tells.
+                    if let Some(next) = words.peek().filter(|next| cwd.is_none() && options::is_servers(word, next)) {
+                        return Err(args.misplaced(&format!("{word} {next}")));
+                    }
                     args.given.push((option, String::new()));
                     continue;
                 }
@@ -151,7 +174,19 @@ impl<'a> Args<'a> {
     }
 
     fn unrecognized(&self, word: &str) -> ParseError {
+        if options::is_own(word) {
+            return self.misplaced(word);
+        }
         self.wrong(&format!("Unrecognized option: {word} (put -- before a word that only looks like an option)"))
+    }
+
+    /// An option of the program behind the verb.
+    fn misplaced(&self, what: &str) -> ParseError {
+        let place = match self.cwd {
+            None => format!("options of zkcli itself come before the verb: zkcli {what} {} ...", self.verb.name),
+            Some(_) => "it is an option of zkcli itself, which is given when the shell is started".to_owned(),
+        };
+        self.wrong(&format!("Unrecognized option: {what}: {place}"))
     }
 
     /// The verb's name.
@@ -287,12 +322,16 @@ impl<'a> Args<'a> {
         self.value("v").map_or(Ok(-1), |text| self.number("version", text))
     }
 
-    /// The old positional `watch` after the path; any word counts, as it did in ZooKeeper.
+    /// The old positional `watch` after the path. In ZooKeeper any word counted; a word that was meant otherwise is no
+    /// reason for a watch.
     ///
     /// # Errors
-    /// More words.
+    /// Another word, or more.
     pub fn old_flag(&mut self, old: &str, new: &str, notice: &mut Option<String>) -> Result<bool, ParseError> {
-        let given = self.optional().is_some();
+        let given = self.positional.front().is_some_and(|word| OLD_FLAG.contains(&word.as_str()));
+        if given {
+            self.positional.pop_front();
+        }
         self.end()?;
         if given {
             *notice = Some(deprecated(old, new));

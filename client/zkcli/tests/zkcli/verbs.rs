@@ -39,7 +39,19 @@ async fn failures_exit_by_class_and_are_told_on_standard_error() {
         (&["delete", "/a"], 7, "Node not empty: /a\n"),
         (&["create", "/a"], 1, "Node already exists: /a\n"),
         (&["addauth", "kerberos", "x"], 5, "KeeperErrorCode = AuthFailed (authentication failed)\n"),
-        (&["frobnicate"], 127, "Command not found: Command not found frobnicate\n"),
+        (&["frobnicate"], 127, "Command not found: frobnicate: `zkcli help` lists the commands\n"),
+        (&["help", "frobnicate"], 127, "Command not found: frobnicate: `zkcli help` lists the commands\n"),
+        (
+            &["--frobnicate", "ls", "/"],
+            2,
+            "Unrecognized option: --frobnicate\n`zkcli --help` tells the options, `zkcli help` the commands\n",
+        ),
+        (
+            &["ls", "/", "-s", "127.0.0.1:1"],
+            2,
+            "Unrecognized option: -s 127.0.0.1:1: options of zkcli itself come before the verb: zkcli -s 127.0.0.1:1 ls \
+             ...\nusage: ls [-s] [-w] [-R] path\n",
+        ),
     ] {
         assert_eq!(run(&server, args).await, said(code, "", err), "{args:?}");
     }
@@ -63,6 +75,26 @@ async fn data_passes_pipes_byte_for_byte() {
     assert_eq!(run_input(&server, &["set", "-b", "/a", "-"], b"aGk=\n").await.code, 0);
     assert_eq!(run(&server, &["get", "/a"]).await, said(0, "hi", ""));
     assert_eq!(run(&server, &["get", "-b", "/a"]).await, said(0, "aGk=\n", ""));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_configuration_ends_with_its_line_unless_it_is_to_be_raw() {
+    let server = Server::start().await;
+    let config = "server.1=a:1:2:participant;a:2181\nversion=0";
+    server.set("/zookeeper", "");
+    server.set("/zookeeper/config", config);
+    assert_eq!(run(&server, &["config"]).await, said(0, &format!("{config}\n"), ""));
+    assert_eq!(run(&server, &["-o", "raw", "config"]).await, said(0, config, ""));
+    assert_eq!(run(&server, &["config", "-c"]).await, said(0, "0 a:2181\n", ""));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_verb_with_help_behind_it_is_explained_and_not_done() {
+    let server = Server::start().await;
+    server.set("/a", "x");
+    let told = run(&server, &["delete", "/a", "--help"]).await;
+    assert!(told.code == 0 && told.out.starts_with("delete [-v version] path\n"), "{told:?}");
+    assert!(server.exists("/a"));
 }
 
 #[tokio::test(flavor = "multi_thread")]
