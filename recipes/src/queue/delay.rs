@@ -97,10 +97,7 @@ impl DelayQueue {
     /// # Errors
     /// [`Error::Client`].
     pub async fn poll(&self) -> Result<Option<Option<Bytes>>, Error> {
-        match self.next().await? {
-            Next::Item(item) => Ok(Some(item)),
-            Next::Wait(..) => Ok(None),
-        }
+        Ok(self.next().await?.item())
     }
 
     /// Waits until an item is due, and takes it; `None`: an item without data. Dropping the future may lose the item that it

@@ -96,10 +96,7 @@ impl Queue {
     /// # Errors
     /// [`Error::Client`].
     pub async fn poll(&self) -> Result<Option<Option<Bytes>>, Error> {
-        match self.next().await? {
-            Next::Item(item) => Ok(Some(item)),
-            Next::Wait(..) => Ok(None),
-        }
+        Ok(self.next().await?.item())
     }
 
     /// Takes the next item, or gives what to wait for.

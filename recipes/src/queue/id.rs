@@ -114,10 +114,7 @@ impl IdQueue {
     /// # Errors
     /// As [`IdQueue::take`].
     pub async fn poll(&self) -> Result<Option<IdItem>, Error> {
-        match self.next().await? {
-            Next::Item(item) => Ok(Some(item)),
-            Next::Wait(..) => Ok(None),
-        }
+        Ok(self.next().await?.item())
     }
 
     /// Waits for an item, and takes it. Dropping the future may lose the item that it was taking.

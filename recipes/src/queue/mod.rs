@@ -44,6 +44,16 @@ enum Next<T> {
     Wait(Vec<OneshotWatch>, Option<Duration>),
 }
 
+impl<T> Next<T> {
+    /// What was taken, if something was.
+    fn item(self) -> Option<T> {
+        match self {
+            Next::Item(item) => Some(item),
+            Next::Wait(..) => None,
+        }
+    }
+}
+
 /// Looks until there is an item.
 async fn wait_for<T, F>(look: impl Fn() -> F) -> Result<T, Error>
 where

@@ -169,10 +169,7 @@ impl ShardedQueue {
     /// # Errors
     /// [`Error::Client`].
     pub async fn poll(&self) -> Result<Option<Option<Bytes>>, Error> {
-        match self.next().await? {
-            Next::Item(item) => Ok(Some(item)),
-            Next::Wait(..) => Ok(None),
-        }
+        Ok(self.next().await?.item())
     }
 
     /// Waits for an item in any shard, and takes it; `None`: an item without data. Dropping the future may lose the item
