@@ -74,7 +74,8 @@ async fn main() -> ExitCode {
 
 async fn run(options: Options) -> Result<(), String> {
     let stopped = common::stopped();
-    let mut running = tokio::task::JoinSet::new();
+    let mut serving = tokio::task::JoinSet::new();
+    let mut members = tokio::task::JoinSet::new();
     for number in 0..options.nodes {
         let name = if options.nodes == 1 { options.name.clone() } else { format!("{}-{}", options.name, number + 1) };
         let port = if options.port == 0 { 0 } else { options.port.saturating_add(u16::try_from(number).unwrap_or(0)) };
@@ -87,15 +88,18 @@ async fn run(options: Options) -> Result<(), String> {
             origin: Duration::from_millis(options.origin_ms),
         });
         println!("{name} serves http://{address}");
-        running.spawn(serve(listener, node.clone()));
+        serving.spawn(serve(listener, node.clone()));
         let (options, stopped) = (options.clone(), stopped.clone());
-        running.spawn(async move {
+        members.spawn(async move {
             let ensemble = options.ensemble.clone();
             // The cache outlives sessions: while there is none, it serves by the ring that it has.
             common::sessions(ensemble, name, stopped, |client| member(client, &options, &node, address)).await;
         });
     }
-    common::until_stopped(stopped).await;
+    // They end when they are stopped, each with a word of its own; what serves goes after the last of them.
+    while let Some(left) = members.join_next().await {
+        left.map_err(|error| format!("a node ended: {error}"))?;
+    }
     Ok(())
 }
 
