@@ -143,8 +143,14 @@ fn whatever_fails_every_recipe_keeps_its_promise() {
                 );
             }
         }
-        for what in ["a guest slept longer than its session", "a line was cut", "a line stood still", "a session ended"]
-        {
+        for what in [
+            "a guest slept longer than its session",
+            "a line was cut",
+            "a line stood still",
+            "a session ended",
+            "an observer served a guest",
+            "a stale write was refused",
+        ] {
             assert!(reached.contains_key(&("", what)), "no run reached {what:?}: {reached:?}");
         }
     }

@@ -72,6 +72,7 @@ pub struct Host {
     rng: RefCell<Rng>,
     base: Instant,
     servers: u64,
+    voters: u64,
     session_timeout: Duration,
     tasks: RefCell<BTreeMap<u64, Task>>,
     guest_of: RefCell<BTreeMap<u64, Guest>>,
@@ -119,13 +120,14 @@ pub fn run<F>(options: SimOptions, begin: impl FnOnce(&Rc<Host>), verify: impl F
 where
     F: Future<Output = Result<(), String>> + 'static,
 {
-    let (servers, timeout_ms) = (options.servers(), options.load.session_timeout_ms);
+    let (servers, voters, timeout_ms) = (options.servers(), options.voters, options.load.session_timeout_ms);
     let world = Hosted::new(options, Verbosity::Tail);
     let host = Rc::new(Host {
         rng: RefCell::new(world.rng("guests")),
         world: RefCell::new(world),
         base: Instant::now(),
         servers,
+        voters,
         session_timeout: Duration::from_millis(timeout_ms),
         tasks: RefCell::default(),
         guest_of: RefCell::default(),
@@ -420,15 +422,20 @@ async fn carry(
             message = told.recv() => {
                 let message = match message {
                     None | Some(ToGuest::Broken) => return,
-                    Some(ToGuest::Attached(session, timeout_ms, last_n)) => Told::Connected(pb::Connected {
-                        session: session.0,
-                        password: bytes::Bytes::from_static(b"none is asked for"),
-                        timeout_ms: u32::try_from(timeout_ms).expect("positive"),
-                        server: server.0,
-                        zxid: 0,
-                        last_n,
-                        request_bytes_max: REQUEST_BYTES_MAX,
-                    }),
+                    Some(ToGuest::Attached(session, timeout_ms, last_n)) => {
+                        if server.0 > host.voters {
+                            host.note("an observer served a guest");
+                        }
+                        Told::Connected(pb::Connected {
+                            session: session.0,
+                            password: bytes::Bytes::from_static(b"none is asked for"),
+                            timeout_ms: u32::try_from(timeout_ms).expect("positive"),
+                            server: server.0,
+                            zxid: 0,
+                            last_n,
+                            request_bytes_max: REQUEST_BYTES_MAX,
+                        })
+                    }
                     Some(ToGuest::Expired) => Told::Closed(pb::Closed {
                         reason: pb::closed::Reason::SessionExpired.into(),
                         text: String::new(),

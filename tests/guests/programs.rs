@@ -9,7 +9,7 @@ use corral_recipes::{
     Barrier, ConfigMap, Counter, DelayQueue, Discovery, DoubleBarrier, DownPolicy, Election, Error, Group, Guarded,
     IdBlocks, IdQueue, Kept, LeaderLatch, Loss, MultiLock, Mutex, Next, Owner, PartitionEvent, Partitioner, Queue,
     ReentrantMutex, Rejoin, Revoker, RwLock, Semaphore, ServiceInstance, ShardedQueue, SharedValue, Strategy,
-    TimedLease, TtlNode, WhenSuspended, WorkQueue, transact,
+    TimedLease, Token, TtlNode, WhenSuspended, WorkQueue, transact,
 };
 use corral_sim::options::SimOptions;
 
@@ -35,7 +35,7 @@ const STEPS: &[&str] = &["a step was done"];
 const HOLDS: &[&str] = &["a step was done", "a hold was granted"];
 
 /// Every recipe, or several that belong together.
-pub const KINDS: [Kind; 24] = [
+pub const KINDS: [Kind; 25] = [
     Kind { name: "mutex", run: mutex, goals: HOLDS },
     Kind { name: "reentrant mutex", run: reentrant, goals: HOLDS },
     Kind { name: "read-write lock", run: rwlock, goals: &["a step was done", "a reader saw one state"] },
@@ -47,7 +47,11 @@ pub const KINDS: [Kind; 24] = [
         goals: &["a step was done", "a holder was forced", "a stale write was refused"],
     },
     Kind { name: "semaphore", run: semaphore, goals: &["permits were taken"] },
-    Kind { name: "timed lease", run: lease, goals: STEPS },
+    Kind {
+        name: "timed lease",
+        run: lease,
+        goals: &["a step was done", "a lease ran out", "a lease was taken up again"],
+    },
     Kind { name: "election", run: election, goals: HOLDS },
     Kind { name: "leader latch", run: latch, goals: HOLDS },
     Kind { name: "leader selector", run: selector, goals: &["a step was done"] },
@@ -58,12 +62,13 @@ pub const KINDS: [Kind; 24] = [
     Kind { name: "double barrier", run: double_barrier, goals: &["all were there"] },
     Kind { name: "numbers", run: numbers, goals: &["a number was added"] },
     Kind { name: "queue", run: queue, goals: &["an item was taken"] },
-    Kind { name: "delay queue", run: delay_queue, goals: &["an item was taken"] },
+    Kind { name: "delay queue", run: delay_queue, goals: &["an item was taken", "an item was due after seconds"] },
     Kind { name: "id queue", run: id_queue, goals: &["an item was taken", "an item was removed"] },
     Kind { name: "sharded queue", run: sharded_queue, goals: &["an item was taken"] },
     Kind { name: "work queue", run: work_queue, goals: &["an item was done"] },
     Kind { name: "transactions", run: transactions, goals: &["money was moved", "a snapshot was whole"] },
     Kind { name: "ttl node", run: ttl, goals: &["a kept znode was there"] },
+    Kind { name: "fence", run: fence, goals: &["a step was done", "a fence was tried again in another session"] },
 ];
 
 // ---------------------------------------------------------------------------------------------------------- how guests live
@@ -173,17 +178,7 @@ async fn number(client: &Client, path: &str) -> Result<(u64, i32), Error> {
 /// One numbered step: what is read is written back, one more, some time later; of any version, so that nothing but the fence
 /// keeps holders apart. The log says what was done.
 async fn step(client: &Client, guarded: &Guarded, directory: &str) -> Result<(), Error> {
-    let (done, _) = number(client, &format!("{directory}/state")).await?;
-    dawdle().await;
-    let next = done + 1;
-    let step = Transaction::new().set(&format!("{directory}/state"), next.to_string(), None).create(
-        &format!("{directory}/log/step-"),
-        format!("{next} {}", guarded.token().value()),
-        CreateMode::PersistentSequential,
-    );
-    guarded.commit(step).await?;
-    host().note("a step was done");
-    Ok(())
+    step_of(client, guarded, directory, guarded.token().value()).await
 }
 
 /// The children of a directory in the order of their creation, as text.
@@ -433,21 +428,103 @@ fn semaphore(options: SimOptions) -> Ended {
     })
 }
 
+/// Who had the lease last, its token, and until when it may believe in it.
+type LastTenure = Option<(Guest, Token, tokio::time::Instant)>;
+
 fn lease(options: SimOptions) -> Ended {
-    let round = |client: Client, guest: Guest| async move {
-        let ttl = host().session_timeout() * 2;
-        let lease = TimedLease::new(&client, "/lease", guest.to_string(), ttl)?;
-        let tenure = ambient::timeout(patience(), lease.acquire())
-            .await
-            .map_err(|_| Error::Timeout { path: "/lease".into(), waited: patience() })??;
-        let done = step(&client, &tenure.guarded(), "/work").await;
-        match host().below(3) {
-            0 => tenure.release().await?,
-            1 => tenure.renew().await?,
-            // It ends by itself.
-            _ => {}
+    let last: Shared<LastTenure> = Shared::default();
+    let round = move |client: Client, guest: Guest| {
+        let last = last.clone();
+        async move {
+            // Longer than the clocks of two leaders can be apart, or there would be nothing to judge.
+            let ttl = host().session_timeout() + WALL_SKEW * 2;
+            let lease = TimedLease::new(&client, "/lease", guest.to_string(), ttl)?;
+            let tenure = ambient::timeout(patience() + ttl, lease.acquire())
+                .await
+                .map_err(|_| Error::Timeout { path: "/lease".into(), waited: patience() + ttl })??;
+            let now = (guest, tenure.token(), tenure.valid_until());
+            let before = {
+                let mut last = last.lock().expect("one thread");
+                // Whoever slept before it could say so may have been followed by others meanwhile.
+                let is_latest = last.is_none_or(|(_, token, _)| token <= now.1);
+                if is_latest { std::mem::replace(&mut *last, Some(now)) } else { None }
+            };
+            match before {
+                Some((theirs, _, until)) if theirs != guest => {
+                    assert!(
+                        until <= ambient::now() + WALL_SKEW,
+                        "guest {guest} got the lease {} ms before that of guest {theirs} was over",
+                        (until - ambient::now()).as_millis()
+                    );
+                    host().note("a lease ran out");
+                }
+                Some((_, token, _)) if token == now.1 => host().note("a lease was taken up again"),
+                _ => {}
+            }
+            let done = step(&client, &tenure.guarded(), "/work").await;
+            match host().below(3) {
+                0 => {
+                    // From here on another may have it, whatever becomes of the answer.
+                    last.lock().expect("one thread").take_if(|(_, token, _)| *token == now.1);
+                    tenure.release().await?;
+                }
+                1 => {
+                    tenure.renew().await?;
+                    if let Some((_, _, until)) =
+                        last.lock().expect("one thread").as_mut().filter(|(_, token, _)| *token == now.1)
+                    {
+                        *until = tenure.valid_until();
+                    }
+                }
+                // It ends by itself, or its owner takes it up again in its next round.
+                _ => {}
+            }
+            done
         }
-        done
+    };
+    guests(options, WORK, round, || judge_steps(WORK))
+}
+
+/// A holder that is none any more tries again what it was about to write, in a session that has nothing to do with the first.
+fn fence(options: SimOptions) -> Ended {
+    let holders: Shared<Holders> = Shared::default();
+    let round = move |client: Client, guest| {
+        let holders = holders.clone();
+        async move {
+            let lock = Mutex::new(&client, "/lock").when_suspended(policy(guest));
+            let guard = lock.acquire_timeout(patience()).await?;
+            Holders::granted(&holders, guest, &guard);
+            let (stale, hold) = (guard.fence().clone(), guard.hold());
+            let done = step(&client, &guard.guarded(), "/work").await;
+            // Only what was answered is certain.
+            let is_gone = match host().below(3) {
+                0 => {
+                    Holders::given_up(&holders, guest);
+                    guard.release().await.is_ok()
+                }
+                1 => {
+                    Holders::given_up(&holders, guest);
+                    client.close().await.is_ok()
+                }
+                _ => {
+                    dawdle().await;
+                    Holders::given_up(&holders, guest);
+                    drop(guard);
+                    false
+                }
+            };
+            let heir = connect().await;
+            let again = step(&heir, &Guarded::new(heir.clone(), stale), "/work").await;
+            host().note("a fence was tried again in another session");
+            match &again {
+                Ok(()) => assert!(!is_gone, "a write behind {} passed after its holder was gone", hold.token()),
+                Err(Error::Fenced { .. }) => host().note("a stale write was refused"),
+                Err(error) => assert!(is_a_matter_of_faults(error), "guest {guest}: {error}"),
+            }
+            // Sessions that have ended need no end.
+            let _ = heir.close().await;
+            done
+        }
     };
     guests(options, WORK, round, || judge_steps(WORK))
 }
@@ -813,18 +890,41 @@ fn queue(options: SimOptions) -> Ended {
     })
 }
 
+/// Before when an item cannot be due, by its name.
+type DueTimes = BTreeMap<String, tokio::time::Instant>;
+
+/// No item comes before its time: of the clocks of servers, as far as these are apart.
+fn is_due(times: &Shared<DueTimes>, item: &str) {
+    let times = times.lock().expect("one thread");
+    let due = times[item];
+    assert!(due <= ambient::now() + WALL_SKEW, "{item} came {} ms too early", (due - ambient::now()).as_millis());
+}
+
 fn delay_queue(options: SimOptions) -> Ended {
+    /// Longer than the clocks of two leaders can be apart.
+    const LONG: Duration = Duration::from_secs(15);
+    /// The clock of a server runs so much faster than ours, at most.
+    const RATE_PERCENT: u32 = 4;
     let ledger: Shared<Items> = Shared::default();
-    let judged = ledger.clone();
+    let times: Shared<DueTimes> = Shared::default();
+    let (judged, due) = (ledger.clone(), times.clone());
     let round = move |client: Client, guest| {
-        let ledger = ledger.clone();
+        let (ledger, times) = (ledger.clone(), times.clone());
         async move {
             let queue = DelayQueue::new(&client, "/queue");
             let put = async |item: String| {
-                let delay = host().while_up_to(Duration::from_millis(500));
+                let is_long = host().chance(200);
+                let delay = if is_long { LONG } else { host().while_up_to(Duration::from_millis(500)) };
+                let due = ambient::now() + delay - delay * RATE_PERCENT / 100;
+                times.lock().expect("one thread").insert(item.clone(), due);
                 queue.put(item, delay).await
             };
-            let take = async || Ok(queue.poll().await?.map(|item| text(item.unwrap_or_default())));
+            let take = async || {
+                let Some(item) = queue.poll().await? else { return Ok(None) };
+                let item = text(item.unwrap_or_default());
+                is_due(&times, &item);
+                Ok(Some(item))
+            };
             put_and_take(&ledger, guest, put, take).await
         }
     };
@@ -832,7 +932,16 @@ fn delay_queue(options: SimOptions) -> Ended {
         let queue = DelayQueue::new(&connect().await, "/queue");
         let mut left = Vec::new();
         while !queue.is_empty().await.map_err(|error| error.to_string())? {
-            left.push(text(queue.take().await.map_err(|error| error.to_string())?.unwrap_or_default()));
+            // All are due by then, whichever clock counts.
+            let began = ambient::now();
+            let taken = ambient::timeout(LONG * 2 + WALL_SKEW, queue.take()).await;
+            let taken = taken.map_err(|_| "an item is never due".to_owned())?.map_err(|error| error.to_string())?;
+            let item = text(taken.unwrap_or_default());
+            is_due(&due, &item);
+            if ambient::now() > began + Duration::from_secs(1) {
+                host().note("an item was due after seconds");
+            }
+            left.push(item);
         }
         judged.lock().expect("one thread").judge(&left)
     })
