@@ -643,7 +643,7 @@ pub const KEYS: &[Key] = &[
         "Requests accepted and not yet answered; beyond it the server stops reading its sockets.",
     ),
     own("sessionOutstandingLimit", count(1, 1_000_000), Is("1000"), "The same for one session."),
-    own("workerThreads", count(0, 1024), Is("0"), "Threads for connections; 0: one a processor."),
+    own("workerThreads", count(0, 1024), Is("0"), "Threads for connections; 0: one for two processors."),
     zk(
         "localSessionsEnabled",
         Kind::Flag,

@@ -210,7 +210,8 @@ fn serve(args: ServeArgs) -> ExitCode {
     }
     raise_file_limit();
     let workers = match parsed.config.worker_threads {
-        0 => std::thread::available_parallelism().map_or(2, usize::from),
+        // The others are for the core's peers, the log and execution. Every further thread is woken in vain now and then.
+        0 => std::thread::available_parallelism().map_or(1, |processors| usize::from(processors).div_ceil(2)),
         given => given,
     };
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(workers).enable_all().build();
