@@ -85,7 +85,7 @@ impl Ensemble {
                     Output::Apply(entries) => {
                         self.executed[at] += entries.len() as u64;
                         let zxid = entries.last().expect("never empty").zxid;
-                        self.inputs.push_back((at, Input::Applied { zxid, persisted: zxid }));
+                        self.inputs.push_back((at, Input::Applied { zxid, persisted: zxid, digest: None }));
                     }
                     Output::Fatal(why) => panic!("server {}: {why}", at + 1),
                     Output::ReadLog { .. } | Output::MakeSnapshot { .. } | Output::FetchSnapshot { .. } => {

@@ -447,7 +447,7 @@ fn lease(options: SimOptions) -> Ended {
                 let mut last = last.lock().expect("one thread");
                 // Whoever slept before it could say so may have been followed by others meanwhile.
                 let is_latest = last.is_none_or(|(_, token, _)| token <= now.1);
-                if is_latest { std::mem::replace(&mut *last, Some(now)) } else { None }
+                if is_latest { last.replace(now) } else { None }
             };
             match before {
                 Some((theirs, _, until)) if theirs != guest => {
