@@ -6,12 +6,14 @@
 //! it, and the apply loop holds it from the first event of a batch until the state is published (docs/adr/0008).
 
 pub mod feed;
+mod watchers;
 
-use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
 
 use corral_proto::{EventKind, WatchKind, path};
 use feed::FeedTable;
+use watchers::{Paths, Watchers};
 
 use crate::zoo::{self, Switch};
 
@@ -42,15 +44,16 @@ impl Modes {
     }
 }
 
-type Watchers = BTreeMap<WatcherId, Modes>;
+/// Watchers by path. A path is kept once, however many tables and connections have it.
+type Table = HashMap<Arc<str>, Watchers>;
 
 /// All watches of one server.
 #[derive(Debug, Default)]
 pub struct WatchTable {
-    data: HashMap<String, Watchers>,
-    child: HashMap<String, Watchers>,
+    data: Table,
+    child: Table,
     /// Paths on which a connection has watches, for its end.
-    paths: HashMap<WatcherId, BTreeSet<String>>,
+    paths: HashMap<WatcherId, Paths>,
     /// Recursive watches there are: without any, nobody walks ancestors.
     recursive: usize,
     /// (path, connection) pairs of both tables: what `count` says, without a walk.
@@ -77,33 +80,31 @@ impl WatchTable {
                 }
             }
         }
-        let paths = self.paths.entry(watcher).or_default();
-        if !paths.contains(path) {
-            paths.insert(path.to_owned());
+        if let Some((path, _)) = self.data.get_key_value(path).or_else(|| self.child.get_key_value(path)) {
+            self.paths.entry(watcher).or_default().insert(path);
         }
     }
 
     fn modes(&mut self, side: Side, watcher: WatcherId, path: &str) -> &mut Modes {
-        let table = match side {
-            Side::Data => &mut self.data,
-            Side::Child => &mut self.child,
+        let (table, other) = match side {
+            Side::Data => (&mut self.data, &self.child),
+            Side::Child => (&mut self.child, &self.data),
         };
         if !table.contains_key(path) {
-            table.insert(path.to_owned(), Watchers::new());
+            let shared = other.get_key_value(path).map_or_else(|| path.into(), |(path, _)| path.clone());
+            table.insert(shared, Watchers::default());
         }
-        match table.get_mut(path).expect("inserted above").entry(watcher) {
-            Entry::Occupied(found) => found.into_mut(),
-            Entry::Vacant(new) => {
-                self.pairs += 1;
-                new.insert(Modes::default())
-            }
+        let watchers = table.get_mut(path).expect("inserted above");
+        if watchers.get(watcher).is_none() {
+            self.pairs += 1;
         }
+        watchers.entry(watcher)
     }
 
     /// Whether the connection has such a watch there (wire 7.7). `None`: any.
     pub fn has(&self, watcher: WatcherId, path: &str, kind: Option<WatchKind>) -> bool {
-        let data = self.data.get(path).and_then(|w| w.get(&watcher)).copied().unwrap_or_default();
-        let child = self.child.get(path).and_then(|w| w.get(&watcher)).copied().unwrap_or_default();
+        let data = self.data.get(path).and_then(|w| w.get(watcher)).unwrap_or_default();
+        let child = self.child.get(path).and_then(|w| w.get(watcher)).unwrap_or_default();
         match kind {
             Some(WatchKind::Data) => data.standard,
             Some(WatchKind::Child) => child.standard,
@@ -142,13 +143,13 @@ impl WatchTable {
     /// The connection is gone.
     pub fn remove_watcher(&mut self, watcher: WatcherId) {
         self.feeds.remove_range((watcher, 0)..=(watcher, u64::MAX));
-        for path in self.paths.remove(&watcher).unwrap_or_default() {
+        for path in self.paths.remove(&watcher).unwrap_or_default().iter() {
             let (recursive, pairs) = (&mut self.recursive, &mut self.pairs);
-            alter(&mut self.data, pairs, &path, watcher, |modes| {
+            alter(&mut self.data, pairs, path, watcher, |modes| {
                 *recursive -= usize::from(modes.recursive);
                 *modes = Modes::default();
             });
-            alter(&mut self.child, pairs, &path, watcher, |modes| *modes = Modes::default());
+            alter(&mut self.child, pairs, path, watcher, |modes| *modes = Modes::default());
         }
     }
 
@@ -203,7 +204,7 @@ impl WatchTable {
             let mut at = path;
             while let Some(parent) = path::parent(at) {
                 if let Some(watchers) = self.data.get(parent) {
-                    told.extend(watchers.iter().filter(|(_, modes)| modes.recursive).map(|(id, _)| *id));
+                    told.extend(watchers.iter().filter(|(_, modes)| modes.recursive).map(|(id, _)| id));
                 }
                 at = parent;
             }
@@ -222,8 +223,8 @@ impl WatchTable {
             Side::Child => &mut self.child,
         };
         let Some(watchers) = table.get_mut(path) else { return BTreeSet::new() };
-        let told: BTreeSet<WatcherId> = watchers.keys().copied().collect();
-        watchers.retain(|_, modes| {
+        let told: BTreeSet<WatcherId> = watchers.iter().map(|(id, _)| id).collect();
+        watchers.retain(|modes| {
             modes.standard &= zoo::broken(Switch::WatchFiresTwice);
             !modes.is_empty()
         });
@@ -258,27 +259,23 @@ impl WatchTable {
     pub fn data_watches(&self) -> BTreeMap<WatcherId, BTreeSet<String>> {
         let mut watches: BTreeMap<WatcherId, BTreeSet<String>> = BTreeMap::new();
         for (path, watchers) in &self.data {
-            for watcher in watchers.keys() {
-                watches.entry(*watcher).or_default().insert(path.clone());
+            for (watcher, _) in watchers.iter() {
+                watches.entry(watcher).or_default().insert(path.to_string());
             }
         }
         watches
     }
 }
 
-fn alter(
-    table: &mut HashMap<String, Watchers>,
-    pairs: &mut usize,
-    path: &str,
-    watcher: WatcherId,
-    mut change: impl FnMut(&mut Modes),
-) {
+fn alter(table: &mut Table, pairs: &mut usize, path: &str, watcher: WatcherId, mut change: impl FnMut(&mut Modes)) {
     let Some(watchers) = table.get_mut(path) else { return };
-    if let Some(modes) = watchers.get_mut(&watcher) {
-        change(modes);
+    if let Some(mut modes) = watchers.get(watcher) {
+        change(&mut modes);
         if modes.is_empty() {
-            watchers.remove(&watcher);
+            watchers.remove(watcher);
             *pairs -= 1;
+        } else {
+            *watchers.entry(watcher) = modes;
         }
     }
     if watchers.is_empty() {
@@ -387,8 +384,8 @@ mod tests {
     #[test]
     fn the_count_is_the_number_of_pairs_whatever_happened() {
         let walked = |table: &WatchTable| -> usize {
-            table.data.values().map(BTreeMap::len).sum::<usize>()
-                + table.child.values().map(BTreeMap::len).sum::<usize>()
+            table.data.values().map(Watchers::len).sum::<usize>()
+                + table.child.values().map(Watchers::len).sum::<usize>()
         };
         let mut table = WatchTable::default();
         let kinds = [Data, Child, Persistent, PersistentRecursive];

@@ -8,7 +8,7 @@
 //! Nothing is decided here. What ends a connection is named in [`End`].
 
 use std::collections::VecDeque;
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::io;
 use std::pin::{Pin, pin};
 use std::time::Duration;
@@ -20,6 +20,7 @@ use corral_proto::{ErrorCode, SessionId, Zxid};
 use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::time::{Instant, Sleep, sleep_until, timeout, timeout_at};
+use tokio_util::io::poll_read_buf;
 
 use super::request::{self, Form, HangUp};
 use super::response::{self, Next};
@@ -300,11 +301,20 @@ struct Source<R> {
 impl<R: AsyncRead + Unpin> Source<R> {
     /// Reads once. Cancel safe: bytes are in the buffer or still in the socket.
     async fn fill(&mut self) -> Result<(), End> {
-        if self.buffer.capacity() - self.buffer.len() < READ_BYTES_MIN / 2 {
-            self.buffer.reserve(self.chunk);
-        }
-        let room = self.buffer.capacity() - self.buffer.len();
-        let read = self.reader.read_buf(&mut self.buffer).await?;
+        let Source { reader, buffer, chunk, .. } = self;
+        let (read, room) = poll_fn(|context| {
+            if buffer.capacity() - buffer.len() < READ_BYTES_MIN / 2 {
+                buffer.reserve(*chunk);
+            }
+            let room = buffer.capacity() - buffer.len();
+            let read = poll_read_buf(Pin::new(&mut *reader), context, buffer);
+            if read.is_pending() && buffer.is_empty() {
+                // Most connections wait most of the time: they need no room for it.
+                *buffer = BytesMut::new();
+            }
+            read.map_ok(|read| (read, room))
+        })
+        .await?;
         if read == 0 {
             return Err(End::ByClient);
         }
