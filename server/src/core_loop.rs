@@ -41,6 +41,9 @@ const MARK_INTERVAL_MS: u64 = 1_000;
 /// Between two lines of the log that say why there is no quorum, ms.
 const WAITING_LOG_MS: u64 = 5_000;
 
+/// Events of links that are taken before others of their thread have a turn.
+const EVENTS_AT_ONCE: usize = 8;
+
 /// Bytes of one frame to a peer; a single message may be larger, by one transaction at most.
 const FRAME_BYTES: usize = 1 << 20;
 
@@ -86,6 +89,8 @@ pub(crate) struct CoreLoop {
     next_waiting_log_ms: u64,
     /// What peers were told last that this server holds, and when they may be told again, monotonic ms.
     told_mark: Option<(u32, Zxid)>,
+    /// The furthest end that peers could hear of for a promise: an install takes what is durable back for a moment.
+    stood: (u32, Zxid),
     next_mark_ms: u64,
     /// Role, phase, leader and epoch as last written to the log.
     logged: String,
@@ -170,6 +175,7 @@ impl CoreLoop {
             told: false,
             next_waiting_log_ms: WAITING_LOG_MS,
             told_mark: None,
+            stood: (0, Zxid::ZERO),
             next_mark_ms: 0,
             logged: String::new(),
             membership: None,
@@ -192,7 +198,7 @@ impl CoreLoop {
             node.core.wait(Duration::from_millis(wait_ms));
             let mut room = node.room.lock();
             let Some(core) = &mut *room else { return };
-            if !core.turn() {
+            if !core.turn(true) {
                 *room = None;
                 return;
             }
@@ -201,8 +207,9 @@ impl CoreLoop {
     }
 
     /// Deals with everything there is. Events are taken here and not before, so that they are dealt with in their order
-    /// whoever does it. `false`: it was the last turn.
-    pub(crate) fn turn(&mut self) -> bool {
+    /// whoever does it. `clock`: what the clock says may be done; it may have to wait for a client's read, so whoever
+    /// serves links or syncs the log leaves that to thread `core`. `false`: it was the last turn.
+    pub(crate) fn turn(&mut self, clock: bool) -> bool {
         let mut events = std::mem::take(&mut self.events);
         self.node.core.take_now(&mut events);
         let now = self.node.clock.now();
@@ -240,7 +247,7 @@ impl CoreLoop {
         for tag in read_points {
             self.step(now, MemberInput::Zab(Input::ReadIndex { tag }));
         }
-        let tick = now.mono_ms >= self.next_tick_ms;
+        let tick = clock && now.mono_ms >= self.next_tick_ms;
         if tick {
             self.next_tick_ms = now.mono_ms + TICK_MS;
             self.step(now, MemberInput::Zab(Input::Tick));
@@ -554,7 +561,10 @@ impl CoreLoop {
             Membership::Amnesiac => Memory::Lost,
         };
         let cluster = status.identity.cluster;
-        links.set_standing(Standing { cluster, memory, promise: status.promise.epoch, end: status.durable });
+        let promise = status.promise.epoch;
+        let before = if self.stood.0 == promise { self.stood.1 } else { Zxid::ZERO };
+        self.stood = (promise, status.durable.max(before));
+        links.set_standing(Standing { cluster, memory, promise, end: self.stood.1 });
         let mark = mark_of(status);
         if now.mono_ms >= self.next_mark_ms
             && let Some((promise, end)) = mark
@@ -599,7 +609,13 @@ fn say_membership(before: Option<Membership>, now: Membership) {
 /// Carries what comes over the links to the core, decoded and checked, until the links end. A frame that cannot be read
 /// ends its stream: the peer broke a rule.
 pub(crate) async fn receive_from_peers(node: Arc<NodeShared>, links: PeerLinks, mut events: mpsc::Receiver<LinkEvent>) {
+    let mut taken = 0_usize;
     while let Some(event) = events.recv().await {
+        taken += 1;
+        if taken.is_multiple_of(EVENTS_AT_ONCE) {
+            // Writers of the links have this thread, too.
+            tokio::task::yield_now().await;
+        }
         let event = match event {
             LinkEvent::Up { peer, link, instance, start_count, whole_since, foreign, .. } => {
                 PeerEvent::Up { peer, link, instance, start_count, whole_since, foreign }

@@ -247,15 +247,17 @@ impl NodeShared {
     /// caller holds no lock, and has time for [`TURNS_MAX`] turns.
     pub(crate) fn bring(&self, event: CoreEvent) {
         self.core.leave(event);
-        let _guard = PanicGuard(ROOM);
         for _ in 0..TURNS_MAX {
             let Some(mut room) = self.room.try_lock() else { return };
+            // Before the room is open again.
+            let guard = PanicGuard(ROOM);
             let Some(core) = &mut *room else { return };
-            if !core.turn() {
+            if !core.turn(false) {
                 // Thread `core` finds it gone at its next tick.
                 *room = None;
                 return;
             }
+            drop(guard);
             drop(room);
             if self.core.is_empty() {
                 return;

@@ -103,7 +103,6 @@ fn report(
         watch_count: node.shared.watch_count() as u64,
         reads: reads.into_iter().collect(),
         writes: writes.into_iter().collect(),
-        quotas: quota::figures(&node.shared.published().view).into_iter().collect(),
         proposal_sizes: (mode == ServerMode::Leader).then(|| node.stats.proposal_sizes()),
         unix_ms: wall_ms,
         uptime_ms: now.mono_ms,
@@ -123,6 +122,9 @@ fn report(
     if detail.folders {
         report.membership = membership(node, config);
         report.folders = [folder_bytes(&config.data_dir, 0), folder_bytes(&config.data_log_dir, 0)];
+    }
+    if detail.quotas {
+        report.quotas = quota::figures(&node.shared.published().view).into_iter().collect();
     }
     if detail.watches {
         report.watches = node.shared.watched_paths();

@@ -104,6 +104,7 @@ impl Command {
             folders: matches!(self, Command::Dirs | Command::ServerStats | Command::Stats),
             watches: matches!(self, Command::WatchSummary | Command::Watches | Command::WatchesByPath),
             sessions: self == Command::Dump,
+            quotas: self == Command::Monitor,
         }
     }
 
@@ -218,7 +219,7 @@ impl Site for MetricsSite {
 
 /// Also without a quorum: a server that has none is one to hear of.
 async fn figures(operators: &Operators) -> Answer {
-    let report = operators.report(Detail::default()).await;
+    let report = operators.report(Detail { quotas: true, ..Detail::default() }).await;
     Answer { status: StatusCode::OK, content_type: Some(PROMETHEUS_TYPE), body: metrics::prometheus(&report) }
 }
 

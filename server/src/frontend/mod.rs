@@ -509,7 +509,12 @@ impl Connection {
     /// Passes on what was collected.
     fn hand_in(&self, writes: &mut Vec<(Key, bytes::Bytes)>, read_point: &mut Option<u64>) {
         if let Some(tag) = read_point.take() {
-            self.node.bring(CoreEvent::ReadIndex { tag });
+            let asked = CoreEvent::ReadIndex { tag };
+            if writes.is_empty() {
+                self.node.bring(asked);
+            } else {
+                self.node.core.leave(asked);
+            }
         }
         if !writes.is_empty() {
             self.node.bring(CoreEvent::Submit(std::mem::take(writes)));

@@ -65,6 +65,8 @@ pub struct Detail {
     pub watches: bool,
     /// Sessions and their ephemerals: walks both.
     pub sessions: bool,
+    /// Figures of quotas: walks them.
+    pub quotas: bool,
 }
 
 /// Everything that is shown. The server fills it in when it is asked; [`Operators`] adds [`Traffic`].
@@ -94,7 +96,7 @@ pub struct ServerReport {
     pub reads: Vec<(String, Sizes)>,
     /// See `reads`.
     pub writes: Vec<(String, Sizes)>,
-    /// What quotas say, by the first name of the path.
+    /// [`Detail::quotas`]: what quotas say, by the first name of the path.
     pub quotas: Vec<(String, QuotaFigures)>,
     /// The time, ms since the Unix epoch.
     pub unix_ms: u64,

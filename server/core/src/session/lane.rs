@@ -225,6 +225,9 @@ pub struct Lane {
     /// Which protocol it speaks.
     pub protocol: Protocol,
     state: Mutex<State>,
+    /// Read points that the leader named and no request was told of yet. The core names them: it never waits for a lane that
+    /// is reading.
+    named: Mutex<Vec<(u64, Zxid)>>,
     wake: Box<dyn Fn() + Send + Sync>,
 }
 
@@ -261,7 +264,7 @@ impl Lane {
             closed: false,
             read: Tally::default(),
         };
-        Lane { id, session, protocol, state: Mutex::new(state), wake }
+        Lane { id, session, protocol, state: Mutex::new(state), named: Mutex::default(), wake }
     }
 
     /// The same with other bounds than [`OUTGOING_BYTES_MAX`] and [`EVENT_BYTES_MAX`]: small ones are reached sooner.
@@ -329,13 +332,7 @@ impl Lane {
 
     /// The leader named a read point that a request here waits for.
     pub fn on_read_point(&self, tag: u64, zxid: Zxid) {
-        let mut state = self.state.lock();
-        for waiting in &mut state.queue {
-            if waiting.need == Need::ReadPoint(tag) {
-                waiting.need = Need::Zxid(zxid);
-            }
-        }
-        drop(state);
+        self.named.lock().push((tag, zxid));
         self.wake();
     }
 
@@ -364,6 +361,10 @@ impl Lane {
         mut table: Option<&mut WatchTable>,
     ) -> Stuck {
         let mut state = self.state.lock();
+        for (tag, zxid) in std::mem::take(&mut *self.named.lock()) {
+            let asked = state.queue.iter_mut().filter(|waiting| waiting.need == Need::ReadPoint(tag));
+            asked.for_each(|waiting| waiting.need = Need::Zxid(zxid));
+        }
         let published = published();
         let (view, zxid) = (&published.view, published.zxid);
         let shown = Shown { view, zxid, recent: &[], usage: &published.usage };

@@ -15,6 +15,9 @@ use crate::tree::op::{Answer, MultiReadOp, ReadOp};
 /// znodes must not be able to fill the memory of servers and dashboards with them.
 pub const NAMESPACES_MAX: usize = 256;
 
+/// Bytes of a namespace that is counted: as long as names are that people give.
+pub const NAMESPACE_BYTES_MAX: usize = 256;
+
 /// What a Stat counts for.
 const STAT_BYTES: u64 = 68;
 
@@ -147,7 +150,7 @@ impl Tally {
 /// The first name of a path.
 fn namespace(path: &str) -> Option<&str> {
     let first = path.strip_prefix('/')?.split('/').next()?;
-    (!first.is_empty()).then_some(first)
+    (1..=NAMESPACE_BYTES_MAX).contains(&first.len()).then_some(first)
 }
 
 #[cfg(test)]
@@ -206,6 +209,8 @@ mod tests {
         let usage = Usage::default();
         let mut tally = Tally::default();
         for round in 0..2 {
+            let long = format!("/{}", "x".repeat(NAMESPACE_BYTES_MAX + 1));
+            tally.written(&usage, &[change(EventKind::NodeCreated, &long, 0)]);
             for n in 0..NAMESPACES_MAX + 10 {
                 tally.written(&usage, &[change(EventKind::NodeCreated, &format!("/n{n:04}/{round}"), 0)]);
             }
@@ -213,6 +218,6 @@ mod tests {
         tally.flush_writes(&usage);
         let (_, writes) = usage.report();
         assert_eq!(writes.len(), NAMESPACES_MAX);
-        assert!(writes.values().all(|sizes| sizes.count == 2));
+        assert!(writes.iter().all(|(name, sizes)| name.len() == 5 && sizes.count == 2));
     }
 }

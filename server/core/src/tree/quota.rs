@@ -133,6 +133,7 @@ pub fn figures(view: &impl TreeView) -> BTreeMap<String, QuotaFigures> {
     view.scan(Cf::Node, &from, &to, &mut |key, value| {
         left -= 1;
         let hard_first = |hard: i64, soft: i64| if hard > -1 { hard } else { soft };
+        let add = |sum: &mut i64, more: i64| *sum = sum.saturating_add(more);
         if let Some(path) = key::path_of(key)
             && let (limited, Some(of)) = (limited_by(&path), limited_by(&path).or_else(|| counted_by(&path)))
             && let Some(name) = of.split('/').nth(1)
@@ -141,11 +142,12 @@ pub fn figures(view: &impl TreeView) -> BTreeMap<String, QuotaFigures> {
             let track = Track::of(&rec.data);
             let figures: &mut QuotaFigures = all.entry(name.to_owned()).or_default();
             if limited.is_some() {
-                figures.count_limit += hard_first(track.count_hard, track.count);
-                figures.bytes_limit += hard_first(track.bytes_hard, track.bytes);
+                // Clients write these texts: any numbers.
+                add(&mut figures.count_limit, hard_first(track.count_hard, track.count));
+                add(&mut figures.bytes_limit, hard_first(track.bytes_hard, track.bytes));
             } else {
-                figures.count_usage += track.count;
-                figures.bytes_usage += track.bytes;
+                add(&mut figures.count_usage, track.count);
+                add(&mut figures.bytes_usage, track.bytes);
             }
         }
         left > 0
@@ -302,6 +304,9 @@ mod tests {
         put("/zookeeper/quota/a/b/zookeeper_limits", "count=3,bytes=10=;countHardLimit=4");
         put("/zookeeper/quota/a/b/zookeeper_stats", "count=1,bytes=2");
         put("/zookeeper/quota/c/zookeeper_stats", "count=9,bytes=9");
+        put("/zookeeper/quota/d/zookeeper_limits", "count=9223372036854775807,bytes=-9223372036854775808");
+        put("/zookeeper/quota/d/e/zookeeper_limits", "count=1,bytes=-1");
+        put("/zookeeper/quota/d/e/zookeeper_stats", "count=9223372036854775807,bytes=9223372036854775808");
         put("/zookeeper/quotas/a/zookeeper_stats", "count=100,bytes=100");
         let of = |count_limit, bytes_limit, count_usage, bytes_usage| QuotaFigures {
             count_limit,
@@ -309,8 +314,12 @@ mod tests {
             count_usage,
             bytes_usage,
         };
-        let expected = [("a".to_owned(), of(9, 80, 3, 32)), ("c".to_owned(), of(0, 0, 9, 9))];
-        assert_eq!(figures(&overlay), BTreeMap::from(expected));
+        let expected = [
+            ("a".to_owned(), of(9, 80, 3, 32)),
+            ("c".to_owned(), of(0, 0, 9, 9)),
+            ("d".to_owned(), of(i64::MAX, i64::MIN, i64::MAX, -1)),
+        ];
+        assert_eq!(figures(&overlay), BTreeMap::from(expected), "whatever clients write there is no accident");
     }
 
     #[test]

@@ -320,7 +320,8 @@ impl Zab {
     }
 
     pub(super) fn on_digest_mismatch(&mut self, peer: ServerId, epoch: u32, zxid: Zxid, out: &mut Outputs) {
-        if self.learning_in(peer, epoch).is_some() {
+        // Of a tree that has made way for a snapshot meanwhile nothing is known any more, and nothing is to be believed.
+        if self.learning_in(peer, epoch).is_some() && self.digest_at(zxid).is_some() {
             out.push(Output::Fatal(differs_from_a_majority(zxid)));
         }
     }

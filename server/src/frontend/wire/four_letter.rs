@@ -127,6 +127,7 @@ impl Word {
             folders: matches!(self, Word::Conf | Word::Dirs),
             watches: matches!(self, Word::Wchc | Word::Wchp | Word::Wchs),
             sessions: self == Word::Dump,
+            quotas: self == Word::Mntr,
         }
     }
 }
