@@ -179,6 +179,29 @@ async fn poison_is_set_aside_or_dropped() {
     }
 }
 
+/// An idle queue is reaped, and then the names of its items come back; what was set aside under them stays.
+#[tokio::test]
+async fn poison_is_set_aside_also_when_older_poison_had_its_name() {
+    let server = Server::start().await;
+    let a = client(&server).await;
+    let queue = WorkQueue::new(&a, "/w").max_attempts(1);
+    let mut names = BTreeSet::new();
+    for round in 1..=3 {
+        soon(queue.put_all(100, [format!("poison {round}").as_str(), "good"])).await.unwrap();
+        names.insert(server.children("/w/entries").remove(0));
+        soon(soon(queue.take()).await.unwrap().requeue()).await.unwrap();
+        let work = soon(queue.take()).await.unwrap();
+        assert_eq!(text(work.item()), "good");
+        soon(work.done()).await.unwrap();
+        assert!(soon(queue.is_empty()).await.unwrap(), "round {round}");
+        server.delete("/w/entries");
+    }
+    assert_eq!(names.len(), 1, "the name came back");
+    let dead: BTreeSet<String> =
+        server.children("/w/dead").iter().map(|n| text(server.data(&format!("/w/dead/{n}")))).collect();
+    assert_eq!(dead, ["poison 1", "poison 2", "poison 3"].map(str::to_owned).into());
+}
+
 #[tokio::test]
 async fn a_dropped_take_of_work_gives_it_back() {
     let server = Server::start().await;

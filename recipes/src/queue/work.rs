@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use corral_client::{
-    Acl, Client, CreateMode, CreateOptions, Data, ErrorCode, MultiError, OneshotWatch, OpResult, Transaction, Zxid,
-    path as paths,
+    Acl, Client, CreateMode, CreateOptions, Data, ErrorCode, MultiError, Node, OneshotWatch, OpResult, Transaction,
+    Zxid, path as paths,
 };
 
 use super::{Next, Shelf, list, wait_for};
@@ -18,7 +18,8 @@ use crate::guarded::{Fence, Guarded, Token, unexpected};
 /// What happens to an item that was begun too often without being done.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Poison {
-    /// It is moved to `dead/`, for people to look at.
+    /// It is moved to `dead/`, for people to look at; its name there is that of the entry and the zxid of its creation, so
+    /// that no two are the same.
     #[default]
     SetAside,
     /// It is deleted.
@@ -248,8 +249,7 @@ impl WorkQueue {
         let options = CreateOptions::new(CreateMode::Ephemeral).acl(task.spec.acl.clone());
         let is_poison = self.attempts_max.is_some_and(|most| i64::from(before) >= i64::from(most));
         if is_poison {
-            self.remove_poison(task, name, before, node.data).await?;
-            return Ok(Claimed::Gone);
+            return self.remove_poison(task, name, node).await;
         }
         // The version of the entry counts its claims, and tells them apart: a name that is taken comes back, a version
         // does not.
@@ -277,27 +277,34 @@ impl WorkQueue {
     }
 
     /// Removes an item that was begun too often, unless somebody has it right now.
-    async fn remove_poison(&self, task: &Task, name: &str, version: i32, item: Option<Bytes>) -> Result<(), Error> {
+    async fn remove_poison(&self, task: &Task, name: &str, node: Node) -> Result<Claimed, Error> {
         let (entry, taken) = (paths::join(&self.shelf.path, name), paths::join(&self.taken(), name));
-        let dead = paths::join(&self.path, "dead");
-        tracing::warn!(path = entry, attempts = version, policy = ?self.poison, "an item was begun too often");
-        if self.poison == Poison::SetAside {
-            create_directory(&task.client, &dead).await?;
-        }
+        let Node { stat, data: item, .. } = node;
+        let directory = paths::join(&self.path, "dead");
+        // Items of the past may lie there under the same name: names of entries come back after `entries` was reaped.
+        let dead = paths::join(&directory, &format!("{name}-{}", Zxid::from_i64(stat.czxid)));
+        tracing::warn!(path = entry, attempts = stat.version, policy = ?self.poison, "an item was begun too often");
         // Created and deleted in one step: refused if somebody has it.
         let mut remove = Transaction::new().create(&taken, (), CreateMode::Ephemeral).delete(&taken, None);
-        remove = remove.delete(&entry, Some(version));
+        remove = remove.delete(&entry, Some(stat.version));
         if self.poison == Poison::SetAside {
+            create_directory(&task.client, &directory).await?;
             let options = CreateOptions::new(CreateMode::Persistent).acl(self.shelf.acl.clone());
-            remove = remove.create(&paths::join(&dead, name), item, options);
+            remove = remove.create(&dead, item, options);
         }
         match task.client.multi(remove).await {
-            Ok(_) => Ok(()),
-            Err(error)
-                if matches!(error.code(), Some(ErrorCode::NodeExists | ErrorCode::NoNode | ErrorCode::BadVersion)) =>
-            {
-                Ok(())
-            }
+            Ok(_) => Ok(Claimed::Gone),
+            Err(corral_client::Error::Multi(MultiError { index, code, .. })) => match (index, code) {
+                (0, ErrorCode::NodeExists) | (2, ErrorCode::NoNode | ErrorCode::BadVersion) => Ok(Claimed::Gone),
+                // Reaped since.
+                (0, ErrorCode::NoNode) => {
+                    create_directory(&task.client, &self.taken()).await?;
+                    Ok(Claimed::NoDirectory)
+                }
+                (3, ErrorCode::NoNode) => Ok(Claimed::NoDirectory),
+                (3, _) => Err(corral_client::Error::Refused { op: "set poison aside", path: dead, code }.into()),
+                _ => Err(corral_client::Error::Refused { op: "take", path: entry, code }.into()),
+            },
             Err(error) => Err(error.into()),
         }
     }
