@@ -371,6 +371,28 @@ async fn items_are_divided_evenly_and_move_as_little_as_needed() {
     .await;
 }
 
+/// The loop of the documentation, which gives each item back when it is asked for and reads no further before that is
+/// heard: with more items than events and answers have room for.
+#[tokio::test]
+async fn hundreds_of_items_move_at_once() {
+    const ITEMS: usize = 300;
+    let server = Server::start().await;
+    let clients = [client(&server).await, client(&server).await];
+    let owners = Owners::default();
+    let items: Vec<String> = (0..ITEMS).map(|n| format!("i{n:03}")).collect();
+    let join = |at: usize, name: &'static str| {
+        let partitioner = Partitioner::new(&clients[at], "/parts", name, items.clone()).unwrap();
+        let partitioner = partitioner.settle(Duration::from_millis(20)).when_suspended(WhenSuspended::UntilDeadline);
+        work(partitioner, name, &owners)
+    };
+    let count = |name: &str| owners.lock().values().filter(|(owner, _)| owner == name).count();
+    let _a = join(0, "a");
+    until("a has all", || count("a") == ITEMS).await;
+    let _b = join(1, "b");
+    until("b has half", || count("b") == ITEMS / 2).await;
+    no_violations(&server);
+}
+
 #[tokio::test]
 async fn a_partition_that_is_closed_has_released_everything() {
     let server = Server::start().await;
