@@ -340,6 +340,8 @@ impl Member<'_> {
                     event?;
                     (wanted, changed) = Member::read(self.partitioner).await?;
                 }
+                // The handle is gone while events wait for it: whoever polls this sees that too, and drops it.
+                else => std::future::pending().await,
             }
         }
     }

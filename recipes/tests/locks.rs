@@ -354,6 +354,27 @@ async fn a_lease_survives_its_owners_session_and_is_resumed_with_the_same_token(
     soon(after.renew()).await.unwrap();
 }
 
+/// A lease that nobody has is reaped, and its tenures' numbers begin anew.
+#[tokio::test]
+async fn a_tenure_of_the_past_is_dead_also_when_the_lease_began_anew() {
+    let server = Server::start().await;
+    let (a, b) = (client(&server).await, client(&server).await);
+    let lease = |client: &Client, owner: &str| TimedLease::new(client, "/l", owner, Duration::from_secs(60)).unwrap();
+    server.set("/result", "none");
+    let first = soon(lease(&a, "a").acquire()).await.unwrap();
+    server.delete(&first.fence().path);
+    server.delete("/l");
+    let second = soon(lease(&b, "b").acquire()).await.unwrap();
+    let refused = first.guarded().set("/result", "late", None).await.unwrap_err();
+    assert!(matches!(refused, Error::Fenced { .. }), "{refused}");
+    let refused = soon(first.renew()).await.unwrap_err();
+    assert!(matches!(refused, Error::Fenced { .. }), "{refused}");
+    let refused = soon(first.release()).await.unwrap_err();
+    assert!(matches!(refused, Error::Fenced { .. }), "{refused}");
+    assert_eq!(soon(lease(&a, "a").owner()).await.unwrap().as_deref(), Some("b"));
+    second.guarded().set("/result", "second", None).await.unwrap();
+}
+
 #[tokio::test]
 async fn a_dropped_acquire_of_a_lease_gives_it_back() {
     let server = Server::start().await;

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use common::{Cut, Server, client, no_violations, poll_and_drop, soon};
 use corral_client::{Client, CreateMode, ErrorCode, Transaction};
-use corral_recipes::{DelayQueue, Error, IdItem, IdQueue, Poison, Queue, ShardedQueue, WorkQueue};
+use corral_recipes::{DelayQueue, Error, Guarded, IdItem, IdQueue, Poison, Queue, ShardedQueue, WorkQueue};
 use parking_lot::Mutex;
 
 fn text(item: Option<impl AsRef<[u8]>>) -> String {
@@ -139,6 +139,12 @@ async fn a_claim_that_was_lost_does_nothing_any_more() {
     server.delete(&format!("/w/taken/{entry}"));
     let refused = stale.set("/result", "late", None).await.unwrap_err();
     assert!(matches!(refused, Error::Fenced { .. }), "{refused}");
+    // As a hold, and as a fence in another process, it is no more than that.
+    let write = || Transaction::new().set("/result", "late", None);
+    let elsewhere = Guarded::new(b.clone(), first.fence().clone());
+    for refused in [first.commit(write()).await.unwrap_err(), elsewhere.commit(write()).await.unwrap_err()] {
+        assert!(matches!(refused, Error::Fenced { .. }), "{refused}");
+    }
     let second = soon(two.take()).await.unwrap();
     // The claim has the same name again, and the token of the first is dead all the same.
     assert!(server.exists(&format!("/w/taken/{entry}")));
@@ -157,6 +163,47 @@ async fn a_claim_that_was_lost_does_nothing_any_more() {
     assert_eq!(third.attempts(), 3);
     soon(third.requeue()).await.unwrap();
     assert!(server.children("/w/taken").is_empty());
+}
+
+/// An idle queue is reaped; then the names of its items come back, and their versions too.
+#[tokio::test]
+async fn a_claim_of_the_past_is_dead_also_when_the_queue_began_anew() {
+    let server = Server::start().await;
+    let (a, b, c) = (client(&server).await, client(&server).await, client(&server).await);
+    let queue = |client: &Client| WorkQueue::new(client, "/w");
+    server.set("/result", "none");
+    soon(queue(&a).put("first")).await.unwrap();
+    // One whose session ended, and whose fence another process has; and one from whom the item was taken by force.
+    let dead = soon(queue(&a).take()).await.unwrap();
+    let fence = dead.fence().clone();
+    server.expire(a.session_id().0);
+    let forced = soon(queue(&b).take()).await.unwrap();
+    let entry = server.children("/w/entries").remove(0);
+    server.delete(&format!("/w/taken/{entry}"));
+    server.delete(&format!("/w/entries/{entry}"));
+    server.delete("/w/entries");
+    // The same name, and claimed as often as either was.
+    soon(queue(&c).put("second")).await.unwrap();
+    for attempt in 1..=2 {
+        let work = soon(queue(&c).take()).await.unwrap();
+        assert_eq!((server.children("/w/entries"), work.attempts()), (vec![entry.clone()], attempt));
+        for stale in [Guarded::new(c.clone(), fence.clone()), forced.guarded()] {
+            let refused = stale.set("/result", "late", None).await.unwrap_err();
+            assert!(matches!(refused, Error::Fenced { .. }), "attempt {attempt}: {refused}");
+        }
+        work.guarded().set("/result", "second", None).await.unwrap();
+        if attempt == 1 {
+            soon(work.requeue()).await.unwrap();
+            continue;
+        }
+        // What the other gives up is not what this one has.
+        let _ = soon(forced.done()).await.unwrap_err();
+        assert!(work.is_valid() && server.children("/w/taken").contains(&entry));
+        soon(work.done()).await.unwrap();
+        break;
+    }
+    assert_eq!(server.data("/result").as_deref(), Some(b"second".as_slice()));
+    assert_eq!(server.children("/w/taken"), Vec::<String>::new());
 }
 
 #[tokio::test]

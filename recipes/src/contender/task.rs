@@ -36,6 +36,8 @@ pub(crate) struct Task {
     is_marked: bool,
     /// What to check for a hold whose znode's name comes back.
     pub(crate) fence: Option<Fence>,
+    /// A znode beside it that goes with it, with a name that does not come back.
+    pub(crate) mark: Option<String>,
     /// When the delay after a holder that did not release is over.
     delay_until: Option<Instant>,
 }
@@ -113,6 +115,7 @@ impl Task {
             term: 0,
             is_marked: false,
             fence: None,
+            mark: None,
             delay_until: None,
         }
     }
@@ -445,7 +448,7 @@ impl Task {
             biased;
             // What is certainly gone is not deleted again: its name may be another's by now.
             _ = &mut self.leave => match (is_gone, owns.as_slice()) {
-                (true, [_]) => self.say(Phase::Released),
+                (true, [_]) if self.mark.is_none() => self.say(Phase::Released),
                 _ => self.release(owns, true).await,
             },
             over = states.ended() => self.say(Phase::Lost(Loss::SessionEnded(end_of(over)))),
@@ -523,11 +526,12 @@ impl Task {
             let clean = Transaction::new().delete(path, None).set(&self.spec.directory, (), None);
             return self.client.multi(clean).await.map(drop);
         }
-        if let Some(Fence { path: of, version: Some(version), .. }) = &self.fence {
-            // In this version it is our claim, and in another somebody else's.
-            let ours = Transaction::new().check(of, Some(*version)).delete(path, None);
+        if let (Some(fence), Some(mark)) = (&self.fence, &self.mark) {
+            // While the mark is there and the fence holds it is our claim, and else somebody else's, or nobody's.
+            let ours = fence.guard(Transaction::new().delete(mark, None).delete(path, None));
+            let is_over = |code| matches!(code, Some(ErrorCode::NoNode | ErrorCode::BadVersion));
             return match self.client.multi(ours).await {
-                Err(error) if error.code() == Some(ErrorCode::BadVersion) => Ok(()),
+                Err(error) if is_over(error.code()) => self.client.delete(mark, None).await,
                 other => other.map(drop),
             };
         }
