@@ -5,7 +5,7 @@ mod common;
 use std::time::Duration;
 
 use common::{Cut, Server, client, no_violations, poll_and_drop, soon, until};
-use corral_client::{Client, CreateMode, Transaction};
+use corral_client::{Client, CreateMode, ErrorCode, Transaction};
 use corral_recipes::{
     Error, Loss, MultiLock, Mutex, Owner, ReentrantMutex, Revocation, Revoked, Revoker, Role, RwLayout, RwLock,
     Semaphore, TimedLease, WhenSuspended,
@@ -415,6 +415,26 @@ async fn after_an_unclean_loss_the_next_holder_waits_for_the_lock_delay() {
     soon(next.lost()).await;
     // A millisecond is waited out.
     assert!(soon(lock(&b, 0).acquire()).await.unwrap().is_valid());
+}
+
+/// A holder reads its contender again when something happened to it; that this fails does not mean that it is gone.
+#[tokio::test]
+async fn a_contender_that_cannot_be_read_now_is_read_again_and_one_that_never_can_is_deleted_at_the_end() {
+    let server = Server::start().await;
+    let (a, b) = (client(&server).await, client(&server).await);
+    let held = soon(Mutex::new(&a, LOCK).acquire()).await.unwrap();
+    server.state.lock().refuse_reads = Some((held.path().to_owned(), ErrorCode::ThrottledOp, 2));
+    server.set(held.path(), "__REVOKE__");
+    assert_eq!(soon(held.revocation()).await, Some(Revocation::default()));
+    assert!(held.is_valid());
+    server.state.lock().refuse_reads = Some((held.path().to_owned(), ErrorCode::NoAuth, 1));
+    server.set(held.path(), "x");
+    let loss = soon(held.lost()).await;
+    assert!(matches!(loss, Loss::Unreadable(_)), "{loss}");
+    // It stands until the guard is given up, and then it is deleted, not taken for gone.
+    assert!(soon(Mutex::new(&b, LOCK).try_acquire()).await.unwrap().is_none());
+    soon(held.release()).await.unwrap();
+    assert_eq!(server.children(LOCK), Vec::<String>::new());
 }
 
 #[tokio::test]

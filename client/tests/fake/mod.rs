@@ -70,6 +70,8 @@ pub struct State {
     pub expire_every: u64,
     /// Answers nothing, and goes on reading.
     pub mute: bool,
+    /// So many reads of the data of what is at or below this path are refused with this code.
+    pub refuse_reads: Option<(String, ErrorCode, u32)>,
     /// Refuses connects.
     pub refuse: Option<pb::closed::Reason>,
     pub timeout_ms: u32,
@@ -596,6 +598,13 @@ impl State {
                 found.map(|node| Body::Stat(pb::StatBody { stat: Some(node.stat) }))
             }
             Op::GetData(op) => {
+                if let Some((above, code, left)) = &mut self.refuse_reads
+                    && *left > 0
+                    && op.path.starts_with(above.as_str())
+                {
+                    *left -= 1;
+                    return Err(*code);
+                }
                 let Node { data, stat, .. } = node(self, &op.path)?;
                 if op.watch {
                     self.watches(number).data.insert(op.path);

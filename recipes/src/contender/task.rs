@@ -91,6 +91,16 @@ enum OwnEvent {
 /// What is awaited of znodes of ours: never inline, because an answer may take as long as the connection is broken.
 type OwnEvents = FuturesUnordered<BoxFuture<'static, OwnEvent>>;
 
+/// What a failure to read a znode of ours means for the hold; `None`: nothing, it is to be read again.
+fn loss_of(error: corral_client::Error) -> Option<Loss> {
+    match error {
+        corral_client::Error::SessionEnded { reason, .. } => Some(Loss::SessionEnded(reason)),
+        error if error.code() == Some(ErrorCode::NoNode) => Some(Loss::Removed),
+        error if error.is_retryable() => None,
+        error => Some(Loss::Unreadable(error)),
+    }
+}
+
 fn fired(at: usize, watch: OneshotWatch) -> BoxFuture<'static, OwnEvent> {
     async move { OwnEvent::Fired(at, watch.await) }.boxed()
 }
@@ -176,6 +186,17 @@ impl Task {
             }
             now.phase = phase;
         });
+    }
+
+    /// Pauses before something is tried again, each time for longer; `false`: the handle asked to leave, or is gone.
+    async fn pauses(&mut self, pause: &mut Duration) -> bool {
+        let now = *pause;
+        *pause = (now * 2).min(RETRY_MAX);
+        tokio::select! {
+            biased;
+            _ = &mut self.leave => false,
+            () = ambient::sleep(now) => true,
+        }
     }
 
     fn show(&self, data: Option<Bytes>) {
@@ -340,11 +361,19 @@ impl Task {
         let events = FuturesUnordered::new();
         let mut loss = None;
         for (at, own) in owns.iter().enumerate() {
-            match self.client.get_and_watch(&own.path).await {
-                Ok((node, watch)) if self.is_ours(&node.stat, own.czxid) => events.push(fired(at, watch)),
-                Ok(_) => loss = Some(Loss::Removed),
-                Err(corral_client::Error::SessionEnded { reason, .. }) => loss = Some(Loss::SessionEnded(reason)),
-                Err(_) => loss = Some(Loss::Removed),
+            let mut pause = RETRY_FIRST;
+            loop {
+                match self.client.get_and_watch(&own.path).await {
+                    Ok((node, watch)) if self.is_ours(&node.stat, own.czxid) => events.push(fired(at, watch)),
+                    Ok(_) => loss = Some(Loss::Removed),
+                    Err(error) => match loss_of(error) {
+                        Some(over) => loss = Some(over),
+                        None if self.pauses(&mut pause).await => continue,
+                        // Nobody waits for it any more.
+                        None => return self.release(&owns, true).await,
+                    },
+                }
+                break;
             }
         }
         match loss {
@@ -367,6 +396,7 @@ impl Task {
         let stop = self.spec.when_suspended == WhenSuspended::Stop;
         self.begin_term(&owns[0]);
         let mut state = Some(states.state());
+        let mut pause = RETRY_FIRST;
         let loss = loop {
             match state.take() {
                 Some(SessionState::Suspended) if stop => break Loss::Suspended,
@@ -390,14 +420,23 @@ impl Task {
                         if at == 0 {
                             self.show(node.data);
                         }
+                        pause = RETRY_FIRST;
                         events.push(fired(at, again));
                     }
-                    OwnEvent::Fired(_, Err(corral_client::Error::SessionEnded { reason, .. }))
-                    | OwnEvent::Read(_, Err(corral_client::Error::SessionEnded { reason, .. })) => {
-                        break Loss::SessionEnded(reason);
+                    // Another's.
+                    OwnEvent::Read(_, Ok(_)) => break Loss::Removed,
+                    OwnEvent::Fired(at, Err(error)) | OwnEvent::Read(at, Err(error)) => {
+                        if let Some(loss) = loss_of(error) {
+                            break loss;
+                        }
+                        let (client, path, after) = (self.client.clone(), owns[at].path.clone(), pause);
+                        pause = (pause * 2).min(RETRY_MAX);
+                        let read = async move {
+                            ambient::sleep(after).await;
+                            OwnEvent::Read(at, client.get_and_watch(&path).await)
+                        };
+                        events.push(read.boxed());
                     }
-                    // Gone, another's, or not ours to read any more: either way we cannot know that we hold.
-                    OwnEvent::Fired(..) | OwnEvent::Read(..) => break Loss::Removed,
                 },
                 next = states.next() => state = Some(next.unwrap_or(SessionState::Lost(EndReason::Stopped))),
                 () = lease.expired() => state = match states.state() {
@@ -417,13 +456,8 @@ impl Task {
                         Ok(own) => {
                             *owns = vec![own];
                             events = FuturesUnordered::new();
-                            match self.client.get_and_watch(&owns[0].path).await {
-                                Ok((_, watch)) => events.push(fired(0, watch)),
-                                Err(corral_client::Error::SessionEnded { reason, .. }) => {
-                                    break Loss::SessionEnded(reason);
-                                }
-                                Err(_) => break Loss::Removed,
-                            }
+                            let read = self.client.get_and_watch(&owns[0].path);
+                            events.push(async move { OwnEvent::Read(0, read.await) }.boxed());
                             self.progress.send_modify(|now| now.last_loss = Some(Loss::Released));
                             self.begin_term(&owns[0]);
                             let _ = reply.send(Ok(()));
