@@ -11,7 +11,7 @@ use futures::future::{BoxFuture, FutureExt};
 use futures::stream::FuturesUnordered;
 use tokio::sync::{mpsc, oneshot};
 
-use crate::contender::{Hold, Loss, WhenSuspended, ended, stopped};
+use crate::contender::{Hold, Loss, WhenSuspended, ended, persist, stopped};
 use crate::decide::partition::{Assignment, ITEMS_MAX, divide};
 use crate::decide::view::View;
 use crate::election::Election;
@@ -26,6 +26,9 @@ use crate::presence::Presence;
 const EVENTS_MAX: usize = 64;
 /// How long the members must not have changed before items are moved, unless the program says otherwise.
 const SETTLE: Duration = Duration::from_secs(2);
+
+/// Pause before the elected member looks at the members again, when that was refused for the moment.
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
 /// Divides items over the members of a group.
 ///
@@ -246,12 +249,13 @@ async fn run(
 async fn lead(partitioner: &Partitioner, group: &Group, latch: &LeaderLatch) -> Result<(), Error> {
     loop {
         let hold = latch.lead().await?;
-        let mut views = group.views().await?;
+        let mut views = persist(|| group.views()).await?;
         tokio::select! {
             biased;
             _ = hold.lost() => {}
             result = divide_again(partitioner, &mut views, &hold) => match result {
                 Ok(()) | Err(Error::Fenced { .. }) => {}
+                Err(Error::Client(error)) if error.is_retryable() => ambient::sleep(LOOK_AGAIN).await,
                 Err(error) => return Err(error),
             },
         }
@@ -265,7 +269,7 @@ async fn divide_again(partitioner: &Partitioner, views: &mut Views, hold: &Hold)
         while let Ok(newer) = ambient::timeout(partitioner.settle, views.next()).await {
             view = newer?;
         }
-        write(partitioner, &view, hold).await?;
+        persist(|| write(partitioner, &view, hold)).await?;
         view = views.next().await?;
     }
 }
@@ -316,7 +320,7 @@ impl Member<'_> {
         returned: &mut mpsc::Receiver<String>,
     ) -> Result<(), Error> {
         presence.created().await?;
-        let (mut wanted, mut changed) = Member::read(self.partitioner).await?;
+        let (mut wanted, mut changed) = persist(|| Member::read(self.partitioner)).await?;
         loop {
             self.turn_to(&wanted);
             let has_room = self.untold.len() < EVENTS_MAX;
@@ -338,7 +342,7 @@ impl Member<'_> {
                 Some((item, came)) = self.pending.next(), if has_room => self.on_came(item, came).await?,
                 event = &mut changed, if has_room => {
                     event?;
-                    (wanted, changed) = Member::read(self.partitioner).await?;
+                    (wanted, changed) = persist(|| Member::read(self.partitioner)).await?;
                 }
                 // The handle is gone while events wait for it: whoever polls this sees that too, and drops it.
                 else => std::future::pending().await,

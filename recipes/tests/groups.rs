@@ -7,10 +7,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use common::{Server, client, no_violations, soon, until};
-use corral_client::Client;
+use corral_client::{Client, ErrorCode};
 use corral_recipes::{
-    Change, Discovery, DownPolicy, Error, Group, GroupLayout, Here, Kept, PartitionEvent, Partitioner, Presence,
-    Rejoin, ServiceInstance, ServiceType, Strategy, TtlNode, UriSpec, View, WhenSuspended,
+    Change, Discovery, DownPolicy, Election, Error, Group, GroupLayout, Here, Kept, PartitionEvent, Partitioner,
+    Presence, Rejoin, ServiceInstance, ServiceType, Strategy, TtlNode, UriSpec, View, WhenSuspended,
 };
 use parking_lot::Mutex;
 
@@ -369,6 +369,35 @@ async fn items_are_divided_evenly_and_move_as_little_as_needed() {
         items.iter().all(|item| server.children(&format!("/parts/locks/{item}")).is_empty())
     })
     .await;
+}
+
+/// A server that has too much to do says so for a while; what contends for as long as its session lives goes on.
+#[tokio::test]
+async fn what_lasts_as_long_as_its_session_outlasts_refusals_for_the_moment() {
+    let server = Server::start().await;
+    let a = client(&server).await;
+    let refuse = |path: &str| server.state.lock().refuse_reads = Some((path.to_owned(), ErrorCode::ThrottledOp, 3));
+    let left = || server.state.lock().refuse_reads.as_ref().map_or(0, |(_, _, left)| *left);
+    refuse("/election");
+    let latch = Election::new(&a, "/election").latch("a");
+    assert!(soon(latch.lead()).await.unwrap().is_valid());
+    assert_eq!(left(), 0, "it was refused");
+    refuse("/hosts");
+    let here = Presence::new(&a, "/hosts/a").start();
+    soon(here.created()).await.unwrap();
+    assert_eq!(left(), 0, "it was refused");
+    // Its name is another's, who is waited for.
+    refuse("/hosts");
+    let after = Presence::new(&client(&server).await, "/hosts/a").start();
+    until("it was refused", || left() == 0).await;
+    soon(here.close()).await.unwrap();
+    soon(after.created()).await.unwrap();
+    refuse("/parts/assignment");
+    let mut partition = Partitioner::new(&a, "/parts", "a", ["x"]).unwrap().settle(Duration::ZERO).join();
+    let event = soon(partition.next()).await;
+    assert!(matches!(event, Some(PartitionEvent::Acquired { .. })), "{event:?}");
+    assert_eq!(left(), 0, "it was refused");
+    no_violations(&server);
 }
 
 /// The loop of the documentation, which gives each item back when it is asked for and reads no further before that is

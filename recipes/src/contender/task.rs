@@ -131,6 +131,7 @@ impl Task {
     }
 
     pub(super) async fn run(mut self) {
+        let mut pause = RETRY_FIRST;
         loop {
             let created = match self.enter().await {
                 Entered::Created(created) => created,
@@ -140,6 +141,7 @@ impl Task {
             loop {
                 match self.wait_turn(&created).await {
                     Turn::First(own) => {
+                        pause = RETRY_FIRST;
                         let mut owns = vec![Own::from(&created)];
                         let events = FuturesUnordered::new();
                         events.push(fired(0, *own));
@@ -154,6 +156,12 @@ impl Task {
                     Turn::Gone => {
                         tracing::info!(path = created.path, "a waiting contender was deleted; entering again");
                         break;
+                    }
+                    Turn::Failed(error) if error.is_retryable() => {
+                        tracing::debug!(path = created.path, %error, "refused for now; looking again");
+                        if !self.pauses(&mut pause).await {
+                            return self.release(&[Own::from(&created)], true).await;
+                        }
                     }
                     Turn::Failed(error) => {
                         let session_is_over = error.is_session_end();
@@ -228,6 +236,7 @@ impl Task {
             Name::Fixed(name) => name.clone(),
         };
         let path = paths::join(&self.spec.directory, &name);
+        let mut pause = RETRY_FIRST;
         loop {
             if self.has_left() {
                 return Entered::Left;
@@ -243,6 +252,10 @@ impl Task {
             let gone = match self.client.get_and_watch(&path).await {
                 Ok((_, gone)) => gone,
                 Err(error) if error.code() == Some(ErrorCode::NoNode) => continue,
+                Err(error) if error.is_retryable() => match self.pauses(&mut pause).await {
+                    true => continue,
+                    false => return Entered::Left,
+                },
                 Err(error) => return Entered::Failed(error),
             };
             tracing::debug!(path, "the name is taken; waiting until it is free");
