@@ -224,8 +224,12 @@ async fn permits_go_with_their_session_and_a_dropped_acquire_leaves_none() {
     let loss = soon(held.lost()).await;
     assert!(matches!(loss, Loss::Removed | Loss::SessionEnded(_)), "{loss}");
     // One permit taken away by force ends the hold of all.
-    let taken = server.children("/sem/leases");
-    server.delete(&format!("/sem/leases/{}", taken[1]));
+    let taken = server.children("/sem/leases").into_iter().map(|name| format!("/sem/leases/{name}"));
+    let other = taken.into_iter().find(|path| path != next.path()).unwrap();
+    next.guarded().set("/sem", "both", None).await.unwrap();
+    server.delete(&other);
+    let refused = next.guarded().set("/sem", "one", None).await.unwrap_err();
+    assert!(matches!(refused, Error::Fenced { .. }), "{refused}");
     assert_eq!(soon(next.lost()).await, Loss::Removed);
     soon(next.release()).await.unwrap();
     assert_eq!(server.children("/sem/leases"), Vec::<String>::new());

@@ -407,7 +407,7 @@ impl Task {
         let lease = self.client.lease();
         let mut states = self.client.events();
         let stop = self.spec.when_suspended == WhenSuspended::Stop;
-        self.begin_term(&owns[0]);
+        self.begin_term(owns);
         let mut state = Some(states.state());
         let mut pause = RETRY_FIRST;
         let loss = loop {
@@ -472,7 +472,7 @@ impl Task {
                             let read = self.client.get_and_watch(&owns[0].path);
                             events.push(async move { OwnEvent::Read(0, read.await) }.boxed());
                             self.progress.send_modify(|now| now.last_loss = Some(Loss::Released));
-                            self.begin_term(&owns[0]);
+                            self.begin_term(owns);
                             let _ = reply.send(Ok(()));
                         }
                         Err(error) => drop(reply.send(Err(error))),
@@ -532,9 +532,13 @@ impl Task {
         if is_gone { After::Reenter } else { After::Again }
     }
 
-    fn begin_term(&mut self, own: &Own) {
+    /// All of them are ours; the token is that of the first.
+    fn begin_term(&mut self, owns: &[Own]) {
         self.term += 1;
-        let existing = || Fence::existing(&own.path, Token(Zxid::from_i64(own.czxid)));
+        let existing = || Fence {
+            also: owns[1..].iter().map(|own| (own.path.clone(), None)).collect(),
+            ..Fence::existing(&owns[0].path, Token(Zxid::from_i64(owns[0].czxid)))
+        };
         let fence = self.fence.clone().unwrap_or_else(existing);
         self.say(Phase::Holding { fence, term: self.term });
     }
