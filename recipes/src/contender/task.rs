@@ -13,12 +13,11 @@ use futures::future::{BoxFuture, FutureExt};
 use futures::stream::FuturesUnordered;
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::time::Instant;
 
 use super::directory::{create_in, create_lasting, queue};
 use super::hold::{Loss, WhenSuspended};
 use super::{Command, Name, Phase, Progress, RETRY_FIRST, RETRY_MAX, Spec, has_left, random_id};
-use crate::decide::delay::Marker;
+use crate::decide::delay::{Marker, Wait};
 use crate::error::Error;
 use crate::guarded::{Fence, Token};
 use crate::sequence::{self, Naming, Place};
@@ -38,8 +37,8 @@ pub(crate) struct Task {
     pub(crate) fence: Option<Fence>,
     /// A znode beside it that goes with it, with a name that does not come back.
     pub(crate) mark: Option<String>,
-    /// When the delay after a holder that did not release is over.
-    delay_until: Option<Instant>,
+    /// How long to wait after a holder that did not release.
+    delay: Wait,
 }
 
 /// A znode of ours.
@@ -126,7 +125,7 @@ impl Task {
             is_marked: false,
             fence: None,
             mark: None,
-            delay_until: None,
+            delay: Wait::default(),
         }
     }
 
@@ -342,15 +341,17 @@ impl Task {
             Err(error) if error.code() == Some(ErrorCode::NoNode) => return Some(Turn::Gone),
             Err(error) => return Some(Turn::Failed(error)),
         };
-        let wait = Marker::parse(&data).map_or(Duration::ZERO, |before| before.wait_of(created.name()));
-        if !wait.is_zero() {
-            tracing::warn!(path = created.path, wait_ms = wait.as_millis(), "the last holder did not release; waiting");
+        let before = Marker::parse(&data);
+        let now = ambient::now();
+        if let Some(until) = before.and_then(|before| self.delay.until(&before, created.name(), now)) {
+            let wait_ms = until.saturating_duration_since(now).as_millis();
+            tracing::warn!(path = created.path, wait_ms, "the last holder did not release; waiting");
             self.say(Phase::Waiting);
             tokio::select! {
                 biased;
                 _ = &mut self.leave => return Some(Turn::Left),
                 event = &mut *own => return event.err().map(Turn::Failed),
-                () = ambient::sleep_until(*self.delay_until.get_or_insert_with(|| ambient::now() + wait)) => {}
+                () = ambient::sleep_until(until) => {}
             }
         }
         let marker = Marker { holder: created.name().to_owned(), delay };
