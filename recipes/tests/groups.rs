@@ -273,6 +273,32 @@ async fn a_kept_znode_outlives_its_session_and_goes_when_it_is_closed() {
     drop(immortal);
 }
 
+/// The time for which a znode is kept is that of the keeper who asks for the longest.
+#[tokio::test]
+async fn a_kept_znode_stays_as_long_as_each_of_its_keepers_was_promised() {
+    let server = Server::start().await;
+    let (a, b) = (client(&server).await, client(&server).await);
+    let keep = async |client: &Client, s| {
+        let node = TtlNode::start(client, "/job", "x", Duration::from_secs(s), Rejoin::Never).unwrap();
+        soon(node.created()).await.unwrap();
+        node
+    };
+    let ttl_ms = || server.state.lock().ttls_ms["/job/touch"];
+    let short = keep(&a, 600).await;
+    assert_eq!(ttl_ms(), 600_000);
+    let long = keep(&b, 3_600).await;
+    assert_eq!((ttl_ms(), server.data("/job/touch").as_deref()), (3_600_000, Some(b"3600000".as_slice())));
+    let shorter = keep(&a, 60).await;
+    assert_eq!((ttl_ms(), server.data("/job/touch").as_deref()), (3_600_000, Some(b"3600000".as_slice())));
+    assert_eq!(server.data("/job").as_deref(), Some(b"x".as_slice()));
+    drop((short, long, shorter));
+    // Of Curator's nobody knows.
+    server.set("/job/touch", "10.0.0.7");
+    let _sure = keep(&b, 7_200).await;
+    assert_eq!(ttl_ms(), 7_200_000);
+    no_violations(&server);
+}
+
 /// It is touched again and again, in one session after the other, and created anew when somebody deletes it.
 #[tokio::test]
 async fn a_kept_znode_is_touched_and_comes_back() {

@@ -79,6 +79,8 @@ pub struct State {
     pub time_ms: i64,
     /// Containers: the reaper takes them when they are empty.
     pub containers: BTreeSet<String>,
+    /// The time to live of each znode that was created with one, ms.
+    pub ttls_ms: BTreeMap<String, i64>,
     /// Events of a multi that is under way.
     deferred: Option<Vec<(EventKind, String)>>,
     /// Every write that was executed: `n op path`.
@@ -527,6 +529,9 @@ impl State {
         let owner = if mode.is_ephemeral() { session } else { 0 };
         if mode == CreateMode::Container {
             self.containers.insert(at.clone());
+        }
+        if op.ttl_ms > 0 {
+            self.ttls_ms.insert(at.clone(), op.ttl_ms);
         }
         let stat = pb::Stat {
             czxid: zxid,
