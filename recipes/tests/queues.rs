@@ -351,6 +351,26 @@ async fn delayed_items_are_due_by_the_servers_clock() {
     assert!(soon(producer.is_empty()).await.unwrap());
 }
 
+/// An idle queue is reaped, and the names of its items come back, put at other times.
+#[tokio::test]
+async fn a_delayed_item_is_not_due_by_the_time_of_one_that_had_its_name() {
+    let server = Server::start().await;
+    let (a, b) = (client(&server).await, client(&server).await);
+    let (consumer, other) = (DelayQueue::new(&a, "/d"), DelayQueue::new(&b, "/d"));
+    let hour = Duration::from_secs(3_600);
+    soon(other.put("first", hour)).await.unwrap();
+    assert_eq!(soon(consumer.poll()).await.unwrap(), None);
+    let name = server.children("/d/items");
+    server.advance(3_600_000);
+    assert_eq!(text(soon(other.poll()).await.unwrap().flatten()), "first");
+    server.delete("/d/items");
+    soon(other.put("second", hour)).await.unwrap();
+    assert_eq!(server.children("/d/items"), name);
+    assert_eq!(soon(consumer.poll()).await.unwrap(), None);
+    server.advance(3_600_000);
+    assert_eq!(text(soon(consumer.poll()).await.unwrap().flatten()), "second");
+}
+
 /// What a producer notes with an item is done exactly if the item is put.
 #[tokio::test]
 async fn an_item_and_what_is_noted_with_it_are_put_together_or_not_at_all() {

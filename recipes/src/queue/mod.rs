@@ -82,14 +82,32 @@ async fn changed(watches: Vec<OneshotWatch>, pause: Option<Duration>) -> Result<
     }
 }
 
-/// The names in a directory, which is created if need be, as of one state; with a watch that fires when some come or go.
-async fn list(client: &Client, directory: &str) -> Result<(Vec<String>, OneshotWatch), Error> {
+/// What a directory holds, as of one state.
+struct Listing {
+    /// The names in it.
+    names: Vec<String>,
+    /// Which directory: another of its name, created after it was reaped, counts anew.
+    czxid: i64,
+    /// Fires when names come or go.
+    changed: OneshotWatch,
+}
+
+/// What a directory holds, which is created if need be.
+async fn list(client: &Client, directory: &str) -> Result<Listing, Error> {
     loop {
-        match client.read(Consistency::Linearizable).children_and_watch(directory).await {
-            Ok((names, _, changed)) => return Ok((names, changed)),
-            Err(error) if error.code() == Some(ErrorCode::NoNode) => create_directory(client, directory).await?,
-            Err(error) => return Err(error.into()),
+        match list_existing(client, directory).await? {
+            Some(listing) => return Ok(listing),
+            None => create_directory(client, directory).await?,
         }
+    }
+}
+
+/// What a directory holds; `None`: it is not there.
+async fn list_existing(client: &Client, directory: &str) -> Result<Option<Listing>, Error> {
+    match client.read(Consistency::Linearizable).children_and_watch(directory).await {
+        Ok((names, stat, changed)) => Ok(Some(Listing { names, czxid: stat.czxid, changed })),
+        Err(error) if error.code() == Some(ErrorCode::NoNode) => Ok(None),
+        Err(error) => Err(error.into()),
     }
 }
 
@@ -160,7 +178,8 @@ impl Shelf {
 
     /// The names of all items, with a watch that fires when some come or go; the names are as of one state.
     async fn names(&self) -> Result<(Vec<String>, OneshotWatch), Error> {
-        list(&self.client, &self.path).await
+        let Listing { names, changed, .. } = list(&self.client, &self.path).await?;
+        Ok((names, changed))
     }
 
     /// Takes one item away; `None`: somebody else did.

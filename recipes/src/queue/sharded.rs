@@ -6,7 +6,7 @@ use corral_client::{
     ambient, path as paths,
 };
 
-use super::{Next, PUT_ATTEMPTS, Queue, list, wait_for};
+use super::{Listing, Next, PUT_ATTEMPTS, Queue, list, wait_for};
 use crate::contender::{create_directory, random_id};
 use crate::decide::queue::{PRIORITY_DEFAULT, SHARD, Shard, Target, choose_shard};
 use crate::error::Error;
@@ -125,8 +125,8 @@ impl ShardedQueue {
 
     /// The shards, and how many items each holds.
     async fn shards(&self) -> Result<Vec<Shard>, Error> {
-        let (names, _) = list(&self.client, &self.path).await?;
-        let names: Vec<String> = names.into_iter().filter(|name| name.starts_with(SHARD)).collect();
+        let listing = list(&self.client, &self.path).await?;
+        let names: Vec<String> = listing.names.into_iter().filter(|name| name.starts_with(SHARD)).collect();
         let reads = names.iter().map(|name| ReadRequest::Get(paths::join(&self.path, name))).collect();
         let results = self.client.multi_read(reads).await?;
         let shards = names.into_iter().zip(results).filter_map(|(name, result)| match result {
@@ -182,7 +182,7 @@ impl ShardedQueue {
     }
 
     async fn next(&self) -> Result<Next<Option<Bytes>>, Error> {
-        let (mut names, changed) = list(&self.client, &self.path).await?;
+        let Listing { mut names, changed, .. } = list(&self.client, &self.path).await?;
         names.retain(|name| name.starts_with(SHARD));
         // Each begins somewhere else, so that consumers do not all ask for the same item, and no shard waits for ever.
         let first = usize::try_from(ambient::random()).unwrap_or(0) % names.len().max(1);

@@ -9,7 +9,7 @@ use corral_client::{
     Zxid, path as paths,
 };
 
-use super::{Next, Shelf, list, wait_for};
+use super::{Listing, Next, Shelf, list, wait_for};
 use crate::contender::{Contender, Hold, Name, Own, Phase, Spec, Task, WhenSuspended, create_directory, random_id};
 use crate::decide::queue::{Entry, PRIORITY_DEFAULT, entries};
 use crate::error::Error;
@@ -227,7 +227,7 @@ impl WorkQueue {
     async fn try_claim(&self, task: &Task) -> Result<Result<Claim, Vec<OneshotWatch>>, Error> {
         'again: loop {
             let (names, entries_changed) = self.shelf.names().await?;
-            let (taken, taken_changed) = list(&task.client, &self.taken()).await?;
+            let Listing { names: taken, changed: taken_changed, .. } = list(&task.client, &self.taken()).await?;
             for entry in entries(names.iter().map(String::as_str)) {
                 if taken.contains(&entry.name) {
                     continue;
