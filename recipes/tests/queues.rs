@@ -483,3 +483,21 @@ async fn a_sharded_queue_grows_by_shards_up_to_its_bound_and_gives_each_item_onc
         no_violations(&server);
     }
 }
+
+/// A shard that stays empty is reaped, also between the choice of it and the put.
+#[tokio::test]
+async fn a_shard_that_was_reaped_is_not_created_again_and_another_takes_its_place() {
+    let server = Server::start().await;
+    let a = client(&server).await;
+    let queue = ShardedQueue::new(&a, "/q").max_shards(1);
+    soon(queue.put("1")).await.unwrap();
+    assert_eq!(text(soon(queue.take()).await.unwrap()), "1");
+    let before = server.children("/q");
+    server.state.lock().reaps_before_write = true;
+    soon(queue.put("2")).await.unwrap();
+    let after = server.children("/q");
+    assert!(!server.state.lock().reaps_before_write, "it was reaped");
+    assert_eq!((before.len(), after.len()), (1, 1));
+    assert_ne!(before, after);
+    assert_eq!(text(soon(queue.take()).await.unwrap()), "2");
+}

@@ -81,6 +81,8 @@ pub struct State {
     pub containers: BTreeSet<String>,
     /// The time to live of each znode that was created with one, ms.
     pub ttls_ms: BTreeMap<String, i64>,
+    /// The next multi that creates in a container which is empty comes just after that was reaped.
+    pub reaps_before_write: bool,
     /// Events of a multi that is under way.
     deferred: Option<Vec<(EventKind, String)>>,
     /// Every write that was executed: `n op path`.
@@ -467,6 +469,18 @@ impl State {
     fn multi(&mut self, session: i64, multi: pb::Multi) -> pb::MultiBody {
         use pb::multi_op::Op;
         use pb::multi_result::Body;
+        if self.reaps_before_write {
+            let into = |op: &pb::MultiOp| match &op.op {
+                Some(Op::Create(create)) => path::parent(&create.path).map(str::to_owned),
+                _ => None,
+            };
+            let is_empty = |at: &String| self.tree.get(at).is_some_and(|node| node.stat.num_children == 0);
+            let mut directories = multi.ops.iter().filter_map(into);
+            if let Some(empty) = directories.find(|at| self.containers.contains(at) && is_empty(at)) {
+                self.reaps_before_write = false;
+                self.delete(&empty, -1).unwrap();
+            }
+        }
         let before = self.tree.clone();
         self.deferred = Some(Vec::new());
         let ops = multi.ops.len();

@@ -95,20 +95,17 @@ struct Listing {
 /// What a directory holds, which is created if need be.
 async fn list(client: &Client, directory: &str) -> Result<Listing, Error> {
     loop {
-        match list_existing(client, directory).await? {
-            Some(listing) => return Ok(listing),
-            None => create_directory(client, directory).await?,
+        match list_existing(client, directory).await {
+            Err(error) if error.code() == Some(ErrorCode::NoNode) => create_directory(client, directory).await?,
+            other => return Ok(other?),
         }
     }
 }
 
-/// What a directory holds; `None`: it is not there.
-async fn list_existing(client: &Client, directory: &str) -> Result<Option<Listing>, Error> {
-    match client.read(Consistency::Linearizable).children_and_watch(directory).await {
-        Ok((names, stat, changed)) => Ok(Some(Listing { names, czxid: stat.czxid, changed })),
-        Err(error) if error.code() == Some(ErrorCode::NoNode) => Ok(None),
-        Err(error) => Err(error.into()),
-    }
+/// What a directory holds, which must be there.
+async fn list_existing(client: &Client, directory: &str) -> corral_client::Result<Listing> {
+    let (names, stat, changed) = client.read(Consistency::Linearizable).children_and_watch(directory).await?;
+    Ok(Listing { names, czxid: stat.czxid, changed })
 }
 
 /// Where items are put, and how many there may be.
@@ -118,11 +115,13 @@ struct Shelf {
     path: String,
     most: Option<usize>,
     acl: Vec<Acl>,
+    /// It is somebody else's to create the directory: while it is not there, all is refused with [`ErrorCode::NoNode`].
+    must_exist: bool,
 }
 
 impl Shelf {
     fn new(client: &Client, path: String) -> Shelf {
-        Shelf { client: client.clone(), path, most: None, acl: Acl::open() }
+        Shelf { client: client.clone(), path, most: None, acl: Acl::open(), must_exist: false }
     }
 
     /// Puts items under names that begin so, and does these writes before: all or nothing. With a bound, puts take turns by
@@ -145,7 +144,7 @@ impl Shelf {
                         }
                         put = put.set(&self.path, node.data, Some(node.stat.version));
                     }
-                    Err(error) if error.code() == Some(ErrorCode::NoNode) => {
+                    Err(error) if error.code() == Some(ErrorCode::NoNode) && !self.must_exist => {
                         create_directory(&self.client, &self.path).await?;
                         continue;
                     }
@@ -168,7 +167,7 @@ impl Shelf {
                 Err(error) => match error.code() {
                     // Another put was first.
                     Some(ErrorCode::BadVersion) => {}
-                    Some(ErrorCode::NoNode) => create_directory(&self.client, &self.path).await?,
+                    Some(ErrorCode::NoNode) if !self.must_exist => create_directory(&self.client, &self.path).await?,
                     _ => return Err(error.into()),
                 },
             }
@@ -178,8 +177,11 @@ impl Shelf {
 
     /// The names of all items, with a watch that fires when some come or go; the names are as of one state.
     async fn names(&self) -> Result<(Vec<String>, OneshotWatch), Error> {
-        let Listing { names, changed, .. } = list(&self.client, &self.path).await?;
-        Ok((names, changed))
+        let listing = match self.must_exist {
+            true => list_existing(&self.client, &self.path).await?,
+            false => list(&self.client, &self.path).await?,
+        };
+        Ok((listing.names, listing.changed))
     }
 
     /// Takes one item away; `None`: somebody else did.
