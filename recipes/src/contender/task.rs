@@ -582,10 +582,14 @@ impl Task {
             // While the mark is there and the fence holds it is our claim, and else somebody else's, or nobody's.
             let ours = fence.guard(Transaction::new().delete(mark, None).delete(path, None));
             let is_over = |code| matches!(code, Some(ErrorCode::NoNode | ErrorCode::BadVersion));
-            return match self.client.multi(ours).await {
-                Err(error) if is_over(error.code()) => self.client.delete(mark, None).await,
-                other => other.map(drop),
-            };
+            match self.client.multi(ours).await {
+                Err(error) if is_over(error.code()) => {}
+                other => return other.map(drop),
+            }
+            match self.client.delete(mark, None).await {
+                Err(error) if error.code() != Some(ErrorCode::NoNode) => return Err(error),
+                _ => {}
+            }
         }
         if matches!(self.spec.name, Name::Fixed(_)) {
             match self.client.read(Consistency::Linearizable).exists(path).await? {

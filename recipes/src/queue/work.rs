@@ -36,7 +36,8 @@ pub enum Poison {
 /// are done exactly once too. What a consumer does outside of the tree before it dies may be done again by the next.
 ///
 /// Layout: `entries/entry-<priority>-<number>` and `taken/<same name>`, as kazoo's `LockingQueue`, whose consumers and
-/// producers take part (beside the latter stands `taken/claim-<same name>-<uuid>`, which they pass over); attempts are counted by the version of the entry, which kazoo's consumers leave alone.
+/// producers take part; beside the latter stands `taken/claim-<same name>-<uuid>`, which they pass over. Attempts are
+/// counted by the version of the entry, which kazoo's consumers leave alone.
 ///
 /// ```no_run
 /// # use corral_client::{Client, Transaction};
