@@ -69,7 +69,7 @@ impl Discovery {
         let directory = self.directory(&instance.name);
         let path = paths::join(&directory, &instance.id);
         let presence = match instance.service_type {
-            ServiceType::Dynamic => {
+            ServiceType::Dynamic | ServiceType::DynamicSequential | ServiceType::Unknown => {
                 let presence = Presence::new(&self.client, &path).acl(self.acl.clone()).rejoin(rejoin);
                 let presence = presence.data(instance.encode()).start();
                 presence.created().await?;

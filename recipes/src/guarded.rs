@@ -1,7 +1,7 @@
 //! Writes that are done only while a token is live.
 //!
-//! A token is the czxid of its holder's contender. A contender's name holds 128 random bits and a number that the server
-//! gave, so it never comes back; it exists exactly as long as the hold can. A multi that begins with a check of it is
+//! A token is the czxid of its holder's contender. A contender's name holds 128 random bits (those of items of a work queue
+//! do not, and have a znode beside that does), so it never comes back, also not when its directory does; it exists exactly as long as the hold can. A multi that begins with a check of it is
 //! therefore done if the hold lasts at the multi's place in the ensemble's order, and not otherwise: no clock is asked, and
 //! a holder that slept through the end of its session cannot do harm.
 
@@ -42,17 +42,26 @@ pub struct Fence {
     pub version: Option<i32>,
     /// The token of the holder.
     pub token: Token,
+    /// More znodes that are there while the hold lasts, each in this version (`None`: any). Empty for most recipes.
+    pub also: Vec<(String, Option<i32>)>,
 }
 
 impl Fence {
     /// A hold that lasts as long as this znode exists.
     pub(crate) fn existing(path: &str, token: Token) -> Fence {
-        Fence { path: path.to_owned(), version: None, token }
+        Fence { path: path.to_owned(), version: None, token, also: Vec::new() }
     }
 
-    /// The transaction with the check before its own operations.
+    /// The transaction with the checks before its own operations; there are [`Fence::checks`] of them.
     pub fn guard(&self, transaction: Transaction) -> Transaction {
-        Transaction::new().check(&self.path, self.version).and(transaction)
+        let first = Transaction::new().check(&self.path, self.version);
+        let all = self.also.iter().fold(first, |checks, (path, version)| checks.check(path, *version));
+        all.and(transaction)
+    }
+
+    /// How many operations [`Fence::guard`] puts before those of the transaction.
+    pub fn checks(&self) -> usize {
+        1 + self.also.len()
     }
 }
 
@@ -142,23 +151,29 @@ pub(crate) fn unexpected(op: &'static str, path: &str, result: &Option<OpResult>
 
 /// Takes the checks off the result, and tells a dead token from any other refusal.
 fn unwrap_guard(fences: &[Fence], result: corral_client::Result<Vec<OpResult>>) -> Result<Vec<OpResult>, Error> {
+    let checks: usize = fences.iter().map(Fence::checks).sum();
     match result {
         Ok(mut results) => {
-            results.drain(..fences.len().min(results.len()));
+            results.drain(..checks.min(results.len()));
             Ok(results)
         }
-        Err(corral_client::Error::Multi(multi)) => Err(match fences.get(multi.index) {
+        Err(corral_client::Error::Multi(multi)) => Err(match fence_of(fences, multi.index) {
             Some(fence) if matches!(multi.code, ErrorCode::NoNode | ErrorCode::BadVersion) => {
                 Error::Fenced { token: fence.token, path: fence.path.clone() }
             }
             Some(_) => Error::Client(multi.into()),
             None => {
-                let (index, ops) = (multi.index - fences.len(), multi.ops - fences.len());
+                let (index, ops) = (multi.index - checks, multi.ops - checks);
                 Error::Client(MultiError { index, ops, ..multi }.into())
             }
         }),
         Err(other) => Err(other.into()),
     }
+}
+
+/// The fence to which the check at this index of the transaction belongs; `None`: it is one of the caller's operations.
+fn fence_of(fences: &[Fence], index: usize) -> Option<&Fence> {
+    fences.iter().flat_map(|fence| std::iter::repeat_n(fence, fence.checks())).nth(index)
 }
 
 #[cfg(test)]
@@ -206,13 +221,32 @@ mod tests {
 
     #[test]
     fn of_several_fences_the_dead_one_is_named() {
-        let other = Fence { path: "/q/entry-1".into(), version: Some(3), token: Token(Zxid(9)) };
+        let other = Fence { version: Some(3), ..Fence::existing("/q/entry-1", Token(Zxid(9))) };
         let both = [fence(), other];
         let dead = unwrap_guard(&both, refused(1, ErrorCode::BadVersion));
         assert_eq!(dead, Err(Error::Fenced { token: Token(Zxid(9)), path: "/q/entry-1".into() }));
         let results = unwrap_guard(&both, Ok(vec![OpResult::Checked, OpResult::Checked, OpResult::Deleted]));
         assert_eq!(results, Ok(vec![OpResult::Deleted]));
         let own = unwrap_guard(&both, refused(2, ErrorCode::BadVersion)).expect_err("refused");
+        assert!(matches!(own, Error::Client(corral_client::Error::Multi(MultiError { index: 0, ops: 1, .. }))));
+    }
+
+    #[test]
+    fn a_fence_of_several_znodes_is_dead_when_one_of_them_is_gone() {
+        let mut claim = fence();
+        claim.also = vec![("/taken/a".into(), None), ("/entries/a".into(), Some(2))];
+        let checks = Transaction::new().check("/l/lock-0000000001", None).check("/taken/a", None);
+        let guarded = claim.guard(Transaction::new().delete("/a", None));
+        assert_eq!(guarded, checks.check("/entries/a", Some(2)).delete("/a", None));
+        let dead = Err(Error::Fenced { token: Token(Zxid(7)), path: "/l/lock-0000000001".into() });
+        for index in 0..3 {
+            assert_eq!(unwrap_guard(&[claim.clone()], refused(index, ErrorCode::NoNode)), dead);
+        }
+        let both = [claim, Fence::existing("/x", Token(Zxid(9)))];
+        let other = unwrap_guard(&both, refused(3, ErrorCode::NoNode));
+        assert_eq!(other, Err(Error::Fenced { token: Token(Zxid(9)), path: "/x".into() }));
+        let multi = MultiError { index: 4, op: "set", path: "/x".into(), code: ErrorCode::NoNode, ops: 5 };
+        let own = unwrap_guard(&both, Err(multi.into())).expect_err("refused");
         assert!(matches!(own, Error::Client(corral_client::Error::Multi(MultiError { index: 0, ops: 1, .. }))));
     }
 

@@ -9,7 +9,7 @@ use corral_client::{
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use crate::contender::{create_directory, create_in, ended};
+use crate::contender::{create_directory, create_in, ended, random_id};
 use crate::decide::lease::{CLOCK, Step, TENURE, Tenancy, Terms, step};
 use crate::error::Error;
 use crate::guarded::{Fence, Guarded, Token, unexpected};
@@ -29,7 +29,7 @@ const LOOK_AGAIN: Duration = Duration::from_secs(60);
 /// leads) a lease ends earlier or later than its owner believes. That is safe for who guards its writes: each tenure has a
 /// token, later ones have larger tokens, and a guarded write of a former tenure is refused.
 ///
-/// Layout (Corral's own; kazoo's `NonBlockingLease` compares clients' clocks and cannot be mixed): `tenure-<number>` holds
+/// Layout (Corral's own; kazoo's `NonBlockingLease` compares clients' clocks and cannot be mixed): `tenure-<uuid>-<number>` holds
 /// `{"owner":...,"ttl_ms":...}` and is written anew at each renewal; `clock` is written to learn the time; the version of
 /// the lease's znode itself counts the tenures.
 ///
@@ -205,7 +205,8 @@ impl TimedLease {
         if let Some(before) = &before {
             take = take.delete(&before.path, Some(before.renewals));
         }
-        let path = paths::join(&self.path, TENURE);
+        // Numbers begin anew when the directory does, and a fence of the past must not meet its name again.
+        let path = paths::join(&self.path, &format!("{TENURE}{}-", random_id().hyphenated()));
         let take = take.create(&path, self.terms.encode(), CreateMode::PersistentSequential);
         let sent_at = ambient::now();
         match self.client.multi(take).await {

@@ -1,6 +1,6 @@
 //! Items divided over members: evenly, each item with one member at a time, and moving as few as that takes.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use corral_client::{
@@ -11,7 +11,7 @@ use futures::future::{BoxFuture, FutureExt};
 use futures::stream::FuturesUnordered;
 use tokio::sync::{mpsc, oneshot};
 
-use crate::contender::{Hold, Loss, WhenSuspended, ended, stopped};
+use crate::contender::{Hold, Loss, WhenSuspended, ended, persist, stopped};
 use crate::decide::partition::{Assignment, ITEMS_MAX, divide};
 use crate::decide::view::View;
 use crate::election::Election;
@@ -21,10 +21,14 @@ use crate::latch::{CloseMode, LeaderLatch};
 use crate::lock::{Guard, Mutex};
 use crate::presence::Presence;
 
-/// Events that wait for a slow reader; beyond it the partitioner waits with it.
+/// Events that wait for a slow reader; beyond it the partitioner does nothing that makes more of them, and goes on taking
+/// back what is given back. (One change of the assignment may ask for every item at once.)
 const EVENTS_MAX: usize = 64;
 /// How long the members must not have changed before items are moved, unless the program says otherwise.
 const SETTLE: Duration = Duration::from_secs(2);
+
+/// Pause before the elected member looks at the members again, when that was refused for the moment.
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
 /// Divides items over the members of a group.
 ///
@@ -220,7 +224,8 @@ async fn run(
     let election = Election::new(&partitioner.client, paths::join(&partitioner.path, "election"));
     let presence = group.join(&partitioner.member, ()).start();
     let latch = election.latch(partitioner.member.clone());
-    let mut member = Member { partitioner: &partitioner, slots: BTreeMap::new(), pending: Pending::new() };
+    let mut member =
+        Member { partitioner: &partitioner, slots: BTreeMap::new(), pending: Pending::new(), untold: VecDeque::new() };
     let result = tokio::select! {
         biased;
         _ = &mut stop => Ok(()),
@@ -229,6 +234,12 @@ async fn run(
         result = member.follow(&presence, tell, &mut returned) => result,
     };
     let released = member.release_all().await;
+    if result.is_err() {
+        for event in std::mem::take(&mut member.untold) {
+            // Refused if nobody listens any more.
+            let _ = tell.send(event).await;
+        }
+    }
     latch.close(CloseMode::Silent).await?;
     presence.close().await?;
     result.and(released)
@@ -238,12 +249,13 @@ async fn run(
 async fn lead(partitioner: &Partitioner, group: &Group, latch: &LeaderLatch) -> Result<(), Error> {
     loop {
         let hold = latch.lead().await?;
-        let mut views = group.views().await?;
+        let mut views = persist(|| group.views()).await?;
         tokio::select! {
             biased;
             _ = hold.lost() => {}
             result = divide_again(partitioner, &mut views, &hold) => match result {
                 Ok(()) | Err(Error::Fenced { .. }) => {}
+                Err(Error::Client(error)) if error.is_retryable() => ambient::sleep(LOOK_AGAIN).await,
                 Err(error) => return Err(error),
             },
         }
@@ -257,7 +269,7 @@ async fn divide_again(partitioner: &Partitioner, views: &mut Views, hold: &Hold)
         while let Ok(newer) = ambient::timeout(partitioner.settle, views.next()).await {
             view = newer?;
         }
-        write(partitioner, &view, hold).await?;
+        persist(|| write(partitioner, &view, hold)).await?;
         view = views.next().await?;
     }
 }
@@ -294,6 +306,9 @@ struct Member<'a> {
     partitioner: &'a Partitioner,
     slots: BTreeMap<String, Slot>,
     pending: Pending,
+    /// Events that the reader has no room for yet. Whoever waited for that room would not hear of what the reader gives back
+    /// meanwhile, and the reader, who waits until it is heard, would make no room.
+    untold: VecDeque<PartitionEvent>,
 }
 
 impl Member<'_> {
@@ -305,11 +320,17 @@ impl Member<'_> {
         returned: &mut mpsc::Receiver<String>,
     ) -> Result<(), Error> {
         presence.created().await?;
-        let (mut wanted, mut changed) = Member::read(self.partitioner).await?;
+        let (mut wanted, mut changed) = persist(|| Member::read(self.partitioner)).await?;
         loop {
-            self.turn_to(&wanted, tell).await?;
+            self.turn_to(&wanted);
+            let has_room = self.untold.len() < EVENTS_MAX;
             tokio::select! {
                 biased;
+                Ok(room) = tell.reserve(), if !self.untold.is_empty() => {
+                    if let Some(event) = self.untold.pop_front() {
+                        room.send(event);
+                    }
+                }
                 Some(item) = returned.recv() => {
                     // What was not asked for may be given back too; it comes again if it is still assigned to us.
                     if matches!(self.slots.get(&item), Some(Slot::Held { .. }))
@@ -318,11 +339,13 @@ impl Member<'_> {
                         guard.release().await?;
                     }
                 }
-                Some((item, came)) = self.pending.next() => self.on_came(item, came, tell).await?,
-                event = &mut changed => {
+                Some((item, came)) = self.pending.next(), if has_room => self.on_came(item, came).await?,
+                event = &mut changed, if has_room => {
                     event?;
-                    (wanted, changed) = Member::read(self.partitioner).await?;
+                    (wanted, changed) = persist(|| Member::read(self.partitioner)).await?;
                 }
+                // The handle is gone while events wait for it: whoever polls this sees that too, and drops it.
+                else => std::future::pending().await,
             }
         }
     }
@@ -344,7 +367,7 @@ impl Member<'_> {
         }
     }
 
-    async fn turn_to(&mut self, wanted: &BTreeSet<String>, tell: &mpsc::Sender<PartitionEvent>) -> Result<(), Error> {
+    fn turn_to(&mut self, wanted: &BTreeSet<String>) {
         for item in wanted {
             if !self.slots.contains_key(item) {
                 let lock = self.partitioner.lock(item);
@@ -366,7 +389,7 @@ impl Member<'_> {
             match self.slots.get_mut(&item) {
                 Some(Slot::Held { asked, .. }) if !*asked => {
                     *asked = true;
-                    let _ = tell.send(PartitionEvent::Release { item }).await;
+                    self.untold.push_back(PartitionEvent::Release { item });
                 }
                 Some(Slot::Wanted { .. }) => {
                     if let Some(Slot::Wanted { cancel }) = self.slots.remove(&item) {
@@ -376,10 +399,9 @@ impl Member<'_> {
                 _ => {}
             }
         }
-        Ok(())
     }
 
-    async fn on_came(&mut self, item: String, came: Came, tell: &mpsc::Sender<PartitionEvent>) -> Result<(), Error> {
+    async fn on_came(&mut self, item: String, came: Came) -> Result<(), Error> {
         match came {
             Came::Cancelled => {}
             Came::Acquired(Ok(guard)) => {
@@ -391,7 +413,7 @@ impl Member<'_> {
                 let name = item.clone();
                 self.pending.push(async move { (name, Came::Lost(watched.lost().await)) }.boxed());
                 self.slots.insert(item.clone(), Slot::Held { guard, asked: false });
-                let _ = tell.send(PartitionEvent::Acquired { item, hold }).await;
+                self.untold.push_back(PartitionEvent::Acquired { item, hold });
             }
             Came::Acquired(Err(Error::Lost(loss))) if !matches!(loss, Loss::SessionEnded(_)) => {
                 // The next turn tries again.
@@ -404,7 +426,7 @@ impl Member<'_> {
                     return Ok(());
                 }
                 let Some(Slot::Held { guard, .. }) = self.slots.remove(&item) else { return Ok(()) };
-                let _ = tell.send(PartitionEvent::Lost { item, loss: loss.clone() }).await;
+                self.untold.push_back(PartitionEvent::Lost { item, loss: loss.clone() });
                 if let Loss::SessionEnded(reason) = loss {
                     return Err(ended("hold", reason).into());
                 }

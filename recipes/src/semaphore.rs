@@ -360,8 +360,8 @@ enum Take {
 
 /// Permits that are ours, all until one of them is lost. Dropping them gives them back in the background.
 ///
-/// The token is that of the first permit, and so is the fence: permits of one acquire are created by one transaction and
-/// given back together, and whoever takes one away by force ends the hold of all.
+/// The token is that of the first permit; the fence checks every one of them: permits of one acquire are created by one
+/// transaction and given back together, and whoever takes one away by force ends the hold of all.
 #[must_use = "dropped permits are given back"]
 #[derive(Debug)]
 pub struct Permits {

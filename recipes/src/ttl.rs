@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use corral_client::{Acl, Client, CreateMode, CreateOptions, Data, ErrorCode, ambient, path as paths};
+use corral_client::{
+    Acl, Client, CreateMode, CreateOptions, Data, ErrorCode, OpResult, Transaction, ambient, path as paths,
+};
 use tokio::sync::{oneshot, watch};
 use tokio::time::Instant;
 
@@ -20,7 +22,9 @@ const TOUCHES_PER_TTL: u32 = 3;
 /// as it was. Curator's `PersistentTtlNode`.
 ///
 /// Layout, as Curator's: the znode is a container, and below it stands `touch` with the time to live; `touch` is written
-/// every third of it. When the time is over without a write, the server removes `touch`, and then the container. Both happen
+/// every third of it. What `touch` holds is its time to live in milliseconds, because the server does not tell it: one whose
+/// time is shorter than ours, or not told (Curator's), is replaced by one of ours, in one step. Who mixes both gives them
+/// the same time. When the time is over without a write, the server removes `touch`, and then the container. Both happen
 /// at the server's own pace (about once a minute by default), never earlier than the time to live.
 ///
 /// ```no_run
@@ -56,7 +60,7 @@ pub enum Kept {
 
 impl TtlNode {
     /// Begins to keep the znode at this path, in the background: creates what is missing, with this data, and touches it.
-    /// What is there already is kept as it is. What happens after the end of the session is said by `rejoin`.
+    /// What is there already is kept as it is, for this long at least. What happens after the end of the session is said by `rejoin`.
     ///
     /// # Errors
     /// [`Error::BadArgument`]: the server takes times to live of 1 ms to 2^40 - 1 ms.
@@ -73,7 +77,7 @@ impl TtlNode {
         }
         let (tell, kept) = watch::channel(Kept::NotYet);
         let (stop, stopped) = oneshot::channel();
-        let node = Node { client: client.clone(), path: path.to_owned(), data: data.into(), ttl };
+        let node = Node { client: client.clone(), path: path.to_owned(), data: data.into(), ttl, created: None };
         ambient::spawn(run(node, rejoin, tell, stopped));
         Ok(TtlNode { kept, stop: Some(stop) })
     }
@@ -119,6 +123,8 @@ struct Node {
     path: String,
     data: Data,
     ttl: Duration,
+    /// The czxid of the `touch` that we created: its time to live is ours, whatever others write into it.
+    created: Option<i64>,
 }
 
 impl Node {
@@ -127,11 +133,35 @@ impl Node {
     }
 
     /// Writes the child, and creates what is missing.
-    async fn touch(&self) -> Result<(), Error> {
+    async fn touch(&mut self) -> Result<(), Error> {
         let touch = self.touch_path();
+        let ttl_ms = u64::try_from(self.ttl.as_millis()).unwrap_or(u64::MAX);
+        let options = CreateOptions::new(CreateMode::PersistentWithTtl).acl(Acl::open()).ttl(self.ttl);
         loop {
-            match self.client.set(&touch, (), None).await {
-                Ok(_) => return Ok(()),
+            match self.client.get(&touch).await {
+                Ok(node) => {
+                    let told = told_ttl_ms(node.bytes()).filter(|told| *told >= ttl_ms);
+                    let version = Some(node.stat.version);
+                    let touched = if told.is_some() || self.created == Some(node.stat.czxid) {
+                        let text = told.unwrap_or(ttl_ms).to_string();
+                        self.client.set(&touch, text, version).await.map(drop)
+                    } else {
+                        let replace = Transaction::new().delete(&touch, version);
+                        let replace = replace.create(&touch, ttl_ms.to_string(), options.clone());
+                        self.client.multi(replace).await.map(|results| {
+                            if let Some(OpResult::Created(created)) = results.last() {
+                                self.created = Some(created.stat.czxid);
+                            }
+                        })
+                    };
+                    match touched {
+                        Ok(()) => return Ok(()),
+                        // Another keeper was first, or its time was over: look again.
+                        Err(error) if matches!(error.code(), Some(ErrorCode::NoNode | ErrorCode::BadVersion)) => {}
+                        Err(error) => return Err(error.into()),
+                    }
+                    continue;
+                }
                 Err(error) if error.code() == Some(ErrorCode::NoNode) => {}
                 Err(error) => return Err(error.into()),
             }
@@ -141,9 +171,11 @@ impl Node {
                 Err(error) if error.code() != Some(ErrorCode::NodeExists) => return Err(error.into()),
                 _ => {}
             }
-            let options = CreateOptions::new(CreateMode::PersistentWithTtl).acl(Acl::open()).ttl(self.ttl);
-            match self.client.create(&touch, (), options).await {
-                Ok(_) => return Ok(()),
+            match self.client.create(&touch, ttl_ms.to_string(), options.clone()).await {
+                Ok(created) => {
+                    self.created = Some(created.stat.czxid);
+                    return Ok(());
+                }
                 // Another keeper was first, or the container was reaped: look again.
                 Err(error) if matches!(error.code(), Some(ErrorCode::NodeExists | ErrorCode::NoNode)) => {}
                 Err(error) => return Err(error.into()),
@@ -161,6 +193,11 @@ impl Node {
         }
         Ok(())
     }
+}
+
+/// The time to live that a `touch` tells, in ms.
+fn told_ttl_ms(data: &[u8]) -> Option<u64> {
+    std::str::from_utf8(data).ok()?.parse().ok()
 }
 
 async fn run(mut node: Node, rejoin: Rejoin, kept: watch::Sender<Kept>, mut stop: oneshot::Receiver<()>) {

@@ -7,10 +7,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use common::{Server, client, no_violations, soon, until};
-use corral_client::Client;
+use corral_client::{Client, ErrorCode};
 use corral_recipes::{
-    Change, Discovery, DownPolicy, Error, Group, GroupLayout, Here, Kept, PartitionEvent, Partitioner, Presence,
-    Rejoin, ServiceInstance, ServiceType, Strategy, TtlNode, UriSpec, View, WhenSuspended,
+    Change, Discovery, DownPolicy, Election, Error, Group, GroupLayout, Here, Kept, PartitionEvent, Partitioner,
+    Presence, Rejoin, ServiceInstance, ServiceType, Strategy, TtlNode, UriSpec, View, WhenSuspended,
 };
 use parking_lot::Mutex;
 
@@ -273,6 +273,32 @@ async fn a_kept_znode_outlives_its_session_and_goes_when_it_is_closed() {
     drop(immortal);
 }
 
+/// The time for which a znode is kept is that of the keeper who asks for the longest.
+#[tokio::test]
+async fn a_kept_znode_stays_as_long_as_each_of_its_keepers_was_promised() {
+    let server = Server::start().await;
+    let (a, b) = (client(&server).await, client(&server).await);
+    let keep = async |client: &Client, s| {
+        let node = TtlNode::start(client, "/job", "x", Duration::from_secs(s), Rejoin::Never).unwrap();
+        soon(node.created()).await.unwrap();
+        node
+    };
+    let ttl_ms = || server.state.lock().ttls_ms["/job/touch"];
+    let short = keep(&a, 600).await;
+    assert_eq!(ttl_ms(), 600_000);
+    let long = keep(&b, 3_600).await;
+    assert_eq!((ttl_ms(), server.data("/job/touch").as_deref()), (3_600_000, Some(b"3600000".as_slice())));
+    let shorter = keep(&a, 60).await;
+    assert_eq!((ttl_ms(), server.data("/job/touch").as_deref()), (3_600_000, Some(b"3600000".as_slice())));
+    assert_eq!(server.data("/job").as_deref(), Some(b"x".as_slice()));
+    drop((short, long, shorter));
+    // Of Curator's nobody knows.
+    server.set("/job/touch", "10.0.0.7");
+    let _sure = keep(&b, 7_200).await;
+    assert_eq!(ttl_ms(), 7_200_000);
+    no_violations(&server);
+}
+
 /// It is touched again and again, in one session after the other, and created anew when somebody deletes it.
 #[tokio::test]
 async fn a_kept_znode_is_touched_and_comes_back() {
@@ -369,6 +395,57 @@ async fn items_are_divided_evenly_and_move_as_little_as_needed() {
         items.iter().all(|item| server.children(&format!("/parts/locks/{item}")).is_empty())
     })
     .await;
+}
+
+/// A server that has too much to do says so for a while; what contends for as long as its session lives goes on.
+#[tokio::test]
+async fn what_lasts_as_long_as_its_session_outlasts_refusals_for_the_moment() {
+    let server = Server::start().await;
+    let a = client(&server).await;
+    let refuse = |path: &str| server.state.lock().refuse_reads = Some((path.to_owned(), ErrorCode::ThrottledOp, 3));
+    let left = || server.state.lock().refuse_reads.as_ref().map_or(0, |(_, _, left)| *left);
+    refuse("/election");
+    let latch = Election::new(&a, "/election").latch("a");
+    assert!(soon(latch.lead()).await.unwrap().is_valid());
+    assert_eq!(left(), 0, "it was refused");
+    refuse("/hosts");
+    let here = Presence::new(&a, "/hosts/a").start();
+    soon(here.created()).await.unwrap();
+    assert_eq!(left(), 0, "it was refused");
+    // Its name is another's, who is waited for.
+    refuse("/hosts");
+    let after = Presence::new(&client(&server).await, "/hosts/a").start();
+    until("it was refused", || left() == 0).await;
+    soon(here.close()).await.unwrap();
+    soon(after.created()).await.unwrap();
+    refuse("/parts/assignment");
+    let mut partition = Partitioner::new(&a, "/parts", "a", ["x"]).unwrap().settle(Duration::ZERO).join();
+    let event = soon(partition.next()).await;
+    assert!(matches!(event, Some(PartitionEvent::Acquired { .. })), "{event:?}");
+    assert_eq!(left(), 0, "it was refused");
+    no_violations(&server);
+}
+
+/// The loop of the documentation, which gives each item back when it is asked for and reads no further before that is
+/// heard: with more items than events and answers have room for.
+#[tokio::test]
+async fn hundreds_of_items_move_at_once() {
+    const ITEMS: usize = 300;
+    let server = Server::start().await;
+    let clients = [client(&server).await, client(&server).await];
+    let owners = Owners::default();
+    let items: Vec<String> = (0..ITEMS).map(|n| format!("i{n:03}")).collect();
+    let join = |at: usize, name: &'static str| {
+        let partitioner = Partitioner::new(&clients[at], "/parts", name, items.clone()).unwrap();
+        let partitioner = partitioner.settle(Duration::from_millis(20)).when_suspended(WhenSuspended::UntilDeadline);
+        work(partitioner, name, &owners)
+    };
+    let count = |name: &str| owners.lock().values().filter(|(owner, _)| owner == name).count();
+    let _a = join(0, "a");
+    until("a has all", || count("a") == ITEMS).await;
+    let _b = join(1, "b");
+    until("b has half", || count("b") == ITEMS / 2).await;
+    no_violations(&server);
 }
 
 #[tokio::test]

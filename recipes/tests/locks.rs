@@ -5,7 +5,7 @@ mod common;
 use std::time::Duration;
 
 use common::{Cut, Server, client, no_violations, poll_and_drop, soon, until};
-use corral_client::{Client, CreateMode, Transaction};
+use corral_client::{Client, CreateMode, ErrorCode, Transaction};
 use corral_recipes::{
     Error, Loss, MultiLock, Mutex, Owner, ReentrantMutex, Revocation, Revoked, Revoker, Role, RwLayout, RwLock,
     Semaphore, TimedLease, WhenSuspended,
@@ -224,8 +224,12 @@ async fn permits_go_with_their_session_and_a_dropped_acquire_leaves_none() {
     let loss = soon(held.lost()).await;
     assert!(matches!(loss, Loss::Removed | Loss::SessionEnded(_)), "{loss}");
     // One permit taken away by force ends the hold of all.
-    let taken = server.children("/sem/leases");
-    server.delete(&format!("/sem/leases/{}", taken[1]));
+    let taken = server.children("/sem/leases").into_iter().map(|name| format!("/sem/leases/{name}"));
+    let other = taken.into_iter().find(|path| path != next.path()).unwrap();
+    next.guarded().set("/sem", "both", None).await.unwrap();
+    server.delete(&other);
+    let refused = next.guarded().set("/sem", "one", None).await.unwrap_err();
+    assert!(matches!(refused, Error::Fenced { .. }), "{refused}");
     assert_eq!(soon(next.lost()).await, Loss::Removed);
     soon(next.release()).await.unwrap();
     assert_eq!(server.children("/sem/leases"), Vec::<String>::new());
@@ -354,6 +358,27 @@ async fn a_lease_survives_its_owners_session_and_is_resumed_with_the_same_token(
     soon(after.renew()).await.unwrap();
 }
 
+/// A lease that nobody has is reaped, and its tenures' numbers begin anew.
+#[tokio::test]
+async fn a_tenure_of_the_past_is_dead_also_when_the_lease_began_anew() {
+    let server = Server::start().await;
+    let (a, b) = (client(&server).await, client(&server).await);
+    let lease = |client: &Client, owner: &str| TimedLease::new(client, "/l", owner, Duration::from_secs(60)).unwrap();
+    server.set("/result", "none");
+    let first = soon(lease(&a, "a").acquire()).await.unwrap();
+    server.delete(&first.fence().path);
+    server.delete("/l");
+    let second = soon(lease(&b, "b").acquire()).await.unwrap();
+    let refused = first.guarded().set("/result", "late", None).await.unwrap_err();
+    assert!(matches!(refused, Error::Fenced { .. }), "{refused}");
+    let refused = soon(first.renew()).await.unwrap_err();
+    assert!(matches!(refused, Error::Fenced { .. }), "{refused}");
+    let refused = soon(first.release()).await.unwrap_err();
+    assert!(matches!(refused, Error::Fenced { .. }), "{refused}");
+    assert_eq!(soon(lease(&a, "a").owner()).await.unwrap().as_deref(), Some("b"));
+    second.guarded().set("/result", "second", None).await.unwrap();
+}
+
 #[tokio::test]
 async fn a_dropped_acquire_of_a_lease_gives_it_back() {
     let server = Server::start().await;
@@ -394,6 +419,26 @@ async fn after_an_unclean_loss_the_next_holder_waits_for_the_lock_delay() {
     soon(next.lost()).await;
     // A millisecond is waited out.
     assert!(soon(lock(&b, 0).acquire()).await.unwrap().is_valid());
+}
+
+/// A holder reads its contender again when something happened to it; that this fails does not mean that it is gone.
+#[tokio::test]
+async fn a_contender_that_cannot_be_read_now_is_read_again_and_one_that_never_can_is_deleted_at_the_end() {
+    let server = Server::start().await;
+    let (a, b) = (client(&server).await, client(&server).await);
+    let held = soon(Mutex::new(&a, LOCK).acquire()).await.unwrap();
+    server.state.lock().refuse_reads = Some((held.path().to_owned(), ErrorCode::ThrottledOp, 2));
+    server.set(held.path(), "__REVOKE__");
+    assert_eq!(soon(held.revocation()).await, Some(Revocation::default()));
+    assert!(held.is_valid());
+    server.state.lock().refuse_reads = Some((held.path().to_owned(), ErrorCode::NoAuth, 1));
+    server.set(held.path(), "x");
+    let loss = soon(held.lost()).await;
+    assert!(matches!(loss, Loss::Unreadable(_)), "{loss}");
+    // It stands until the guard is given up, and then it is deleted, not taken for gone.
+    assert!(soon(Mutex::new(&b, LOCK).try_acquire()).await.unwrap().is_none());
+    soon(held.release()).await.unwrap();
+    assert_eq!(server.children(LOCK), Vec::<String>::new());
 }
 
 #[tokio::test]

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use common::{Cut, Server, client, no_violations, poll_and_drop, soon};
 use corral_client::{Client, CreateMode, ErrorCode, Transaction};
-use corral_recipes::{DelayQueue, Error, IdItem, IdQueue, Poison, Queue, ShardedQueue, WorkQueue};
+use corral_recipes::{DelayQueue, Error, Guarded, IdItem, IdQueue, Poison, Queue, ShardedQueue, WorkQueue};
 use parking_lot::Mutex;
 
 fn text(item: Option<impl AsRef<[u8]>>) -> String {
@@ -139,6 +139,12 @@ async fn a_claim_that_was_lost_does_nothing_any_more() {
     server.delete(&format!("/w/taken/{entry}"));
     let refused = stale.set("/result", "late", None).await.unwrap_err();
     assert!(matches!(refused, Error::Fenced { .. }), "{refused}");
+    // As a hold, and as a fence in another process, it is no more than that.
+    let write = || Transaction::new().set("/result", "late", None);
+    let elsewhere = Guarded::new(b.clone(), first.fence().clone());
+    for refused in [first.commit(write()).await.unwrap_err(), elsewhere.commit(write()).await.unwrap_err()] {
+        assert!(matches!(refused, Error::Fenced { .. }), "{refused}");
+    }
     let second = soon(two.take()).await.unwrap();
     // The claim has the same name again, and the token of the first is dead all the same.
     assert!(server.exists(&format!("/w/taken/{entry}")));
@@ -159,6 +165,47 @@ async fn a_claim_that_was_lost_does_nothing_any_more() {
     assert!(server.children("/w/taken").is_empty());
 }
 
+/// An idle queue is reaped; then the names of its items come back, and their versions too.
+#[tokio::test]
+async fn a_claim_of_the_past_is_dead_also_when_the_queue_began_anew() {
+    let server = Server::start().await;
+    let (a, b, c) = (client(&server).await, client(&server).await, client(&server).await);
+    let queue = |client: &Client| WorkQueue::new(client, "/w");
+    server.set("/result", "none");
+    soon(queue(&a).put("first")).await.unwrap();
+    // One whose session ended, and whose fence another process has; and one from whom the item was taken by force.
+    let dead = soon(queue(&a).take()).await.unwrap();
+    let fence = dead.fence().clone();
+    server.expire(a.session_id().0);
+    let forced = soon(queue(&b).take()).await.unwrap();
+    let entry = server.children("/w/entries").remove(0);
+    server.delete(&format!("/w/taken/{entry}"));
+    server.delete(&format!("/w/entries/{entry}"));
+    server.delete("/w/entries");
+    // The same name, and claimed as often as either was.
+    soon(queue(&c).put("second")).await.unwrap();
+    for attempt in 1..=2 {
+        let work = soon(queue(&c).take()).await.unwrap();
+        assert_eq!((server.children("/w/entries"), work.attempts()), (vec![entry.clone()], attempt));
+        for stale in [Guarded::new(c.clone(), fence.clone()), forced.guarded()] {
+            let refused = stale.set("/result", "late", None).await.unwrap_err();
+            assert!(matches!(refused, Error::Fenced { .. }), "attempt {attempt}: {refused}");
+        }
+        work.guarded().set("/result", "second", None).await.unwrap();
+        if attempt == 1 {
+            soon(work.requeue()).await.unwrap();
+            continue;
+        }
+        // What the other gives up is not what this one has.
+        let _ = soon(forced.done()).await.unwrap_err();
+        assert!(work.is_valid() && server.children("/w/taken").contains(&entry));
+        soon(work.done()).await.unwrap();
+        break;
+    }
+    assert_eq!(server.data("/result").as_deref(), Some(b"second".as_slice()));
+    assert_eq!(server.children("/w/taken"), Vec::<String>::new());
+}
+
 #[tokio::test]
 async fn poison_is_set_aside_or_dropped() {
     for (policy, dead) in [(Poison::SetAside, 1), (Poison::Drop, 0)] {
@@ -177,6 +224,29 @@ async fn poison_is_set_aside_or_dropped() {
         assert_eq!(soon(queue.len()).await.unwrap(), 1);
         soon(work.done()).await.unwrap();
     }
+}
+
+/// An idle queue is reaped, and then the names of its items come back; what was set aside under them stays.
+#[tokio::test]
+async fn poison_is_set_aside_also_when_older_poison_had_its_name() {
+    let server = Server::start().await;
+    let a = client(&server).await;
+    let queue = WorkQueue::new(&a, "/w").max_attempts(1);
+    let mut names = BTreeSet::new();
+    for round in 1..=3 {
+        soon(queue.put_all(100, [format!("poison {round}").as_str(), "good"])).await.unwrap();
+        names.insert(server.children("/w/entries").remove(0));
+        soon(soon(queue.take()).await.unwrap().requeue()).await.unwrap();
+        let work = soon(queue.take()).await.unwrap();
+        assert_eq!(text(work.item()), "good");
+        soon(work.done()).await.unwrap();
+        assert!(soon(queue.is_empty()).await.unwrap(), "round {round}");
+        server.delete("/w/entries");
+    }
+    assert_eq!(names.len(), 1, "the name came back");
+    let dead: BTreeSet<String> =
+        server.children("/w/dead").iter().map(|n| text(server.data(&format!("/w/dead/{n}")))).collect();
+    assert_eq!(dead, ["poison 1", "poison 2", "poison 3"].map(str::to_owned).into());
 }
 
 #[tokio::test]
@@ -279,6 +349,26 @@ async fn delayed_items_are_due_by_the_servers_clock() {
     server.advance(3_600_000);
     assert_eq!(text(soon(producer.take()).await.unwrap()), "later");
     assert!(soon(producer.is_empty()).await.unwrap());
+}
+
+/// An idle queue is reaped, and the names of its items come back, put at other times.
+#[tokio::test]
+async fn a_delayed_item_is_not_due_by_the_time_of_one_that_had_its_name() {
+    let server = Server::start().await;
+    let (a, b) = (client(&server).await, client(&server).await);
+    let (consumer, other) = (DelayQueue::new(&a, "/d"), DelayQueue::new(&b, "/d"));
+    let hour = Duration::from_secs(3_600);
+    soon(other.put("first", hour)).await.unwrap();
+    assert_eq!(soon(consumer.poll()).await.unwrap(), None);
+    let name = server.children("/d/items");
+    server.advance(3_600_000);
+    assert_eq!(text(soon(other.poll()).await.unwrap().flatten()), "first");
+    server.delete("/d/items");
+    soon(other.put("second", hour)).await.unwrap();
+    assert_eq!(server.children("/d/items"), name);
+    assert_eq!(soon(consumer.poll()).await.unwrap(), None);
+    server.advance(3_600_000);
+    assert_eq!(text(soon(consumer.poll()).await.unwrap().flatten()), "second");
 }
 
 /// What a producer notes with an item is done exactly if the item is put.
@@ -392,4 +482,22 @@ async fn a_sharded_queue_grows_by_shards_up_to_its_bound_and_gives_each_item_onc
         server.state.lock().cut = Cut::Never;
         no_violations(&server);
     }
+}
+
+/// A shard that stays empty is reaped, also between the choice of it and the put.
+#[tokio::test]
+async fn a_shard_that_was_reaped_is_not_created_again_and_another_takes_its_place() {
+    let server = Server::start().await;
+    let a = client(&server).await;
+    let queue = ShardedQueue::new(&a, "/q").max_shards(1);
+    soon(queue.put("1")).await.unwrap();
+    assert_eq!(text(soon(queue.take()).await.unwrap()), "1");
+    let before = server.children("/q");
+    server.state.lock().reaps_before_write = true;
+    soon(queue.put("2")).await.unwrap();
+    let after = server.children("/q");
+    assert!(!server.state.lock().reaps_before_write, "it was reaped");
+    assert_eq!((before.len(), after.len()), (1, 1));
+    assert_ne!(before, after);
+    assert_eq!(text(soon(queue.take()).await.unwrap()), "2");
 }

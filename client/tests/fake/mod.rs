@@ -70,6 +70,8 @@ pub struct State {
     pub expire_every: u64,
     /// Answers nothing, and goes on reading.
     pub mute: bool,
+    /// So many reads of the data of what is at or below this path are refused with this code.
+    pub refuse_reads: Option<(String, ErrorCode, u32)>,
     /// Refuses connects.
     pub refuse: Option<pb::closed::Reason>,
     pub timeout_ms: u32,
@@ -77,6 +79,10 @@ pub struct State {
     pub time_ms: i64,
     /// Containers: the reaper takes them when they are empty.
     pub containers: BTreeSet<String>,
+    /// The time to live of each znode that was created with one, ms.
+    pub ttls_ms: BTreeMap<String, i64>,
+    /// The next multi that creates in a container which is empty comes just after that was reaped.
+    pub reaps_before_write: bool,
     /// Events of a multi that is under way.
     deferred: Option<Vec<(EventKind, String)>>,
     /// Every write that was executed: `n op path`.
@@ -463,6 +469,18 @@ impl State {
     fn multi(&mut self, session: i64, multi: pb::Multi) -> pb::MultiBody {
         use pb::multi_op::Op;
         use pb::multi_result::Body;
+        if self.reaps_before_write {
+            let into = |op: &pb::MultiOp| match &op.op {
+                Some(Op::Create(create)) => path::parent(&create.path).map(str::to_owned),
+                _ => None,
+            };
+            let is_empty = |at: &String| self.tree.get(at).is_some_and(|node| node.stat.num_children == 0);
+            let mut directories = multi.ops.iter().filter_map(into);
+            if let Some(empty) = directories.find(|at| self.containers.contains(at) && is_empty(at)) {
+                self.reaps_before_write = false;
+                self.delete(&empty, -1).unwrap();
+            }
+        }
         let before = self.tree.clone();
         self.deferred = Some(Vec::new());
         let ops = multi.ops.len();
@@ -525,6 +543,9 @@ impl State {
         let owner = if mode.is_ephemeral() { session } else { 0 };
         if mode == CreateMode::Container {
             self.containers.insert(at.clone());
+        }
+        if op.ttl_ms > 0 {
+            self.ttls_ms.insert(at.clone(), op.ttl_ms);
         }
         let stat = pb::Stat {
             czxid: zxid,
@@ -596,6 +617,13 @@ impl State {
                 found.map(|node| Body::Stat(pb::StatBody { stat: Some(node.stat) }))
             }
             Op::GetData(op) => {
+                if let Some((above, code, left)) = &mut self.refuse_reads
+                    && *left > 0
+                    && op.path.starts_with(above.as_str())
+                {
+                    *left -= 1;
+                    return Err(*code);
+                }
                 let Node { data, stat, .. } = node(self, &op.path)?;
                 if op.watch {
                     self.watches(number).data.insert(op.path);

@@ -28,12 +28,16 @@ pub(crate) async fn create_in(
     let mut pause = RETRY_FIRST;
     let mut attempt = 1;
     loop {
-        match client.create(path, data.clone(), options.clone()).await {
-            Err(error) if error.code() == Some(ErrorCode::NoNode) && attempt < ENTER_ATTEMPTS => {
-                attempt += 1;
-                create_directory(client, directory).await?;
+        let mut created = client.create(path, data.clone(), options.clone()).await;
+        if matches!(&created, Err(error) if error.code() == Some(ErrorCode::NoNode)) && attempt < ENTER_ATTEMPTS {
+            attempt += 1;
+            match create_directory(client, directory).await {
+                Ok(()) => continue,
+                Err(error) => created = Err(error),
             }
-            Err(error) if error.is_retryable() && !error.is_session_end() => {
+        }
+        match created {
+            Err(error) if error.is_retryable() => {
                 ambient::sleep(pause).await;
                 pause = (pause * 2).min(RETRY_MAX);
             }

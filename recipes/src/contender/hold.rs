@@ -34,6 +34,8 @@ pub enum Loss {
     DeadlinePassed,
     /// The contender was deleted: by somebody else, or at the end of a session that is not known here yet.
     Removed,
+    /// The contender cannot be read any more: the permission is gone, for example. It is deleted when its guard is given up.
+    Unreadable(corral_client::Error),
     /// It was given up: its guard was released or dropped.
     Released,
 }
@@ -45,6 +47,7 @@ impl fmt::Display for Loss {
             Loss::Suspended => f.write_str("the connection broke"),
             Loss::DeadlinePassed => f.write_str("the local deadline passed"),
             Loss::Removed => f.write_str("the contender was deleted"),
+            Loss::Unreadable(error) => write!(f, "the contender cannot be read: {error}"),
             Loss::Released => f.write_str("it was given up"),
         }
     }

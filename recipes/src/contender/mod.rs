@@ -273,6 +273,23 @@ impl Contender {
     }
 }
 
+/// Asks again, after pauses, for as long as the answer is that it cannot be told now. Dropping the future ends that.
+pub(crate) async fn persist<T, F>(ask: impl Fn() -> F) -> Result<T, Error>
+where
+    F: Future<Output = Result<T, Error>>,
+{
+    let mut pause = RETRY_FIRST;
+    loop {
+        match ask().await {
+            Err(Error::Client(error)) if error.is_retryable() => {
+                ambient::sleep(pause).await;
+                pause = (pause * 2).min(RETRY_MAX);
+            }
+            other => return other,
+        }
+    }
+}
+
 /// The task is gone without a last word.
 pub(crate) fn stopped() -> Error {
     ended("contend", EndReason::Stopped).into()

@@ -13,12 +13,11 @@ use futures::future::{BoxFuture, FutureExt};
 use futures::stream::FuturesUnordered;
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::time::Instant;
 
 use super::directory::{create_in, create_lasting, queue};
 use super::hold::{Loss, WhenSuspended};
 use super::{Command, Name, Phase, Progress, RETRY_FIRST, RETRY_MAX, Spec, has_left, random_id};
-use crate::decide::delay::Marker;
+use crate::decide::delay::{Marker, Wait};
 use crate::error::Error;
 use crate::guarded::{Fence, Token};
 use crate::sequence::{self, Naming, Place};
@@ -36,8 +35,10 @@ pub(crate) struct Task {
     is_marked: bool,
     /// What to check for a hold whose znode's name comes back.
     pub(crate) fence: Option<Fence>,
-    /// When the delay after a holder that did not release is over.
-    delay_until: Option<Instant>,
+    /// A znode beside it that goes with it, with a name that does not come back.
+    pub(crate) mark: Option<String>,
+    /// How long to wait after a holder that did not release.
+    delay: Wait,
 }
 
 /// A znode of ours.
@@ -89,6 +90,16 @@ enum OwnEvent {
 /// What is awaited of znodes of ours: never inline, because an answer may take as long as the connection is broken.
 type OwnEvents = FuturesUnordered<BoxFuture<'static, OwnEvent>>;
 
+/// What a failure to read a znode of ours means for the hold; `None`: nothing, it is to be read again.
+fn loss_of(error: corral_client::Error) -> Option<Loss> {
+    match error {
+        corral_client::Error::SessionEnded { reason, .. } => Some(Loss::SessionEnded(reason)),
+        error if error.code() == Some(ErrorCode::NoNode) => Some(Loss::Removed),
+        error if error.is_retryable() => None,
+        error => Some(Loss::Unreadable(error)),
+    }
+}
+
 fn fired(at: usize, watch: OneshotWatch) -> BoxFuture<'static, OwnEvent> {
     async move { OwnEvent::Fired(at, watch.await) }.boxed()
 }
@@ -113,11 +124,13 @@ impl Task {
             term: 0,
             is_marked: false,
             fence: None,
-            delay_until: None,
+            mark: None,
+            delay: Wait::default(),
         }
     }
 
     pub(super) async fn run(mut self) {
+        let mut pause = RETRY_FIRST;
         loop {
             let created = match self.enter().await {
                 Entered::Created(created) => created,
@@ -127,6 +140,7 @@ impl Task {
             loop {
                 match self.wait_turn(&created).await {
                     Turn::First(own) => {
+                        pause = RETRY_FIRST;
                         let mut owns = vec![Own::from(&created)];
                         let events = FuturesUnordered::new();
                         events.push(fired(0, *own));
@@ -141,6 +155,12 @@ impl Task {
                     Turn::Gone => {
                         tracing::info!(path = created.path, "a waiting contender was deleted; entering again");
                         break;
+                    }
+                    Turn::Failed(error) if error.is_retryable() => {
+                        tracing::debug!(path = created.path, %error, "refused for now; looking again");
+                        if !self.pauses(&mut pause).await {
+                            return self.release(&[Own::from(&created)], true).await;
+                        }
                     }
                     Turn::Failed(error) => {
                         let session_is_over = error.is_session_end();
@@ -175,6 +195,17 @@ impl Task {
         });
     }
 
+    /// Pauses before something is tried again, each time for longer; `false`: the handle asked to leave, or is gone.
+    async fn pauses(&mut self, pause: &mut Duration) -> bool {
+        let now = *pause;
+        *pause = (now * 2).min(RETRY_MAX);
+        tokio::select! {
+            biased;
+            _ = &mut self.leave => false,
+            () = ambient::sleep(now) => true,
+        }
+    }
+
     fn show(&self, data: Option<Bytes>) {
         self.progress.send_if_modified(|now| {
             let is_new = now.data != data;
@@ -204,6 +235,7 @@ impl Task {
             Name::Fixed(name) => name.clone(),
         };
         let path = paths::join(&self.spec.directory, &name);
+        let mut pause = RETRY_FIRST;
         loop {
             if self.has_left() {
                 return Entered::Left;
@@ -219,6 +251,10 @@ impl Task {
             let gone = match self.client.get_and_watch(&path).await {
                 Ok((_, gone)) => gone,
                 Err(error) if error.code() == Some(ErrorCode::NoNode) => continue,
+                Err(error) if error.is_retryable() => match self.pauses(&mut pause).await {
+                    true => continue,
+                    false => return Entered::Left,
+                },
                 Err(error) => return Entered::Failed(error),
             };
             tracing::debug!(path, "the name is taken; waiting until it is free");
@@ -305,15 +341,17 @@ impl Task {
             Err(error) if error.code() == Some(ErrorCode::NoNode) => return Some(Turn::Gone),
             Err(error) => return Some(Turn::Failed(error)),
         };
-        let wait = Marker::parse(&data).map_or(Duration::ZERO, |before| before.wait_of(created.name()));
-        if !wait.is_zero() {
-            tracing::warn!(path = created.path, wait_ms = wait.as_millis(), "the last holder did not release; waiting");
+        let before = Marker::parse(&data);
+        let now = ambient::now();
+        if let Some(until) = before.and_then(|before| self.delay.until(&before, created.name(), now)) {
+            let wait_ms = until.saturating_duration_since(now).as_millis();
+            tracing::warn!(path = created.path, wait_ms, "the last holder did not release; waiting");
             self.say(Phase::Waiting);
             tokio::select! {
                 biased;
                 _ = &mut self.leave => return Some(Turn::Left),
                 event = &mut *own => return event.err().map(Turn::Failed),
-                () = ambient::sleep_until(*self.delay_until.get_or_insert_with(|| ambient::now() + wait)) => {}
+                () = ambient::sleep_until(until) => {}
             }
         }
         let marker = Marker { holder: created.name().to_owned(), delay };
@@ -337,11 +375,19 @@ impl Task {
         let events = FuturesUnordered::new();
         let mut loss = None;
         for (at, own) in owns.iter().enumerate() {
-            match self.client.get_and_watch(&own.path).await {
-                Ok((node, watch)) if self.is_ours(&node.stat, own.czxid) => events.push(fired(at, watch)),
-                Ok(_) => loss = Some(Loss::Removed),
-                Err(corral_client::Error::SessionEnded { reason, .. }) => loss = Some(Loss::SessionEnded(reason)),
-                Err(_) => loss = Some(Loss::Removed),
+            let mut pause = RETRY_FIRST;
+            loop {
+                match self.client.get_and_watch(&own.path).await {
+                    Ok((node, watch)) if self.is_ours(&node.stat, own.czxid) => events.push(fired(at, watch)),
+                    Ok(_) => loss = Some(Loss::Removed),
+                    Err(error) => match loss_of(error) {
+                        Some(over) => loss = Some(over),
+                        None if self.pauses(&mut pause).await => continue,
+                        // Nobody waits for it any more.
+                        None => return self.release(&owns, true).await,
+                    },
+                }
+                break;
             }
         }
         match loss {
@@ -362,8 +408,9 @@ impl Task {
         let lease = self.client.lease();
         let mut states = self.client.events();
         let stop = self.spec.when_suspended == WhenSuspended::Stop;
-        self.begin_term(&owns[0]);
+        self.begin_term(owns);
         let mut state = Some(states.state());
+        let mut pause = RETRY_FIRST;
         let loss = loop {
             match state.take() {
                 Some(SessionState::Suspended) if stop => break Loss::Suspended,
@@ -387,14 +434,23 @@ impl Task {
                         if at == 0 {
                             self.show(node.data);
                         }
+                        pause = RETRY_FIRST;
                         events.push(fired(at, again));
                     }
-                    OwnEvent::Fired(_, Err(corral_client::Error::SessionEnded { reason, .. }))
-                    | OwnEvent::Read(_, Err(corral_client::Error::SessionEnded { reason, .. })) => {
-                        break Loss::SessionEnded(reason);
+                    // Another's.
+                    OwnEvent::Read(_, Ok(_)) => break Loss::Removed,
+                    OwnEvent::Fired(at, Err(error)) | OwnEvent::Read(at, Err(error)) => {
+                        if let Some(loss) = loss_of(error) {
+                            break loss;
+                        }
+                        let (client, path, after) = (self.client.clone(), owns[at].path.clone(), pause);
+                        pause = (pause * 2).min(RETRY_MAX);
+                        let read = async move {
+                            ambient::sleep(after).await;
+                            OwnEvent::Read(at, client.get_and_watch(&path).await)
+                        };
+                        events.push(read.boxed());
                     }
-                    // Gone, another's, or not ours to read any more: either way we cannot know that we hold.
-                    OwnEvent::Fired(..) | OwnEvent::Read(..) => break Loss::Removed,
                 },
                 next = states.next() => state = Some(next.unwrap_or(SessionState::Lost(EndReason::Stopped))),
                 () = lease.expired() => state = match states.state() {
@@ -414,15 +470,10 @@ impl Task {
                         Ok(own) => {
                             *owns = vec![own];
                             events = FuturesUnordered::new();
-                            match self.client.get_and_watch(&owns[0].path).await {
-                                Ok((_, watch)) => events.push(fired(0, watch)),
-                                Err(corral_client::Error::SessionEnded { reason, .. }) => {
-                                    break Loss::SessionEnded(reason);
-                                }
-                                Err(_) => break Loss::Removed,
-                            }
+                            let read = self.client.get_and_watch(&owns[0].path);
+                            events.push(async move { OwnEvent::Read(0, read.await) }.boxed());
                             self.progress.send_modify(|now| now.last_loss = Some(Loss::Released));
-                            self.begin_term(&owns[0]);
+                            self.begin_term(owns);
                             let _ = reply.send(Ok(()));
                         }
                         Err(error) => drop(reply.send(Err(error))),
@@ -445,7 +496,7 @@ impl Task {
             biased;
             // What is certainly gone is not deleted again: its name may be another's by now.
             _ = &mut self.leave => match (is_gone, owns.as_slice()) {
-                (true, [_]) => self.say(Phase::Released),
+                (true, [_]) if self.mark.is_none() => self.say(Phase::Released),
                 _ => self.release(owns, true).await,
             },
             over = states.ended() => self.say(Phase::Lost(Loss::SessionEnded(end_of(over)))),
@@ -482,9 +533,13 @@ impl Task {
         if is_gone { After::Reenter } else { After::Again }
     }
 
-    fn begin_term(&mut self, own: &Own) {
+    /// All of them are ours; the token is that of the first.
+    fn begin_term(&mut self, owns: &[Own]) {
         self.term += 1;
-        let existing = || Fence::existing(&own.path, Token(Zxid::from_i64(own.czxid)));
+        let existing = || Fence {
+            also: owns[1..].iter().map(|own| (own.path.clone(), None)).collect(),
+            ..Fence::existing(&owns[0].path, Token(Zxid::from_i64(owns[0].czxid)))
+        };
         let fence = self.fence.clone().unwrap_or_else(existing);
         self.say(Phase::Holding { fence, term: self.term });
     }
@@ -523,13 +578,18 @@ impl Task {
             let clean = Transaction::new().delete(path, None).set(&self.spec.directory, (), None);
             return self.client.multi(clean).await.map(drop);
         }
-        if let Some(Fence { path: of, version: Some(version), .. }) = &self.fence {
-            // In this version it is our claim, and in another somebody else's.
-            let ours = Transaction::new().check(of, Some(*version)).delete(path, None);
-            return match self.client.multi(ours).await {
-                Err(error) if error.code() == Some(ErrorCode::BadVersion) => Ok(()),
-                other => other.map(drop),
-            };
+        if let (Some(fence), Some(mark)) = (&self.fence, &self.mark) {
+            // While the mark is there and the fence holds it is our claim, and else somebody else's, or nobody's.
+            let ours = fence.guard(Transaction::new().delete(mark, None).delete(path, None));
+            let is_over = |code| matches!(code, Some(ErrorCode::NoNode | ErrorCode::BadVersion));
+            match self.client.multi(ours).await {
+                Err(error) if is_over(error.code()) => {}
+                other => return other.map(drop),
+            }
+            match self.client.delete(mark, None).await {
+                Err(error) if error.code() != Some(ErrorCode::NoNode) => return Err(error),
+                _ => {}
+            }
         }
         if matches!(self.spec.name, Name::Fixed(_)) {
             match self.client.read(Consistency::Linearizable).exists(path).await? {

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use tokio::time::Instant;
+
 /// First word of the mark.
 const WORD: &str = "held";
 
@@ -36,9 +38,51 @@ impl Marker {
     }
 }
 
+/// Until when the first in a queue waits after a holder that did not release.
+#[derive(Clone, Debug, Default)]
+pub struct Wait {
+    /// After which mark, and until when.
+    until: Option<(Marker, Instant)>,
+}
+
+impl Wait {
+    /// Until when, for the first of this name that sees this mark, now. The time counts from when the mark was first seen;
+    /// another mark is another holder's, and its time counts anew. `None`: it need not wait.
+    pub fn until(&mut self, mark: &Marker, first: &str, now: Instant) -> Option<Instant> {
+        let wait = mark.wait_of(first);
+        if wait.is_zero() {
+            return None;
+        }
+        match &self.until {
+            Some((seen, until)) if seen == mark => Some(*until),
+            _ => {
+                let until = now + wait;
+                self.until = Some((mark.clone(), until));
+                Some(until)
+            }
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_time_of_one_mark_is_not_that_of_another() {
+        let mark = |holder: &str, s| Marker { holder: holder.into(), delay: Duration::from_secs(s) };
+        let begin = Instant::now();
+        let at = |s| begin + Duration::from_secs(s);
+        let mut wait = Wait::default();
+        assert_eq!(wait.until(&mark("a", 15), "b", at(0)), Some(at(15)));
+        // Looked at again, and by another name after it was deleted and stood in the queue anew.
+        assert_eq!(wait.until(&mark("a", 15), "b", at(4)), Some(at(15)));
+        assert_eq!(wait.until(&mark("a", 15), "c", at(20)), Some(at(15)));
+        // Meanwhile another held, and did not release either.
+        assert_eq!(wait.until(&mark("d", 15), "c", at(21)), Some(at(36)));
+        assert_eq!(wait.until(&mark("c", 15), "c", at(22)), None);
+        assert_eq!(wait.until(&mark("e", 0), "c", at(23)), None);
+    }
 
     #[test]
     fn a_mark_comes_back_as_it_was_written() {

@@ -15,6 +15,13 @@ pub enum ServiceType {
     /// Until it is taken away.
     #[serde(rename = "STATIC", alias = "PERMANENT")]
     Static,
+    /// As [`ServiceType::Dynamic`], and a number is appended to the id in the name of its znode: Curator's; ours register
+    /// it without one.
+    #[serde(rename = "DYNAMIC_SEQUENTIAL")]
+    DynamicSequential,
+    /// Something that later versions may know. It is found as any other, and registered as [`ServiceType::Dynamic`].
+    #[serde(rename = "UNKNOWN", other)]
+    Unknown,
 }
 
 /// One part of a [`UriSpec`].
@@ -70,6 +77,8 @@ impl UriSpec {
                 (true, "service-type") => match of.service_type {
                     ServiceType::Dynamic => "dynamic".to_owned(),
                     ServiceType::Static => "static".to_owned(),
+                    ServiceType::DynamicSequential => "dynamic_sequential".to_owned(),
+                    ServiceType::Unknown => "unknown".to_owned(),
                 },
                 (true, _) => String::new(),
             })
@@ -302,6 +311,22 @@ mod tests {
         assert_eq!(instance.uri_spec, Some(UriSpec::parse("{scheme}://{address}:{port}")));
         let written: serde_json::Value = serde_json::from_slice(&instance.encode()).expect("JSON");
         assert_eq!(written, serde_json::from_str::<serde_json::Value>(CURATORS).expect("JSON"));
+    }
+
+    #[test]
+    fn an_instance_of_whatever_type_is_found() {
+        let of = |service_type: &str| {
+            let json = format!(r#"{{"name":"web","id":"1","serviceType":"{service_type}"}}"#);
+            ServiceInstance::parse(json.as_bytes()).map(|instance| instance.service_type)
+        };
+        assert_eq!(of("DYNAMIC"), Some(ServiceType::Dynamic));
+        assert_eq!(of("STATIC"), Some(ServiceType::Static));
+        assert_eq!(of("PERMANENT"), Some(ServiceType::Static));
+        assert_eq!(of("DYNAMIC_SEQUENTIAL"), Some(ServiceType::DynamicSequential));
+        assert_eq!(of("OF_THE_FUTURE"), Some(ServiceType::Unknown));
+        let mut instance = ServiceInstance::new("web", "1", "a", 1);
+        instance.service_type = ServiceType::DynamicSequential;
+        assert_eq!(ServiceInstance::parse(&instance.encode()), Some(instance));
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-/// Name of a tenure's znode, before its number.
+/// What the name of a tenure's znode begins with.
 pub const TENURE: &str = "tenure-";
 /// Name of the znode that tells the server's time: its `mtime` after a write.
 pub const CLOCK: &str = "clock";

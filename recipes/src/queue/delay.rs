@@ -8,7 +8,7 @@ use corral_client::{Acl, Client, Data, ReadRequest, ReadResult, Transaction, amb
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-use super::{Next, STATS_PER_READ, Shelf, wait_for};
+use super::{Listing, Next, STATS_PER_READ, Shelf, list, wait_for};
 use crate::decide::queue::{Delayed, Due, due};
 use crate::error::Error;
 use crate::lease::server_time;
@@ -40,6 +40,8 @@ pub struct DelayQueue {
 /// What need not be asked again.
 #[derive(Debug, Default)]
 struct KnownTimes {
+    /// The czxid of the directory of which the rest is known: in another one names begin anew.
+    directory: i64,
     /// When each item was put, by the server's clock, ms. Only of items that were there at the last look.
     put_ms: BTreeMap<String, i64>,
     /// What the server's clock said, and when, by ours, that was heard: so it is at least that much later now.
@@ -111,8 +113,8 @@ impl DelayQueue {
 
     async fn next(&self) -> Result<Next<Option<Bytes>>, Error> {
         loop {
-            let (names, changed) = self.shelf.names().await?;
-            let items = self.items(&names).await?;
+            let Listing { names, czxid, changed } = list(&self.shelf.client, &self.shelf.path).await?;
+            let items = self.items(&names, czxid).await?;
             // What is due by what is known surely is; only where it is not, the server is asked.
             let mut found = match self.time_known() {
                 Some(now_ms) => due(&items, now_ms),
@@ -135,9 +137,13 @@ impl DelayQueue {
         }
     }
 
-    /// The items of these names, with the time at which each was put.
-    async fn items(&self, names: &[String]) -> Result<Vec<Delayed>, Error> {
-        let mut put_ms = std::mem::take(&mut self.known.lock().put_ms);
+    /// The items of these names in this directory, with the time at which each was put.
+    async fn items(&self, names: &[String], directory: i64) -> Result<Vec<Delayed>, Error> {
+        let mut put_ms = {
+            let mut known = self.known.lock();
+            let put_ms = std::mem::take(&mut known.put_ms);
+            if std::mem::replace(&mut known.directory, directory) == directory { put_ms } else { BTreeMap::new() }
+        };
         put_ms.retain(|name, _| names.binary_search(name).is_ok());
         let new: Vec<&String> = names.iter().filter(|name| !put_ms.contains_key(*name)).collect();
         for some in new.chunks(STATS_PER_READ) {
@@ -149,7 +155,11 @@ impl DelayQueue {
             }
         }
         let items = put_ms.iter().filter_map(|(name, put_ms)| Delayed::parse(name, *put_ms)).collect();
-        self.known.lock().put_ms = put_ms;
+        let mut known = self.known.lock();
+        // Unless another has looked meanwhile, at another one.
+        if known.directory == directory {
+            known.put_ms = put_ms;
+        }
         Ok(items)
     }
 

@@ -36,6 +36,12 @@ impl Queue {
         Queue { shelf: Shelf::new(client, path.into()) }
     }
 
+    /// It is not created when it is not there.
+    pub(super) fn must_exist(mut self) -> Queue {
+        self.shelf.must_exist = true;
+        self
+    }
+
     /// How many items there may be: a put beyond it is refused. All producers must agree. Default: no bound but the server's.
     pub fn max_items(mut self, most: usize) -> Queue {
         self.shelf.most = Some(most);

@@ -82,15 +82,30 @@ async fn changed(watches: Vec<OneshotWatch>, pause: Option<Duration>) -> Result<
     }
 }
 
-/// The names in a directory, which is created if need be, as of one state; with a watch that fires when some come or go.
-async fn list(client: &Client, directory: &str) -> Result<(Vec<String>, OneshotWatch), Error> {
+/// What a directory holds, as of one state.
+struct Listing {
+    /// The names in it.
+    names: Vec<String>,
+    /// Which directory: another of its name, created after it was reaped, counts anew.
+    czxid: i64,
+    /// Fires when names come or go.
+    changed: OneshotWatch,
+}
+
+/// What a directory holds, which is created if need be.
+async fn list(client: &Client, directory: &str) -> Result<Listing, Error> {
     loop {
-        match client.read(Consistency::Linearizable).children_and_watch(directory).await {
-            Ok((names, _, changed)) => return Ok((names, changed)),
+        match list_existing(client, directory).await {
             Err(error) if error.code() == Some(ErrorCode::NoNode) => create_directory(client, directory).await?,
-            Err(error) => return Err(error.into()),
+            other => return Ok(other?),
         }
     }
+}
+
+/// What a directory holds, which must be there.
+async fn list_existing(client: &Client, directory: &str) -> corral_client::Result<Listing> {
+    let (names, stat, changed) = client.read(Consistency::Linearizable).children_and_watch(directory).await?;
+    Ok(Listing { names, czxid: stat.czxid, changed })
 }
 
 /// Where items are put, and how many there may be.
@@ -100,11 +115,13 @@ struct Shelf {
     path: String,
     most: Option<usize>,
     acl: Vec<Acl>,
+    /// It is somebody else's to create the directory: while it is not there, all is refused with [`ErrorCode::NoNode`].
+    must_exist: bool,
 }
 
 impl Shelf {
     fn new(client: &Client, path: String) -> Shelf {
-        Shelf { client: client.clone(), path, most: None, acl: Acl::open() }
+        Shelf { client: client.clone(), path, most: None, acl: Acl::open(), must_exist: false }
     }
 
     /// Puts items under names that begin so, and does these writes before: all or nothing. With a bound, puts take turns by
@@ -127,7 +144,7 @@ impl Shelf {
                         }
                         put = put.set(&self.path, node.data, Some(node.stat.version));
                     }
-                    Err(error) if error.code() == Some(ErrorCode::NoNode) => {
+                    Err(error) if error.code() == Some(ErrorCode::NoNode) && !self.must_exist => {
                         create_directory(&self.client, &self.path).await?;
                         continue;
                     }
@@ -150,7 +167,7 @@ impl Shelf {
                 Err(error) => match error.code() {
                     // Another put was first.
                     Some(ErrorCode::BadVersion) => {}
-                    Some(ErrorCode::NoNode) => create_directory(&self.client, &self.path).await?,
+                    Some(ErrorCode::NoNode) if !self.must_exist => create_directory(&self.client, &self.path).await?,
                     _ => return Err(error.into()),
                 },
             }
@@ -160,7 +177,11 @@ impl Shelf {
 
     /// The names of all items, with a watch that fires when some come or go; the names are as of one state.
     async fn names(&self) -> Result<(Vec<String>, OneshotWatch), Error> {
-        list(&self.client, &self.path).await
+        let listing = match self.must_exist {
+            true => list_existing(&self.client, &self.path).await?,
+            false => list(&self.client, &self.path).await?,
+        };
+        Ok((listing.names, listing.changed))
     }
 
     /// Takes one item away; `None`: somebody else did.

@@ -6,7 +6,7 @@ use corral_client::{
     ambient, path as paths,
 };
 
-use super::{Next, PUT_ATTEMPTS, Queue, list, wait_for};
+use super::{Listing, Next, PUT_ATTEMPTS, Queue, list, wait_for};
 use crate::contender::{create_directory, random_id};
 use crate::decide::queue::{PRIORITY_DEFAULT, SHARD, Shard, Target, choose_shard};
 use crate::error::Error;
@@ -71,7 +71,8 @@ impl ShardedQueue {
     }
 
     fn shard(&self, name: &str) -> Queue {
-        Queue::new(&self.client, paths::join(&self.path, name)).acl(self.acl.clone())
+        // One that was reaped is not created again: another may stand in its place, and there may be no more.
+        Queue::new(&self.client, paths::join(&self.path, name)).acl(self.acl.clone()).must_exist()
     }
 
     /// Puts one item, of priority 100 inside its shard.
@@ -87,8 +88,15 @@ impl ShardedQueue {
     /// # Errors
     /// As [`ShardedQueue::put`]; [`Error::BadArgument`]: too many.
     pub async fn put_all(&self, items: impl IntoIterator<Item = impl Into<Data>>) -> Result<(), Error> {
-        let shard = self.choose().await?;
-        self.shard(&shard).put_all(PRIORITY_DEFAULT, items).await
+        let items: Vec<Data> = items.into_iter().map(Into::into).collect();
+        for _ in 0..PUT_ATTEMPTS {
+            let shard = self.choose().await?;
+            match self.shard(&shard).put_all(PRIORITY_DEFAULT, items.clone()).await {
+                Err(error) if is_reaped(&error) => {}
+                other => return other,
+            }
+        }
+        Err(Error::Contended { path: self.path.clone(), attempts: PUT_ATTEMPTS })
     }
 
     /// The shard for the next items; adds one if need be.
@@ -125,8 +133,8 @@ impl ShardedQueue {
 
     /// The shards, and how many items each holds.
     async fn shards(&self) -> Result<Vec<Shard>, Error> {
-        let (names, _) = list(&self.client, &self.path).await?;
-        let names: Vec<String> = names.into_iter().filter(|name| name.starts_with(SHARD)).collect();
+        let listing = list(&self.client, &self.path).await?;
+        let names: Vec<String> = listing.names.into_iter().filter(|name| name.starts_with(SHARD)).collect();
         let reads = names.iter().map(|name| ReadRequest::Get(paths::join(&self.path, name))).collect();
         let results = self.client.multi_read(reads).await?;
         let shards = names.into_iter().zip(results).filter_map(|(name, result)| match result {
@@ -182,18 +190,25 @@ impl ShardedQueue {
     }
 
     async fn next(&self) -> Result<Next<Option<Bytes>>, Error> {
-        let (mut names, changed) = list(&self.client, &self.path).await?;
+        let Listing { mut names, changed, .. } = list(&self.client, &self.path).await?;
         names.retain(|name| name.starts_with(SHARD));
         // Each begins somewhere else, so that consumers do not all ask for the same item, and no shard waits for ever.
         let first = usize::try_from(ambient::random()).unwrap_or(0) % names.len().max(1);
         names.rotate_left(first);
         let mut watches = vec![changed];
         for name in names {
-            match self.shard(&name).next().await? {
-                Next::Item(item) => return Ok(Next::Item(item)),
-                Next::Wait(changed, _) => watches.extend(changed),
+            match self.shard(&name).next().await {
+                Ok(Next::Item(item)) => return Ok(Next::Item(item)),
+                Ok(Next::Wait(changed, _)) => watches.extend(changed),
+                Err(error) if is_reaped(&error) => {}
+                Err(error) => return Err(error),
             }
         }
         Ok(Next::Wait(watches, None))
     }
+}
+
+/// Whether a shard is not there any more.
+fn is_reaped(error: &Error) -> bool {
+    matches!(error, Error::Client(error) if error.code() == Some(ErrorCode::NoNode))
 }

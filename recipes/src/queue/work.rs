@@ -5,20 +5,24 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use corral_client::{
-    Acl, Client, CreateMode, CreateOptions, Data, ErrorCode, MultiError, OneshotWatch, OpResult, Transaction, Zxid,
-    path as paths,
+    Acl, Client, CreateMode, CreateOptions, Data, ErrorCode, MultiError, Node, OneshotWatch, OpResult, Transaction,
+    Zxid, path as paths,
 };
 
-use super::{Next, Shelf, list, wait_for};
-use crate::contender::{Contender, Hold, Name, Own, Phase, Spec, Task, WhenSuspended, create_directory};
+use super::{Listing, Next, Shelf, list, wait_for};
+use crate::contender::{Contender, Hold, Name, Own, Phase, Spec, Task, WhenSuspended, create_directory, random_id};
 use crate::decide::queue::{Entry, PRIORITY_DEFAULT, entries};
 use crate::error::Error;
-use crate::guarded::{Fence, Guarded, Token, unexpected};
+use crate::guarded::{Fence, Token, unexpected};
+
+/// What the names of marks begin with: no entry's name does.
+const MARK: &str = "claim-";
 
 /// What happens to an item that was begun too often without being done.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Poison {
-    /// It is moved to `dead/`, for people to look at.
+    /// It is moved to `dead/`, for people to look at; its name there is that of the entry and the zxid of its creation, so
+    /// that no two are the same.
     #[default]
     SetAside,
     /// It is deleted.
@@ -32,7 +36,8 @@ pub enum Poison {
 /// are done exactly once too. What a consumer does outside of the tree before it dies may be done again by the next.
 ///
 /// Layout: `entries/entry-<priority>-<number>` and `taken/<same name>`, as kazoo's `LockingQueue`, whose consumers and
-/// producers take part; attempts are counted by the version of the entry, which kazoo's consumers leave alone.
+/// producers take part; beside the latter stands `taken/claim-<same name>-<uuid>`, which they pass over. Attempts are
+/// counted by the version of the entry, which kazoo's consumers leave alone.
 ///
 /// ```no_run
 /// # use corral_client::{Client, Transaction};
@@ -178,7 +183,7 @@ impl WorkQueue {
         let hold = contender.first().await?;
         // Told before it holds.
         let claim = claimed.await.map_err(|_| crate::contender::stopped())?;
-        Ok(Work { queue: self.clone(), hold, contender, claim })
+        Ok(Work { hold, contender, claim })
     }
 
     /// As [`WorkQueue::take`], for at most `limit`.
@@ -212,6 +217,7 @@ impl WorkQueue {
         };
         let own = Own { path: claim.taken.clone(), czxid: claim.taken_czxid };
         task.fence = Some(claim.fence.clone());
+        task.mark = Some(claim.mark.clone());
         if tell.send(claim).is_err() || task.has_left() {
             return task.release(&[own], true).await;
         }
@@ -222,23 +228,27 @@ impl WorkQueue {
     async fn try_claim(&self, task: &Task) -> Result<Result<Claim, Vec<OneshotWatch>>, Error> {
         'again: loop {
             let (names, entries_changed) = self.shelf.names().await?;
-            let (taken, taken_changed) = list(&task.client, &self.taken()).await?;
+            let Listing { names: taken, changed: taken_changed, .. } = list(&task.client, &self.taken()).await?;
             for entry in entries(names.iter().map(String::as_str)) {
                 if taken.contains(&entry.name) {
                     continue;
                 }
-                match self.claim(task, &entry.name).await? {
+                let marks = format!("{MARK}{}-", entry.name);
+                let old =
+                    taken.iter().filter(|name| name.starts_with(&marks)).map(|name| paths::join(&self.taken(), name));
+                match self.claim(task, &entry.name, old.collect()).await? {
                     Claimed::Ours(claim) => return Ok(Ok(claim)),
                     // Done, or another's by now; the next one.
                     Claimed::Gone => {}
-                    Claimed::NoDirectory => continue 'again,
+                    Claimed::LookAgain => continue 'again,
                 }
             }
             return Ok(Err(vec![entries_changed, taken_changed]));
         }
     }
 
-    async fn claim(&self, task: &Task, name: &str) -> Result<Claimed, Error> {
+    /// Claims an item; `old` are the marks of former claims of its name.
+    async fn claim(&self, task: &Task, name: &str, old: Vec<String>) -> Result<Claimed, Error> {
         let (entry, taken) = (paths::join(&self.shelf.path, name), paths::join(&self.taken(), name));
         let node = match task.client.get(&entry).await {
             Err(error) if error.code() == Some(ErrorCode::NoNode) => return Ok(Claimed::Gone),
@@ -248,19 +258,28 @@ impl WorkQueue {
         let options = CreateOptions::new(CreateMode::Ephemeral).acl(task.spec.acl.clone());
         let is_poison = self.attempts_max.is_some_and(|most| i64::from(before) >= i64::from(most));
         if is_poison {
-            self.remove_poison(task, name, before, node.data).await?;
-            return Ok(Claimed::Gone);
+            return self.remove_poison(task, name, node).await;
         }
-        // The version of the entry counts its claims, and tells them apart: a name that is taken comes back, a version
-        // does not.
-        let claim = Transaction::new().set(&entry, node.data.clone(), Some(before)).create(&taken, (), options);
+        // The version of the entry counts its claims. It does not tell them apart for ever, nor does the name of what is
+        // taken: both come back when an idle queue was reaped. The name of the mark does not. Marks that are there still
+        // belong to claims that were taken away by force, and go with them.
+        let mark = paths::join(&self.taken(), &format!("{MARK}{name}-{}", random_id().hyphenated()));
+        let claim = Transaction::new().set(&entry, node.data.clone(), Some(before));
+        let claim = claim.create(&taken, (), options.clone()).create(&mark, (), options);
+        let claim = old.iter().fold(claim, |claim, mark| claim.delete(mark, None));
         match task.client.multi(claim).await {
             Ok(results) => match (results.first(), results.get(1)) {
                 (Some(OpResult::Set(stat)), Some(OpResult::Created(created))) => Ok(Claimed::Ours(Claim {
                     item: node.data,
-                    fence: Fence { path: entry, version: Some(stat.version), token: Token(Zxid::from_i64(stat.mzxid)) },
+                    fence: Fence {
+                        path: entry,
+                        version: Some(stat.version),
+                        token: Token(Zxid::from_i64(stat.mzxid)),
+                        also: vec![(taken.clone(), None), (mark.clone(), None)],
+                    },
                     taken,
                     taken_czxid: created.stat.czxid,
+                    mark,
                 })),
                 (other, _) => Err(unexpected("multi", &entry, &other.cloned())),
             },
@@ -268,8 +287,9 @@ impl WorkQueue {
                 (0, ErrorCode::NoNode | ErrorCode::BadVersion) | (1, ErrorCode::NodeExists) => Ok(Claimed::Gone),
                 (1, ErrorCode::NoNode) => {
                     create_directory(&task.client, &self.taken()).await?;
-                    Ok(Claimed::NoDirectory)
+                    Ok(Claimed::LookAgain)
                 }
+                (3.., ErrorCode::NoNode) => Ok(Claimed::LookAgain),
                 _ => Err(corral_client::Error::Refused { op: "take", path: entry, code }.into()),
             },
             Err(error) => Err(error.into()),
@@ -277,27 +297,34 @@ impl WorkQueue {
     }
 
     /// Removes an item that was begun too often, unless somebody has it right now.
-    async fn remove_poison(&self, task: &Task, name: &str, version: i32, item: Option<Bytes>) -> Result<(), Error> {
+    async fn remove_poison(&self, task: &Task, name: &str, node: Node) -> Result<Claimed, Error> {
         let (entry, taken) = (paths::join(&self.shelf.path, name), paths::join(&self.taken(), name));
-        let dead = paths::join(&self.path, "dead");
-        tracing::warn!(path = entry, attempts = version, policy = ?self.poison, "an item was begun too often");
-        if self.poison == Poison::SetAside {
-            create_directory(&task.client, &dead).await?;
-        }
+        let Node { stat, data: item, .. } = node;
+        let directory = paths::join(&self.path, "dead");
+        // Items of the past may lie there under the same name: names of entries come back after `entries` was reaped.
+        let dead = paths::join(&directory, &format!("{name}-{}", Zxid::from_i64(stat.czxid)));
+        tracing::warn!(path = entry, attempts = stat.version, policy = ?self.poison, "an item was begun too often");
         // Created and deleted in one step: refused if somebody has it.
         let mut remove = Transaction::new().create(&taken, (), CreateMode::Ephemeral).delete(&taken, None);
-        remove = remove.delete(&entry, Some(version));
+        remove = remove.delete(&entry, Some(stat.version));
         if self.poison == Poison::SetAside {
+            create_directory(&task.client, &directory).await?;
             let options = CreateOptions::new(CreateMode::Persistent).acl(self.shelf.acl.clone());
-            remove = remove.create(&paths::join(&dead, name), item, options);
+            remove = remove.create(&dead, item, options);
         }
         match task.client.multi(remove).await {
-            Ok(_) => Ok(()),
-            Err(error)
-                if matches!(error.code(), Some(ErrorCode::NodeExists | ErrorCode::NoNode | ErrorCode::BadVersion)) =>
-            {
-                Ok(())
-            }
+            Ok(_) => Ok(Claimed::Gone),
+            Err(corral_client::Error::Multi(MultiError { index, code, .. })) => match (index, code) {
+                (0, ErrorCode::NodeExists) | (2, ErrorCode::NoNode | ErrorCode::BadVersion) => Ok(Claimed::Gone),
+                // Reaped since.
+                (0, ErrorCode::NoNode) => {
+                    create_directory(&task.client, &self.taken()).await?;
+                    Ok(Claimed::LookAgain)
+                }
+                (3, ErrorCode::NoNode) => Ok(Claimed::LookAgain),
+                (3, _) => Err(corral_client::Error::Refused { op: "set poison aside", path: dead, code }.into()),
+                _ => Err(corral_client::Error::Refused { op: "take", path: entry, code }.into()),
+            },
             Err(error) => Err(error.into()),
         }
     }
@@ -306,7 +333,8 @@ impl WorkQueue {
 enum Claimed {
     Ours(Claim),
     Gone,
-    NoDirectory,
+    /// What it was decided by has changed.
+    LookAgain,
 }
 
 /// An item of ours.
@@ -317,15 +345,17 @@ struct Claim {
     fence: Fence,
     taken: String,
     taken_czxid: i64,
+    /// Beside what is taken, with a name that never comes back.
+    mark: String,
 }
 
 /// An item that is ours until it is done, or lost. Dropping it gives it back, in the background.
 ///
-/// As a [`Hold`] its path is the item's, and its token that of the claim: it grows from claim to claim of an item.
+/// As a [`Hold`] its path is the item's, and its token that of the claim: it grows from claim to claim of an item. Guarded
+/// writes are done only while nobody claimed it since, and our claim is still there.
 #[must_use = "dropped work is given back"]
 #[derive(Debug)]
 pub struct Work {
-    queue: WorkQueue,
     hold: Hold,
     contender: Contender,
     claim: Claim,
@@ -340,12 +370,6 @@ impl Work {
     /// How often it was begun, this time included.
     pub fn attempts(&self) -> u32 {
         self.claim.fence.version.and_then(|version| u32::try_from(version).ok()).unwrap_or(0)
-    }
-
-    /// A client whose writes are done only while the item is ours: nobody claimed it since, and our claim is still there.
-    pub fn guarded(&self) -> Guarded {
-        let taken = Fence::existing(&self.claim.taken, self.claim.fence.token);
-        Guarded::new(self.queue.shelf.client.clone(), self.claim.fence.clone()).and(taken)
     }
 
     /// It is done: removed, with its claim, in one step.
@@ -363,20 +387,23 @@ impl Work {
     /// [`Error::Fenced`]: it was lost before, and another has or had it; nothing was done. [`Error::Client`]: one of the
     /// writes was refused (its index counts from the first of them), or the session ended. The item is given back then.
     pub async fn done_with(mut self, writes: Transaction) -> Result<Vec<OpResult>, Error> {
+        /// Operations before those of the caller.
+        const OWN: usize = 3;
         let finish = Transaction::new()
             .delete(&self.claim.taken, None)
+            .delete(&self.claim.mark, None)
             .delete(&self.claim.fence.path, self.claim.fence.version)
             .and(writes);
         match self.contender.finish(finish).await {
             Ok(mut results) => {
-                results.drain(..2.min(results.len()));
+                results.drain(..OWN.min(results.len()));
                 Ok(results)
             }
-            Err(Error::Client(corral_client::Error::Multi(multi))) if multi.index < 2 => {
+            Err(Error::Client(corral_client::Error::Multi(multi))) if multi.index < OWN => {
                 Err(Error::Fenced { token: self.claim.fence.token, path: self.claim.fence.path.clone() })
             }
             Err(Error::Client(corral_client::Error::Multi(multi))) => {
-                let (index, ops) = (multi.index - 2, multi.ops - 2);
+                let (index, ops) = (multi.index - OWN, multi.ops - OWN);
                 Err(Error::Client(MultiError { index, ops, ..multi }.into()))
             }
             // Lost: the claim is gone, or not certain any more.
