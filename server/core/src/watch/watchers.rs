@@ -12,6 +12,7 @@ pub(super) enum Watchers {
     #[default]
     None,
     One(WatcherId, Modes),
+    #[expect(clippy::box_collection, reason = "it is as large as one watcher so, and most are one")]
     Many(Box<BTreeMap<WatcherId, Modes>>),
 }
 
@@ -105,6 +106,7 @@ pub(super) enum Paths {
     #[default]
     None,
     One(Arc<str>),
+    #[expect(clippy::box_collection, reason = "it is as large as one path so, and most are one")]
     Many(Box<HashSet<Arc<str>>>),
 }
 
