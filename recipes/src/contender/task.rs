@@ -13,6 +13,7 @@ use futures::future::{BoxFuture, FutureExt};
 use futures::stream::FuturesUnordered;
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::Instant;
 
 use super::directory::{create_in, create_lasting, queue};
 use super::hold::{Loss, WhenSuspended};
@@ -38,7 +39,7 @@ pub(crate) struct Task {
     /// A znode beside it that goes with it, with a name that does not come back.
     pub(crate) mark: Option<String>,
     /// How long to wait after a holder that did not release.
-    delay: Wait,
+    delay: Wait<Instant>,
 }
 
 /// A znode of ours.

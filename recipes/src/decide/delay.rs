@@ -1,8 +1,7 @@
 //! The mark that a holder leaves in a lock's directory, so that its successor knows whether it released.
 
+use std::ops::Add;
 use std::time::Duration;
-
-use tokio::time::Instant;
 
 /// First word of the mark.
 const WORD: &str = "held";
@@ -38,17 +37,23 @@ impl Marker {
     }
 }
 
-/// Until when the first in a queue waits after a holder that did not release.
-#[derive(Clone, Debug, Default)]
-pub struct Wait {
+/// Until when the first in a queue waits after a holder that did not release; `T` is a moment.
+#[derive(Clone, Debug)]
+pub struct Wait<T> {
     /// After which mark, and until when.
-    until: Option<(Marker, Instant)>,
+    until: Option<(Marker, T)>,
 }
 
-impl Wait {
+impl<T> Default for Wait<T> {
+    fn default() -> Wait<T> {
+        Wait { until: None }
+    }
+}
+
+impl<T: Copy + Add<Duration, Output = T>> Wait<T> {
     /// Until when, for the first of this name that sees this mark, now. The time counts from when the mark was first seen;
     /// another mark is another holder's, and its time counts anew. `None`: it need not wait.
-    pub fn until(&mut self, mark: &Marker, first: &str, now: Instant) -> Option<Instant> {
+    pub fn until(&mut self, mark: &Marker, first: &str, now: T) -> Option<T> {
         let wait = mark.wait_of(first);
         if wait.is_zero() {
             return None;
@@ -71,7 +76,7 @@ mod tests {
     #[test]
     fn the_time_of_one_mark_is_not_that_of_another() {
         let mark = |holder: &str, s| Marker { holder: holder.into(), delay: Duration::from_secs(s) };
-        let begin = Instant::now();
+        let begin = Duration::from_secs(1_000);
         let at = |s| begin + Duration::from_secs(s);
         let mut wait = Wait::default();
         assert_eq!(wait.until(&mark("a", 15), "b", at(0)), Some(at(15)));
