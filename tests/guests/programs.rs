@@ -240,7 +240,7 @@ where
 
 // ----------------------------------------------------------------------------------------------------------- locks, elections
 
-const WORK: &[&str] = &["/work"];
+const WORK: &[&str] = &["/job"];
 
 /// One or the other.
 fn policy(guest: Guest) -> WhenSuspended {
@@ -261,7 +261,7 @@ fn mutex(options: SimOptions) -> Ended {
             }
             let guard = lock.acquire_timeout(patience()).await?;
             Holders::granted(&holders, guest, &guard);
-            let done = step(&client, &guard.guarded(), "/work").await;
+            let done = step(&client, &guard.guarded(), "/job").await;
             Holders::given_up(&holders, guest);
             guard.release().await?;
             done
@@ -281,7 +281,7 @@ fn reentrant(options: SimOptions) -> Ended {
             Holders::granted(&holders, guest, &outer);
             let inner = lock.acquire_timeout(&owner, patience()).await?;
             assert_eq!((inner.depth(), inner.token()), (2, outer.token()));
-            let done = step(&client, &inner.guarded(), "/work").await;
+            let done = step(&client, &inner.guarded(), "/job").await;
             inner.release().await?;
             Holders::given_up(&holders, guest);
             outer.release().await?;
@@ -293,9 +293,9 @@ fn reentrant(options: SimOptions) -> Ended {
 
 /// What a reader reads stays until its guarded check, or its token is dead.
 async fn look(client: &Client, guarded: &Guarded) -> Result<(), Error> {
-    let (_, version) = number(client, "/work/state").await?;
+    let (_, version) = number(client, "/job/state").await?;
     dawdle().await;
-    match guarded.commit(Transaction::new().check("/work/state", Some(version))).await {
+    match guarded.commit(Transaction::new().check("/job/state", Some(version))).await {
         Err(Error::Client(error)) if error.code() == Some(ErrorCode::BadVersion) => {
             panic!("somebody wrote while a reader held")
         }
@@ -315,7 +315,7 @@ fn rwlock(options: SimOptions) -> Ended {
             return done;
         }
         let guard = lock.write_timeout(patience()).await?;
-        let done = step(&client, &guard.guarded(), "/work").await;
+        let done = step(&client, &guard.guarded(), "/job").await;
         if done.is_ok() && host().chance(500) {
             let reader = guard.downgrade().await?;
             let done = look(&client, &reader.guarded()).await;
@@ -328,7 +328,7 @@ fn rwlock(options: SimOptions) -> Ended {
     guests(options, WORK, round, || judge_steps(WORK))
 }
 
-const WORKS: &[&str] = &["/work-0", "/work-1", "/work-2"];
+const WORKS: &[&str] = &["/job-0", "/job-1", "/job-2"];
 
 fn multi(options: SimOptions) -> Ended {
     let round = |client: Client, guest| async move {
@@ -342,7 +342,7 @@ fn multi(options: SimOptions) -> Ended {
             let guarded = guard.guarded();
             assert!(hold.path().starts_with(&format!("/lock-{at}/")));
             done = match done {
-                Ok(()) => step_of(&client, &guarded, &format!("/work-{at}"), hold.token().value()).await,
+                Ok(()) => step_of(&client, &guarded, &format!("/job-{at}"), hold.token().value()).await,
                 other => other,
             };
         }
@@ -376,7 +376,7 @@ fn delay(options: SimOptions) -> Ended {
                 Mutex::new(&client, "/lock").when_suspended(policy(guest)).lock_delay(Duration::from_millis(300));
             let guard = lock.acquire_timeout(patience()).await?;
             Holders::granted(&holders, guest, &guard);
-            let done = step(&client, &guard.guarded(), "/work").await;
+            let done = step(&client, &guard.guarded(), "/job").await;
             Holders::given_up(&holders, guest);
             guard.release().await?;
             done
@@ -398,7 +398,7 @@ fn revoker(options: SimOptions) -> Ended {
             return Ok(());
         }
         let guard = lock.acquire_timeout(patience()).await?;
-        let done = step(&client, &guard.guarded(), "/work").await;
+        let done = step(&client, &guard.guarded(), "/job").await;
         guard.release().await?;
         done
     };
@@ -461,7 +461,7 @@ fn lease(options: SimOptions) -> Ended {
                 Some((_, token, _)) if token == now.1 => host().note("a lease was taken up again"),
                 _ => {}
             }
-            let done = step(&client, &tenure.guarded(), "/work").await;
+            let done = step(&client, &tenure.guarded(), "/job").await;
             match host().below(3) {
                 0 => {
                     // From here on another may have it, whatever becomes of the answer.
@@ -495,7 +495,7 @@ fn fence(options: SimOptions) -> Ended {
             let guard = lock.acquire_timeout(patience()).await?;
             Holders::granted(&holders, guest, &guard);
             let (stale, hold) = (guard.fence().clone(), guard.hold());
-            let done = step(&client, &guard.guarded(), "/work").await;
+            let done = step(&client, &guard.guarded(), "/job").await;
             // Only what was answered is certain.
             let is_gone = match host().below(3) {
                 0 => {
@@ -514,7 +514,7 @@ fn fence(options: SimOptions) -> Ended {
                 }
             };
             let heir = connect().await;
-            let again = step(&heir, &Guarded::new(heir.clone(), stale), "/work").await;
+            let again = step(&heir, &Guarded::new(heir.clone(), stale), "/job").await;
             host().note("a fence was tried again in another session");
             match &again {
                 Ok(()) => assert!(!is_gone, "a write behind {} passed after its holder was gone", hold.token()),
@@ -538,7 +538,7 @@ fn election(options: SimOptions) -> Ended {
             let leadership = election.campaign_timeout(guest.to_string(), patience()).await?;
             let hold = leadership.hold();
             Holders::granted(&holders, guest, &hold);
-            let mut done = step(&client, &hold.guarded(), "/work").await;
+            let mut done = step(&client, &hold.guarded(), "/job").await;
             if done.is_ok() && host().chance(300) {
                 done = leadership.proclaim(format!("{guest} again")).await;
             }
@@ -566,7 +566,7 @@ fn latch(options: SimOptions) -> Ended {
             for _ in 0..3 {
                 match latch.leadership() {
                     Some(hold) if done.is_ok() && hold.is_valid() => {
-                        done = step(&client, &hold.guarded(), "/work").await
+                        done = step(&client, &hold.guarded(), "/job").await
                     }
                     _ => break,
                 }
@@ -586,7 +586,7 @@ fn selector(options: SimOptions) -> Ended {
         let mut selector = election.select(guest.to_string(), move |hold| {
             let client = works.clone();
             async move {
-                match step(&client, &hold.guarded(), "/work").await {
+                match step(&client, &hold.guarded(), "/job").await {
                     Ok(()) => Next::Leave,
                     Err(_) => Next::Requeue,
                 }
@@ -668,7 +668,7 @@ fn partitioner(options: SimOptions) -> Ended {
         {
             match event {
                 Some(PartitionEvent::Acquired { item, hold }) => {
-                    done = step(&client, &hold.guarded(), &format!("/work-{item}")).await;
+                    done = step(&client, &hold.guarded(), &format!("/job-{item}")).await;
                 }
                 Some(PartitionEvent::Release { item }) => done = partition.give_back(&item).await,
                 Some(PartitionEvent::Lost { .. }) => {}
@@ -1027,7 +1027,7 @@ fn work_queue(options: SimOptions) -> Ended {
             }
             // Of no name of its own: done twice, there would be two.
             let receipt =
-                Transaction::new().create("/work/log/receipt-", item.as_str(), CreateMode::PersistentSequential);
+                Transaction::new().create("/job/log/receipt-", item.as_str(), CreateMode::PersistentSequential);
             work.done_with(receipt).await?;
             host().note("an item was done");
             Ok(())
@@ -1035,7 +1035,7 @@ fn work_queue(options: SimOptions) -> Ended {
     };
     guests(options, WORK, round, || async move {
         let client = connect().await;
-        let done = texts(&client, "/work/log").await?;
+        let done = texts(&client, "/job/log").await?;
         let left = texts(&client, "/queue/entries").await?;
         let mut ledger = judged.lock().expect("one thread");
         for item in &done {

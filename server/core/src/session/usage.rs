@@ -98,33 +98,35 @@ impl Tally {
 
     /// Counts a read that was answered.
     pub fn read(&mut self, usage: &Usage, op: &ReadOp, answer: &Answer) {
-        let names = |children: &[String]| children.iter().map(|name| name.len() as u64).sum::<u64>();
-        let (path, bytes) = match (op, answer) {
-            (ReadOp::Exists { path }, _) => (path, 0),
-            (ReadOp::GetData { path }, Answer::Data { data, .. }) => {
-                (path, data.as_ref().map_or(0, |data| data.len() as u64))
-            }
-            (ReadOp::GetChildren { path }, Answer::Children { children, .. }) => (path, names(children)),
-            (ReadOp::List(list), Answer::Children { children, .. } | Answer::Listing { children, .. }) => {
-                (&list.path, names(children))
-            }
+        let path = match (op, answer) {
             (ReadOp::MultiRead(ops), Answer::MultiRead(results)) => {
                 for (op, result) in ops.iter().zip(results) {
-                    let (path, bytes) = match (op, result) {
-                        (MultiReadOp::GetData { path }, Ok(Answer::Data { data, .. })) => {
-                            (path, data.as_ref().map_or(0, |data| data.len() as u64))
-                        }
-                        (MultiReadOp::GetChildren { path }, Ok(Answer::Children { children, .. })) => {
-                            (path, names(children))
-                        }
-                        (MultiReadOp::Exists { path }, Ok(_)) => (path, 0),
-                        _ => continue,
+                    let path = match op {
+                        MultiReadOp::GetData { path }
+                        | MultiReadOp::GetChildren { path }
+                        | MultiReadOp::Exists { path } => path,
+                        MultiReadOp::List(list) => &list.path,
                     };
-                    self.add(&usage.reads, path, STAT_BYTES + bytes);
+                    if let Ok(answer) = result {
+                        self.answered(usage, path, answer);
+                    }
                 }
                 return;
             }
+            (ReadOp::Exists { path } | ReadOp::GetData { path } | ReadOp::GetChildren { path }, _) => path,
+            (ReadOp::List(list), _) => &list.path,
             _ => return,
+        };
+        self.answered(usage, path, answer);
+    }
+
+    fn answered(&mut self, usage: &Usage, path: &str, answer: &Answer) {
+        let bytes = match answer {
+            Answer::Data { data, .. } => data.as_ref().map_or(0, |data| data.len() as u64),
+            Answer::Children { children, .. } | Answer::Listing { children, .. } => {
+                children.iter().map(|name| name.len() as u64).sum()
+            }
+            _ => 0,
         };
         self.add(&usage.reads, path, STAT_BYTES + bytes);
     }
